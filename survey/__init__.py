@@ -1,0 +1,1 @@
+"""Difference imaging and event search for image time series."""

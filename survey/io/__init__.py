@@ -1,0 +1,1 @@
+"""Files and stores: frames, the Zarr cube, catalogues."""

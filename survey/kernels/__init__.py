@@ -1,0 +1,1 @@
+"""Numerical methods: arrays in, arrays out. Imports nothing else of `survey`."""

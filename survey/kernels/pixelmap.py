@@ -1,0 +1,178 @@
+"""Maps from reference pixels to detector pixels, nearest-pixel placement and sub-pixel phases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+# Phases that differ by less than this over the whole field are one phase: an affine term this small
+# moves a star by a thousandth of a pixel, far below what a frame's registration can know.
+TRANSLATION_TOLERANCE = 1e-3
+
+
+def polynomial_terms(u: ArrayLike, v: ArrayLike, order: int) -> Array:
+    """Monomials ``u**i v**j``, ``i + j <= order``, by total degree; shape (n_terms, ...)."""
+    u, v = np.asarray(u, float), np.asarray(v, float)
+    u, v = np.broadcast_arrays(u, v)
+    return np.stack([u ** (d - j) * v**j for d in range(order + 1) for j in range(d + 1)])
+
+
+def n_terms(order: int) -> int:
+    """Number of monomials of two variables up to a total degree."""
+    return (order + 1) * (order + 2) // 2
+
+
+@dataclass(frozen=True)
+class PixelMap:
+    """Polynomial map from reference pixel (x, y) to detector pixel (x, y).
+
+    Parameters
+    ----------
+    coefficients : array (2, n_terms)
+        Row 0 gives the detector x, row 1 the detector y; terms as in `polynomial_terms`
+        of ``((x - center_x) / scale, (y - center_y) / scale)``.
+    center : tuple of float
+        (x, y) of the reference pixel where the polynomial is centred.
+    scale : float
+        Length in pixels that normalises the variables.
+
+    Examples
+    --------
+    >>> PixelMap.translation(3.0, -1.5).evaluate(10.0, 20.0)
+    (13.0, 18.5)
+    """
+
+    coefficients: Array
+    center: tuple[float, float] = (0.0, 0.0)
+    scale: float = 1.0
+
+    @property
+    def order(self) -> int:
+        """Total degree of the polynomial."""
+        n = self.coefficients.shape[1]
+        return next(order for order in range(n) if n_terms(order) >= n)
+
+    @classmethod
+    def translation(cls, dx: float, dy: float) -> PixelMap:
+        """Map that adds (dx, dy)."""
+        return cls(np.array([[dx, 1.0, 0.0], [dy, 0.0, 1.0]]))
+
+    def evaluate(self, x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
+        """Detector position (x, y) of reference position (x, y); any shape."""
+        u = (np.asarray(x, float) - self.center[0]) / self.scale
+        v = (np.asarray(y, float) - self.center[1]) / self.scale
+        mapped = np.tensordot(self.coefficients, polynomial_terms(u, v, self.order), axes=1)
+        if mapped.ndim == 1:
+            return float(mapped[0]), float(mapped[1])  # type: ignore[return-value]
+        return mapped[0], mapped[1]
+
+    def jacobian(self, x: ArrayLike, y: ArrayLike) -> Array:
+        """Derivatives d(xd, yd)/d(x, y), shape (2, 2, ...)."""
+        u = (np.asarray(x, float) - self.center[0]) / self.scale
+        v = (np.asarray(y, float) - self.center[1]) / self.scale
+        u, v = np.broadcast_arrays(u, v)
+        du, dv = [], []
+        for d in range(self.order + 1):
+            for j in range(d + 1):
+                i = d - j
+                du.append(i * u ** max(i - 1, 0) * v**j)
+                dv.append(j * u**i * v ** max(j - 1, 0))
+        derivatives = np.stack([np.stack(du), np.stack(dv)])
+        return np.einsum("at,bt...->ab...", self.coefficients, derivatives) / self.scale
+
+    def inverse(self, xd: ArrayLike, yd: ArrayLike) -> tuple[Array, Array]:
+        """Reference position of a detector position, by Newton steps from the affine part."""
+        xd, yd = np.broadcast_arrays(np.asarray(xd, float), np.asarray(yd, float))
+        x = np.full(xd.shape, self.center[0])
+        y = np.full(yd.shape, self.center[1])
+        steps = 1 if self.order == 1 else 6
+        for _ in range(steps):
+            fx, fy = self.evaluate(x, y)
+            (a, b), (c, d) = self.jacobian(x, y)
+            det = a * d - b * c
+            rx, ry = xd - fx, yd - fy
+            x = x + (d * rx - b * ry) / det
+            y = y + (a * ry - c * rx) / det
+        return x, y
+
+    def is_translation(self, shape: tuple[int, int]) -> bool:
+        """Whether the map is a pure shift to `TRANSLATION_TOLERANCE` over an image of this shape."""
+        ys, xs = (np.array([0.0, n - 1.0]) for n in shape)
+        x, y = np.meshgrid(np.append(xs, xs.mean()), np.append(ys, ys.mean()))
+        xd, yd = self.evaluate(x, y)
+        return float(max(np.ptp(xd - x), np.ptp(yd - y))) < TRANSLATION_TOLERANCE
+
+
+def fit_pixel_map(
+    x: ArrayLike, y: ArrayLike, xd: ArrayLike, yd: ArrayLike, order: int = 1, weights: ArrayLike | None = None
+) -> PixelMap:
+    """Least-squares `PixelMap` through pairs of positions.
+
+    Parameters
+    ----------
+    x, y : array (n,)
+        Reference positions in pixels.
+    xd, yd : array (n,)
+        Detector positions in pixels.
+    order : int
+        Total degree; 0 fits a pure shift.
+    weights : array (n,), optional
+        Inverse variances.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer pairs than terms.
+    """
+    x, y, xd, yd = (np.asarray(a, float) for a in (x, y, xd, yd))
+    w = np.ones(len(x)) if weights is None else np.asarray(weights, float)
+    if len(x) < n_terms(order):
+        raise ValueError(f"{len(x)} pairs of positions cannot fix a map of order {order}")
+    if order == 0:
+        return PixelMap.translation(
+            float(np.average(xd - x, weights=w)), float(np.average(yd - y, weights=w))
+        )
+    center = (float(np.mean(x)), float(np.mean(y)))
+    scale = float(max(np.ptp(x), np.ptp(y), 1.0)) / 2
+    design = polynomial_terms((x - center[0]) / scale, (y - center[1]) / scale, order).T
+    root = np.sqrt(w)[:, None]
+    solution, *_ = np.linalg.lstsq(design * root, np.column_stack([xd, yd]) * root, rcond=None)
+    return PixelMap(solution.T.copy(), center, scale)
+
+
+def nearest_pixels(
+    pixel_map: PixelMap, rows: tuple[int, int], columns: tuple[int, int], shape: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Array, Array]:
+    """Detector pixel nearest to every reference pixel of a window, and the phase it was taken at.
+
+    Parameters
+    ----------
+    rows, columns : tuple of int
+        Window [start, stop) on the reference grid.
+    shape : tuple of int
+        (y, x) shape of the whole reference grid: decides, once for the field, whether the map
+        counts as a pure shift, so that a phase does not depend on the tiling.
+
+    Returns
+    -------
+    detector_y, detector_x : int arrays (y, x)
+    phase_y, phase_x : arrays (y, x), or scalars () where the map is a pure shift
+        Sample [y, x] was taken at reference position (y + phase_y, x + phase_x).
+    """
+    x, y = np.meshgrid(np.arange(*columns), np.arange(*rows))
+    if pixel_map.is_translation(shape):
+        cx, cy = (shape[1] - 1) / 2, (shape[0] - 1) / 2
+        xd, yd = pixel_map.evaluate(cx, cy)
+        dx, dy = float(xd) - cx, float(yd) - cy
+        ix, iy = round(dx), round(dy)
+        return y + iy, x + ix, np.asarray(iy - dy), np.asarray(ix - dx)
+    xd, yd = pixel_map.evaluate(x, y)
+    jx, jy = np.rint(xd).astype(np.int64), np.rint(yd).astype(np.int64)
+    (a, b), (c, d) = pixel_map.jacobian(x, y)
+    det = a * d - b * c
+    rx, ry = jx - xd, jy - yd
+    return jy, jx, (a * ry - c * rx) / det, (d * rx - b * ry) / det

@@ -1,0 +1,1 @@
+"""One file a stage, each with the protocol of `survey.stages.protocol`; no Dask in here."""
