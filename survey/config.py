@@ -1,0 +1,258 @@
+"""One run's settings, validated. The TOML file mirrors these models, table for table."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+METHODS = ("oversampled",)
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be used; the message names the key and the way out."""
+
+
+class Settings(BaseModel):
+    """Base of all tables: unknown keys are errors, values are checked on assignment."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class Keywords(Settings):
+    """FITS header keywords to read; a list is tried in order, an empty one switches the item off."""
+
+    time: list[str] = ["MJD-OBS", "MJD-BEG", "DATE-OBS"]
+    exposure: list[str] = ["EXPTIME", "EXPOSURE"]
+    band: list[str] = ["FILTER", "BAND"]
+    detector: list[str] = ["DETECTOR", "CCDNUM", "CHANNEL"]
+    gain: list[str] = ["GAIN", "EGAIN"]
+    read_noise: list[str] = ["RDNOISE", "READNOIS"]
+    saturation: list[str] = ["SATURATE", "SATURATION"]
+    zero_point: list[str] = ["PHOTZPT", "MAGZPT", "MAGZERO", "ZEROPNT"]
+
+
+class InputSettings(Settings):
+    """What the frames are and how they are read (table `[input]`)."""
+
+    frames: list[str] = Field([], description="paths or glob patterns, relative to the file that names them")
+    science: str | int = Field("auto", description="extension of the image: name, number, or auto")
+    error: str | int | None = Field(
+        "auto", description="extension of the 1-sigma error (auto: ERR, ERROR, …)"
+    )
+    error_kind: Literal["sigma", "variance", "inverse-variance"] = "sigma"
+    dq: str | int | None = Field("auto", description="extension of the data-quality bits (auto: DQ, MASK, …)")
+    bad_bits: int | None = Field(None, description="bits that mean bad; none given: every set bit")
+    noise: Literal["auto", "model", "measured"] = Field(
+        "auto", description="without an error plane: from gain and read noise, or measured in the image"
+    )
+    gain: float | None = Field(None, gt=0, description="electrons per unit; overrides the keyword")
+    read_noise: float | None = Field(None, ge=0, description="electrons; overrides the keyword")
+    saturation: float | None = Field(None, description="level at and above which a pixel is saturated")
+    grow_saturated: int = Field(1, ge=0, description="pixels by which saturated areas are grown")
+    band: str | None = Field(None, description="keep this band only")
+    detector: str | None = Field(None, description="keep this detector only")
+    cutout: tuple[int, int, int, int] | None = Field(
+        None, description="y0, y1, x0, x1 in pixels of the frames: read this part only"
+    )
+    time_scale: Literal["utc", "tai", "tt", "tdb"] = "utc"
+    time_format: str = Field("auto", description="astropy time format of the keyword, or auto")
+    time_reference: Literal["start", "middle", "end"] = Field(
+        "start", description="which moment of the exposure the keyword gives"
+    )
+    date_keyword: str | None = Field(None, description="keyword of the date, where time holds hours only")
+    time_offset_days: float = Field(0.0, description="added to every time")
+    keywords: Keywords = Keywords()
+
+
+class RegisterSettings(Settings):
+    """How frames are brought onto one grid (table `[registration]`)."""
+
+    mode: Literal["auto", "wcs", "stars", "none"] = Field("auto", description="auto: WCS where there is one")
+    reference: str = Field("auto", description="frame that defines the sky grid: auto, or a file name")
+    order: int = Field(1, ge=0, le=3, description="degree of the map; WCS maps take what they need")
+    min_stars: int = Field(6, ge=3)
+    max_rotation: float = Field(2.0, ge=0, description="degrees")
+    threshold: float = Field(10.0, gt=0, description="S/N of the stars used")
+    max_stars: int = Field(300, ge=10)
+    refine_offsets: bool = Field(False, description="analytic offset correction after a first reference")
+    catalog: str | None = Field(None, description="table with ra, dec of the brightest stars, to set the WCS")
+
+
+class CalibrateSettings(Settings):
+    """Scale and background of each frame (table `[calibrate]`)."""
+
+    scale: Literal["stars", "unit"] = Field("stars", description="photometric scale from stars, or 1")
+    background: Literal["level", "surface", "none"] = Field(
+        "level", description="one level a frame, a second-order surface, or nothing"
+    )
+
+
+class GridSettings(Settings):
+    """How the cube is cut (table `[grid]`). Fixed when the field is created."""
+
+    tile: int | None = Field(None, ge=16, description="tile edge in pixels; none: from epochs and memory")
+    time_block: int = Field(16, ge=1, description="epochs in one shard")
+    memory: float = Field(1.5, gt=0, description="GiB a worker may use for one tile")
+
+
+class ReferenceSettings(Settings):
+    """The oversampled reference (table `[reference]`)."""
+
+    n_basis: int = Field(5, ge=1, le=9)
+    extension: float = Field(1.2, ge=1.0, le=1.8)
+    iterations: int = Field(5, ge=1)
+    clip: float = Field(4.0, gt=0)
+    min_images: int = Field(10, ge=1)
+
+
+class PsfSettings(Settings):
+    """The effective PSF (table `[psf]`)."""
+
+    file: str | None = Field(None, description="FITS image of the PSF; none: built from the field's stars")
+    oversampling: int = Field(4, ge=1)
+    size: int = Field(15, ge=5, description="edge in detector pixels, odd")
+    pixel_integrated: bool = Field(True, description="whether the file's PSF includes the pixel")
+    max_stars: int = Field(200, ge=3)
+
+
+class DetectSettings(Settings):
+    """The event search (table `[detect]`)."""
+
+    temporal_sigma: list[float] = [2.0, 4.0, 8.0, 16.0]
+    unit: Literal["images", "days"] = "images"
+    threshold: float | None = Field(None, gt=0, description="S/N; none: from false_alarms")
+    false_alarms: float = Field(0.1, gt=0, description="expected in the whole volume, each scale")
+    min_epochs: int = Field(2, ge=1, description="supporting epochs below which it is no event")
+    max_events: int = Field(1000, ge=1)
+    refit: bool = Field(True, description="take found events out of the reference and fit again")
+
+
+class PhotometrySettings(Settings):
+    """Light curves (table `[photometry]`)."""
+
+    targets: str | None = Field(None, description="table with ra, dec or x, y (CSV, ECSV, VOTable)")
+    size: int = Field(7, ge=3, description="edge of the fitted stamp in pixels, odd")
+    refine_position: bool = True
+    background: bool = Field(False, description="fit a local background with each flux")
+
+
+class ReportSettings(Settings):
+    """The report (table `[report]`)."""
+
+    events: int = Field(12, ge=0, description="events shown with cutouts and light curves")
+
+
+class ClusterSettings(Settings):
+    """Where the work runs (table `[cluster]`). Never changes a result."""
+
+    scheduler: str | None = Field(None, description="address of a Dask scheduler; none: embedded cluster")
+    workers: int | None = Field(None, ge=1, description="none: one a core")
+    memory_limit: str = "auto"
+    dashboard: str = Field("127.0.0.1:0", description="address of the dashboard of the embedded cluster")
+
+
+class Config(Settings):
+    """All settings of a run.
+
+    Examples
+    --------
+    >>> Config(reference={"clip": 5}).reference.clip
+    5.0
+    """
+
+    method: Literal["oversampled"] = "oversampled"
+    input: InputSettings = InputSettings()
+    registration: RegisterSettings = RegisterSettings()
+    calibrate: CalibrateSettings = CalibrateSettings()
+    grid: GridSettings = GridSettings()
+    reference: ReferenceSettings = ReferenceSettings()
+    psf: PsfSettings = PsfSettings()
+    detect: DetectSettings = DetectSettings()
+    photometry: PhotometrySettings = PhotometrySettings()
+    report: ReportSettings = ReportSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, values: Any) -> Any:
+        _check_keys(cls, values, "")
+        return values
+
+
+def _check_keys(model: type[BaseModel], values: Any, where: str) -> None:
+    """Raise on the first unknown key, naming the nearest known one."""
+    if not isinstance(values, dict):
+        return
+    for key, value in values.items():
+        if key not in model.model_fields:
+            near = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(model.model_fields))}"
+            raise ConfigError(f"unknown setting {where + key!r}; {hint}")
+        annotation = model.model_fields[key].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            _check_keys(annotation, value, f"{where}{key}.")
+
+
+def make_config(values: dict[str, Any], *, source: str = "settings") -> Config:
+    """Validate a plain dict; errors name the source, the key and what is allowed.
+
+    Raises
+    ------
+    ConfigError
+        If a key is unknown or a value is not allowed.
+    """
+    try:
+        return Config(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        prefix = f"{where} = {first['input']!r}: " if where else ""
+        raise ConfigError(f"{source}: {prefix}{message}") from None
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a TOML file. Relative paths in it are taken relative to the file.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, is not TOML, or holds settings that cannot be used.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+    config = make_config(values, source=str(path))
+    base = path.resolve().parent
+    config.input.frames = [_absolute(base, p) for p in config.input.frames]
+    for table, key in (
+        (config.psf, "file"),
+        (config.photometry, "targets"),
+        (config.registration, "catalog"),
+    ):
+        if getattr(table, key) is not None:
+            setattr(table, key, _absolute(base, getattr(table, key)))
+    return config
+
+
+def _absolute(base: Path, path: str) -> str:
+    return str(base / Path(path).expanduser())
+
+
+def settings_hash(*parts: Any) -> str:
+    """Short stable hash of settings (models or plain data): the identity of a product."""
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    text = json.dumps(plain, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
