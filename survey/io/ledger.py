@@ -1,0 +1,195 @@
+"""Which key each unit's data carry now, and who may write.
+
+A ledger is a folder of small JSON-lines segments, each written once and whole; reading folds them in
+order. Many records share a segment, and a finished run compacts them to one, so that 100,000 units do
+not mean 100,000 objects.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from survey.io.files import write_atomic, write_json
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 5.0
+STALE_SECONDS = 60.0
+
+
+class FieldBusyError(RuntimeError):
+    """Another run is writing what this one wants to write."""
+
+
+@dataclass
+class Record:
+    """What is known of one unit: the key of its data and what the unit reported."""
+
+    key: str
+    payload: dict[str, Any] = field(default_factory=dict)
+
+
+class Ledger:
+    """Records of the units of one stage.
+
+    Parameters
+    ----------
+    directory : Path
+        Folder of the segments; made when the first one is written.
+
+    Notes
+    -----
+    The order of writing is: invalidate, data, record. A unit without a record, or whose record has
+    another key than wanted, is computed again.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.records: dict[str, Record] = {}
+        self._pending: list[dict[str, Any]] = []
+        self._flushed = time.monotonic()
+        for segment in sorted(directory.glob("*.jsonl")) if directory.exists() else ():
+            for line in segment.read_text().splitlines():
+                self._fold(json.loads(line))
+
+    def _fold(self, entry: dict[str, Any]) -> None:
+        if entry["key"] is None:
+            self.records.pop(entry["unit"], None)
+        else:
+            self.records[entry["unit"]] = Record(entry["key"], entry.get("payload", {}))
+
+    def has(self, unit: str, key: str) -> bool:
+        """Whether the unit's data carry this key."""
+        record = self.records.get(unit)
+        return record is not None and record.key == key
+
+    def invalidate(self, units: Iterable[str]) -> None:
+        """Say, on disk and before any data are touched, that these units' data cannot be trusted."""
+        known = [unit for unit in units if unit in self.records]
+        self._pending += [{"unit": unit, "key": None} for unit in known]
+        for unit in known:
+            del self.records[unit]
+        self.flush()
+
+    def record(self, unit: str, key: str, payload: dict[str, Any] | None = None) -> None:
+        """Say that the unit's data carry this key; on disk with the next batch."""
+        entry = {"unit": unit, "key": key, "payload": payload or {}}
+        self._fold(entry)
+        self._pending.append(entry)
+        if len(self._pending) >= 256 or time.monotonic() - self._flushed > 1.0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending as one segment."""
+        if self._pending:
+            text = "".join(json.dumps(entry) + "\n" for entry in self._pending)
+            write_atomic(self.directory / f"{time.time_ns():020d}.jsonl", text.encode())
+            self._pending.clear()
+        self._flushed = time.monotonic()
+
+    def compact(self) -> None:
+        """Replace all segments by one."""
+        self.flush()
+        old = sorted(self.directory.glob("*.jsonl")) if self.directory.exists() else []
+        if len(old) < 2:
+            return
+        lines = [
+            json.dumps({"unit": unit, "key": record.key, "payload": record.payload}) + "\n"
+            for unit, record in sorted(self.records.items())
+        ]
+        # The new segment sorts after the old ones, so that a kill before they are gone changes nothing
+        # but leaves entries that fold to the same state: invalidations must be folded again, hence last.
+        write_atomic(self.directory / f"{time.time_ns():020d}.jsonl", "".join(lines).encode())
+        for segment in old:
+            segment.unlink()
+
+
+class Lease:
+    """The right to write a group, held by one run at a time; a context manager.
+
+    Parameters
+    ----------
+    path : Path
+        File of the lease.
+    owner : str
+        The run that asks.
+
+    Raises
+    ------
+    FieldBusyError
+        On entry, if a living run holds the lease.
+    """
+
+    def __init__(self, path: Path, owner: str) -> None:
+        self.path = path
+        self.owner = owner
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def _claim(self) -> dict[str, Any]:
+        return {"owner": self.owner, "host": socket.gethostname(), "pid": os.getpid(), "beat": time.time()}
+
+    def __enter__(self) -> Lease:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(5):
+            try:
+                with self.path.open("x") as stream:
+                    json.dump(self._claim(), stream)
+                break
+            except FileExistsError:
+                self._take_over()
+        else:
+            raise FieldBusyError(f"{self.path}: could not be taken; is another run starting?")
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return self
+
+    def _take_over(self) -> None:
+        try:
+            holder = json.loads(self.path.read_text())
+        except FileNotFoundError:
+            return
+        except json.JSONDecodeError:
+            # A claim is written in one go: half of one is a run that died just then, or starts just now.
+            if time.time() - self.path.stat().st_mtime < 5:
+                time.sleep(0.2)
+                return
+            holder = {"owner": "unknown", "host": "", "pid": 0, "beat": 0.0}
+        if _is_alive(holder):
+            raise FieldBusyError(
+                f"run {holder['owner']} (process {holder['pid']} on {holder['host']}) is writing "
+                f"{self.path.stem} of {self.path.parent.parent}; wait for it or stop it"
+            )
+        logger.warning("taking over from run %s, which is dead", holder["owner"])
+        self.path.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                write_json(self.path, self._claim())
+            except OSError as error:
+                logger.warning("heartbeat of %s: %s", self.path, error)
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self.path.unlink(missing_ok=True)
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    """A holder on this host lives if its process does; elsewhere, if its heart beats."""
+    if holder["host"] == socket.gethostname():
+        return bool(psutil.pid_exists(holder["pid"]))
+    return time.time() - float(holder["beat"]) < STALE_SECONDS

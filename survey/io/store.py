@@ -1,0 +1,305 @@
+"""The field: one directory with the cube, its ledgers, events, light curves and run records."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, BloscShuffle
+from zarr.errors import UnstableSpecificationWarning
+
+from survey.io.ledger import Lease, Ledger
+from survey.schema import SCHEMA_VERSION, ArraySpec, SchemaError, arrays_of
+from survey.tiles import Tile, tile_grid
+
+# Inner chunks are read whole: 64 x 64 pixels of one time block serve both a tile and a cutout.
+INNER = 64
+
+
+class FieldError(ValueError):
+    """A field that is not there, is not one, or does not fit what is asked of it."""
+
+
+@contextmanager
+def _quiet_strings() -> Iterator[None]:
+    """Zarr's string type has no final specification yet, and says so at every write."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnstableSpecificationWarning)
+        yield
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field on disk.
+
+    Parameters
+    ----------
+    path : Path
+        Its directory.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | Path, shape: tuple[int, int], attrs: Mapping[str, Any]) -> Field:
+        """Make an empty field.
+
+        Parameters
+        ----------
+        path : path
+            Directory to make; may exist if it holds no field.
+        shape : tuple of int
+            (y, x) shape of the sky grid.
+        attrs : mapping
+            ``tile_size`` and ``time_block`` (pixels, epochs), ``units``, ``wcs`` and what else is known.
+
+        Raises
+        ------
+        FieldError
+            If there is a field already.
+        """
+        field = cls(Path(path))
+        if (field.path / "cube.zarr").exists():
+            raise FieldError(f"{path}: there is a field already; give another directory, or append to it")
+        field.path.mkdir(parents=True, exist_ok=True)
+        root = zarr.open_group(str(field.cube), mode="w-")
+        root.attrs.update({"schema_version": SCHEMA_VERSION, "shape": list(shape), **attrs})
+        return field
+
+    @classmethod
+    def open(cls, path: str | Path) -> Field:
+        """Open an existing field.
+
+        Raises
+        ------
+        FieldError
+            If there is none at the path.
+        SchemaError
+            If it was written by a version whose layout this one does not know.
+        """
+        field = cls(Path(path))
+        if not (field.cube / "zarr.json").exists():
+            raise FieldError(f"{path}: not a field (no cube.zarr in it); make one with `survey ingest`")
+        version = field.attrs.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise SchemaError(
+                f"{path}: schema version {version}, but this is survey with schema version {SCHEMA_VERSION}; "
+                "install the version that wrote it, or ingest the frames again"
+            )
+        field._restore_frames()
+        return field
+
+    @property
+    def cube(self) -> Path:
+        """The Zarr store."""
+        return self.path / "cube.zarr"
+
+    @cached_property
+    def root(self) -> zarr.Group:
+        """The Zarr group at the store's root."""
+        return zarr.open_group(str(self.cube), mode="r+")
+
+    @cached_property
+    def attrs(self) -> dict[str, Any]:
+        """Attributes of the field, read once."""
+        return dict(zarr.open_group(str(self.cube), mode="r").attrs)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(y, x) shape of the sky grid."""
+        y, x = self.attrs["shape"]
+        return int(y), int(x)
+
+    @property
+    def tile_size(self) -> int:
+        """Edge of a tile in pixels."""
+        return int(self.attrs["tile_size"])
+
+    @property
+    def time_block(self) -> int:
+        """Epochs in one shard."""
+        return int(self.attrs["time_block"])
+
+    @property
+    def tiles(self) -> list[Tile]:
+        """All tiles in their fixed order."""
+        return tile_grid(self.shape, self.tile_size)
+
+    def ledger(self, stage: str) -> Ledger:
+        """The ledger of a stage, as it is on disk now."""
+        return Ledger(self.path / "ledger" / stage.replace("/", "."))
+
+    def lease(self, group: str, owner: str) -> Lease:
+        """The right to write a group."""
+        return Lease(self.path / "leases" / f"{group.replace('/', '.')}.json", owner)
+
+    def has(self, group: str, name: str | None = None) -> bool:
+        """Whether a group, or an array of it, exists."""
+        return (group if name is None else f"{group}/{name}") in self.root
+
+    def array(self, group: str, name: str) -> zarr.Array:
+        """One array of the store.
+
+        Raises
+        ------
+        FieldError
+            If it has not been written yet.
+        """
+        try:
+            found = self.root[f"{group}/{name}"]
+        except KeyError:
+            raise FieldError(
+                f"{self.path}: has no {group}/{name} yet; run the stage that writes it"
+            ) from None
+        assert isinstance(found, zarr.Array)
+        return found
+
+    def require_group(self, group: str, sizes: Mapping[str, int], attrs: Mapping[str, Any] = {}) -> None:
+        """Make the arrays of a group, or grow them along time to the sizes given."""
+        with _quiet_strings():
+            parent = self.root.require_group(group)
+        if dict(parent.attrs) != {**dict(parent.attrs), **attrs}:
+            parent.attrs.update(dict(attrs))
+        for spec in arrays_of(group):
+            shape = tuple(int(sizes[dim]) for dim in spec.dims)
+            if spec.name not in parent:
+                self._create_array(parent, spec, shape)
+                continue
+            array = parent[spec.name]
+            assert isinstance(array, zarr.Array)
+            if array.shape != shape:
+                if array.shape[1:] != shape[1:] or array.shape[0] > shape[0]:
+                    raise FieldError(
+                        f"{self.path}: {group}/{spec.name} has shape {array.shape}, not {shape}; "
+                        "it was made with other settings: run with --rebuild"
+                    )
+                array.resize(shape)
+
+    def remove_group(self, group: str) -> None:
+        """Delete a group and all it holds."""
+        target = self.cube / group
+        if target.exists():
+            shutil.rmtree(target)
+
+    def _create_array(self, parent: zarr.Group, spec: ArraySpec, shape: tuple[int, ...]) -> None:
+        inner, shard = [], []
+        for dim, size in zip(spec.dims, shape, strict=True):
+            if dim == "time":
+                inner.append(self.time_block)
+                shard.append(self.time_block)
+            elif dim in ("y", "x"):
+                edge = min(INNER, self.tile_size)
+                inner.append(edge if self.tile_size % edge == 0 else self.tile_size)
+                shard.append(self.tile_size)
+            else:
+                inner.append(size)
+                shard.append(size)
+        units = self.attrs["units"] if spec.units == "flux" else spec.units
+        array = parent.create_array(
+            spec.name,
+            shape=shape,
+            dtype=spec.dtype,
+            chunks=tuple(inner),
+            shards=tuple(shard),
+            fill_value=spec.fill,
+            compressors=BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.bitshuffle),
+            dimension_names=spec.dims,
+        )
+        array.attrs.update({"units": units, "long_name": spec.meaning})
+
+    def write(self, group: str, arrays: Mapping[str, NDArray[Any]], region: tuple[slice, ...]) -> int:
+        """Write a region of several arrays; returns a checksum of what was written.
+
+        ``region`` is (time, y, x) for cubes; arrays without time take its (y, x).
+        """
+        checksum = 0
+        for name, values in sorted(arrays.items()):
+            array = self.array(group, name)
+            where = region[-2:] if "time" not in (array.metadata.dimension_names or ()) else region  # type: ignore[union-attr]
+            data = np.ascontiguousarray(values, dtype=array.dtype)
+            array[where] = data
+            checksum = zlib.crc32(data.tobytes(), checksum)
+        return checksum
+
+    # -- frames ---------------------------------------------------------------------------------
+
+    def write_frames(self, frames: xr.Dataset) -> None:
+        """Replace the table of frames as a whole: the commit of an ingest."""
+        fresh, live, old = (self.cube / name for name in (".frames.new", "frames", ".frames.old"))
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        with _quiet_strings():
+            frames.to_zarr(str(fresh), mode="w", consolidated=False, zarr_format=3)
+        if live.exists():
+            live.rename(old)
+        fresh.rename(live)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _restore_frames(self) -> None:
+        """Undo the half of a replacement that a kill may have left."""
+        live, old = self.cube / "frames", self.cube / ".frames.old"
+        if old.exists() and not live.exists():
+            old.rename(live)
+
+    def frames(self) -> xr.Dataset:
+        """The table of frames, loaded.
+
+        Raises
+        ------
+        FieldError
+            If no frame has been ingested.
+        """
+        if not (self.cube / "frames").exists():
+            raise FieldError(f"{self.path}: holds no frames yet; `survey ingest FRAMES… -o {self.path}`")
+        with _quiet_strings(), xr.open_zarr(str(self.cube / "frames"), chunks=None, consolidated=False) as ds:
+            return ds.load()
+
+    # -- small products -------------------------------------------------------------------------
+
+    def events_path(self, method: str) -> Path:
+        """File of the events found by a method."""
+        return self.path / "events" / f"{method}.parquet"
+
+    def light_curves_path(self, method: str) -> Path:
+        """File of the light curves measured by a method."""
+        return self.path / "lightcurves" / f"{method}.parquet"
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Records of all runs, oldest first."""
+        files = sorted((self.path / "runs").glob("*/run.json"))
+        return [json.loads(file.read_text()) for file in files]
+
+
+def open_field(path: str | Path) -> xr.DataTree:
+    """Open a field's cube as a tree of lazily read datasets.
+
+    Parameters
+    ----------
+    path : path
+        The field's directory.
+
+    Returns
+    -------
+    xarray.DataTree
+        One node a group: ``images/sky``, ``frames``, ``reference``, ``difference/<method>`` …
+
+    Raises
+    ------
+    FieldError
+        If there is no field at the path.
+    """
+    field = Field.open(path)
+    with _quiet_strings():
+        return xr.open_datatree(str(field.cube), engine="zarr", consolidated=False, chunks=None)

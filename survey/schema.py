@@ -1,0 +1,81 @@
+"""Every array of a field's cube as data: what it is called, its dimensions, type, units and meaning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SCHEMA_VERSION = 1
+
+
+class SchemaError(ValueError):
+    """A store that this version cannot read; nothing in it was touched."""
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of the store.
+
+    ``group`` may hold ``<method>`` or ``<grid>``; ``units`` names a unit, or ``"flux"`` for the
+    field's own flux unit, or ``""`` for a pure number. ``fill`` is what an unwritten sample reads as.
+    """
+
+    group: str
+    name: str
+    dims: tuple[str, ...]
+    dtype: str
+    units: str
+    meaning: str
+    fill: float | bool | int = 0
+
+
+_CUBE = ("time", "y", "x")
+_IMAGE = ("y", "x")
+
+ARRAYS: tuple[ArraySpec, ...] = (
+    ArraySpec("images/<grid>", "flux", _CUBE, "float32", "counts", "frame as read, placed", float("nan")),
+    ArraySpec("images/<grid>", "error", _CUBE, "float32", "counts", "1-sigma error of flux", float("nan")),
+    ArraySpec("images/<grid>", "mask", _CUBE, "bool", "", "True = bad or not covered", True),
+    ArraySpec("images/<grid>", "dq", _CUBE, "uint32", "", "data-quality bits of the input"),
+    ArraySpec("frames", "time", ("time",), "float64", "d", "MJD at mid-exposure"),
+    ArraySpec("frames", "frame_id", ("time",), "str", "", "name of the frame"),
+    ArraySpec("frames", "path", ("time",), "str", "", "file the frame was read from"),
+    ArraySpec("frames", "detector", ("time",), "str", "", "detector"),
+    ArraySpec("frames", "exposure", ("time",), "float64", "s", "exposure time"),
+    ArraySpec("frames", "map", ("time", "axis", "term"), "float64", "pixel", "reference -> detector pixel"),
+    ArraySpec("frames", "map_center", ("time", "axis"), "float64", "pixel", "centre of the map's polynomial"),
+    ArraySpec("frames", "map_scale", ("time",), "float64", "pixel", "length that normalises the map"),
+    ArraySpec("frames", "registration_rms", ("time",), "float64", "pixel", "residual of held-out stars"),
+    ArraySpec("frames", "n_matched", ("time",), "int64", "", "stars matched to the reference frame"),
+    ArraySpec("frames", "scale", ("time",), "float64", "", "photometric scale, frame / reference frame"),
+    ArraySpec("frames", "scale_error", ("time",), "float64", "", "1-sigma error of scale"),
+    ArraySpec("frames", "background", ("time", "background_term"), "float64", "counts", "sky polynomial"),
+    ArraySpec("frames", "background_rms", ("time",), "float64", "counts", "scatter of the sky"),
+    ArraySpec("frames", "psf_fwhm", ("time",), "float64", "pixel", "full width at half maximum of stars"),
+    ArraySpec("frames", "elongation", ("time",), "float64", "", "median major / minor axis of stars"),
+    ArraySpec("frames", "flags", ("time",), "int64", "", "quality bits, survey.kernels.registration"),
+    ArraySpec(
+        "reference", "coefficients", ("y", "x", "ky", "kx"), "float32", "flux", "Legendre coefficients"
+    ),
+    ArraySpec("reference", "n_used", _IMAGE, "int16", "", "images in the fit of each pixel"),
+    ArraySpec("reference", "chi2", _IMAGE, "float32", "", "reduced chi2 of the fit", float("nan")),
+    ArraySpec("difference/<method>", "flux", _CUBE, "float32", "flux", "difference", float("nan")),
+    ArraySpec("difference/<method>", "error", _CUBE, "float32", "flux", "1-sigma error", float("nan")),
+    ArraySpec("difference/<method>", "mask", _CUBE, "bool", "", "True = bad, no difference", True),
+    ArraySpec("difference/<method>", "fit_mask", _CUBE, "bool", "", "True = good but kept out of the fit"),
+    ArraySpec("difference/<method>", "leverage", _CUBE, "float32", "", "weight of a sample in its own model"),
+    ArraySpec("search/<method>", "significance", _IMAGE, "float32", "", "S/N of the largest |S/N| in time"),
+    ArraySpec("search/<method>", "scale_index", _IMAGE, "int16", "", "its time scale", -1),
+    ArraySpec("search/<method>", "time_index", _IMAGE, "int32", "", "its epoch", -1),
+)
+
+
+def arrays_of(group: str) -> list[ArraySpec]:
+    """Specifications of a group; ``difference/oversampled`` finds ``difference/<method>``."""
+    generic = group
+    for head, tail in (("images/", "<grid>"), ("difference/", "<method>"), ("search/", "<method>")):
+        if group.startswith(head):
+            generic = head + tail
+    found = [spec for spec in ARRAYS if spec.group == generic]
+    if not found:
+        raise SchemaError(f"no group {group!r} in the schema")
+    return found
