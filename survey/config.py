@@ -35,6 +35,7 @@ class Keywords(Settings):
     read_noise: list[str] = ["RDNOISE", "READNOIS"]
     saturation: list[str] = ["SATURATE", "SATURATION"]
     zero_point: list[str] = ["PHOTZPT", "MAGZPT", "MAGZERO", "ZEROPNT"]
+    units: list[str] = ["BUNIT"]
 
 
 class InputSettings(Settings):
@@ -45,9 +46,15 @@ class InputSettings(Settings):
     error: str | int | None = Field(
         "auto", description="extension of the 1-sigma error (auto: ERR, ERROR, …)"
     )
-    error_kind: Literal["sigma", "variance", "inverse-variance"] = "sigma"
+    error_kind: Literal["auto", "sigma", "variance", "inverse-variance"] = Field(
+        "auto", description="what the error extension holds; auto: by its name (VAR, IVAR), else sigma"
+    )
     dq: str | int | None = Field("auto", description="extension of the data-quality bits (auto: DQ, MASK, …)")
-    bad_bits: int | None = Field(None, description="bits that mean bad; none given: every set bit")
+    bad_bits: int | list[int | str] | None = Field(
+        None,
+        description="bits that mean bad: a sum, or a list of values and names (Roman, Kepler, TESS); "
+        "none given: every set bit, or what the mission advises",
+    )
     noise: Literal["auto", "model", "measured"] = Field(
         "auto", description="without an error plane: from gain and read noise, or measured in the image"
     )
@@ -60,13 +67,27 @@ class InputSettings(Settings):
     cutout: tuple[int, int, int, int] | None = Field(
         None, description="y0, y1, x0, x1 in pixels of the frames: read this part only"
     )
-    time_scale: Literal["utc", "tai", "tt", "tdb"] = "utc"
-    time_format: str = Field("auto", description="astropy time format of the keyword, or auto")
+    time_scale: Literal["auto", "utc", "tai", "tt", "tdb"] = Field(
+        "auto", description="scale of the times; auto: the header's TIMESYS, else UTC"
+    )
+    time_format: str = Field(
+        "auto",
+        description="auto (MJD, JD or ISO date), mjd, jd, bkjd (Kepler), btjd (TESS), or one of astropy's",
+    )
     time_reference: Literal["start", "middle", "end"] = Field(
         "start", description="which moment of the exposure the keyword gives"
     )
     date_keyword: str | None = Field(None, description="keyword of the date, where time holds hours only")
+    day_starts: float = Field(
+        0.0, ge=0, lt=24, description="hour at which the date keyword's day begins (evening's date: 12)"
+    )
     time_offset_days: float = Field(0.0, description="added to every time")
+    exposure: float | None = Field(None, ge=0, description="seconds; overrides the keyword")
+    duplicates: Literal["time", "content", "keep"] = Field(
+        "time",
+        description="a frame is a duplicate if time and detector are another's (time), or its bytes are "
+        "(content); keep: take all",
+    )
     keywords: Keywords = Keywords()
 
 
