@@ -1,0 +1,133 @@
+"""A tile of normalised pixel series, and the held-out prediction of its blocks of targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from survey.kernels._predictors import CHOICES, Choice, allowed_predictors, choose_predictors
+from survey.kernels._ridge import ResidualMatrix, fill_missing, held_out, residual_matrix
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+# A pixel with a larger part of bad epochs than this predicts nobody.
+MAX_BAD_PREDICTOR = 0.05
+# The normal matrix of all pixels is made once if it stays below this many pixels (128 MiB).
+_MAX_GRAM = 4096
+
+
+@dataclass
+class Tile:
+    """Normalised series of all pixels of a tile, and what its blocks of targets share."""
+
+    shape: tuple[int, int]
+    series: Array  # (time, pixels), flux / scale, bad samples filled
+    noise: Array  # (time, pixels), error / scale
+    bad: Mask  # (time, pixels)
+    scale: Array  # (pixels,)
+    brightness: Array  # (pixels,)
+    epoch_error: Array  # (time,) relative error of an epoch, median 1
+    train: NDArray[np.int64]
+    folds: list[NDArray[np.int64]]
+    usable: Mask  # (y, x)
+    choice: Choice
+    n_predictors: int
+    exclusion: tuple[float, int] = (0.0, 0)
+    gram: Array | None = None
+
+    @classmethod
+    def prepare(cls, flux, error, mask, train, exclude, choice, n_predictors, folds) -> Tile:
+        """Check, mask, normalise and fill a tile."""
+        flux, error, mask = np.asarray(flux, float), np.asarray(error, float), np.asarray(mask, bool)
+        if flux.ndim != 3 or error.shape != flux.shape or mask.shape != flux.shape:
+            raise ValueError(
+                "flux, error and mask must have one (time, y, x) shape, "
+                f"not {flux.shape}, {error.shape}, {mask.shape}"
+            )
+        if choice not in CHOICES:
+            raise ValueError(f"unknown predictors {choice!r}; choose one of {', '.join(CHOICES)}")
+        n_time, ny, nx = flux.shape
+        bad = (mask | ~np.isfinite(flux) | ~np.isfinite(error) | (error <= 0)).reshape(n_time, -1)
+        epochs = ~bad.all(1) if train is None else ~bad.all(1) & np.asarray(train, bool)
+        rows = np.nonzero(epochs)[0]
+        if folds < 2 or len(rows) < 2 * folds:
+            raise ValueError(f"{len(rows)} training epochs are too few for {folds} folds; lower folds (>= 2)")
+        f = np.where(bad, np.nan, flux.reshape(n_time, -1))
+        e = np.where(bad, np.nan, error.reshape(n_time, -1))
+        good = ~bad[rows].all(0)
+        brightness, typical = np.zeros(ny * nx), np.ones(ny * nx)
+        brightness[good] = np.nanmedian(f[np.ix_(rows, good)], axis=0)
+        typical[good] = np.nanmedian(e[np.ix_(rows, good)], axis=0)
+        # the median normalises a star; a background-subtracted sky pixel has none and keeps its noise as unit
+        scale = np.hypot(brightness, typical)
+        series, noise = f / scale, e / scale
+        usable = bad[rows].mean(0) <= MAX_BAD_PREDICTOR
+        if exclude is not None:
+            usable &= ~np.asarray(exclude, bool).reshape(-1)
+        with_data = ~bad.all(1)
+        epoch_error = np.ones(n_time)
+        relative = (e / typical)[np.ix_(with_data, good)]
+        epoch_error[with_data] = np.nanmedian(relative, axis=1)
+        fill = np.where(np.isfinite(series), 0.0, (brightness / scale)[None, :])
+        series, noise = np.where(fill == 0, np.nan_to_num(series), fill), np.nan_to_num(noise)
+        parts = [p.astype(np.int64) for p in np.array_split(np.arange(len(rows)), folds)]
+        return cls(
+            (ny, nx), series, noise, bad, scale, brightness, epoch_error, rows, parts,
+            usable.reshape(ny, nx), cast(Choice, choice), n_predictors,
+        )  # fmt: skip
+
+    def pixels(self, rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[np.int64]:
+        """Flat indices of a block's targets."""
+        return (np.arange(*rows)[:, None] * self.shape[1] + np.arange(*columns)).ravel()
+
+    def factorise(self, chosen: NDArray[np.int64], ridge: float) -> ResidualMatrix:
+        """Residual matrix of the training epochs for these predictors."""
+        weight = 1 / self.epoch_error[self.train]
+        n = len(chosen)
+        gram = None
+        if len(self.train) >= n and self.series.shape[1] <= _MAX_GRAM:
+            if self.gram is None:
+                weighted = self.series[self.train] * weight[:, None]
+                self.gram = weighted.T @ weighted
+            gram = self.gram[np.ix_(chosen, chosen)]
+        return residual_matrix(self.series[np.ix_(self.train, chosen)] * weight[:, None], weight, ridge, gram)
+
+    def predict(self, rows, columns, pixels, factor: float) -> tuple[Array, Array, int]:
+        """Held-out prediction and variance (time, targets) in flux units, and the number of predictors."""
+        shape = (len(self.series), len(pixels))
+        candidates, distance = allowed_predictors(self.usable, rows, columns, *self.exclusion)
+        if len(candidates) == 0:
+            raise ValueError(
+                f"no pixel may predict the block at rows {rows}, columns {columns} of a {self.shape} tile; "
+                "lower exclusion or row_column_exclusion, or give a larger halo"
+            )
+        chosen = choose_predictors(
+            self.choice, self.n_predictors, candidates, distance, self.series, self.brightness, pixels
+        )
+        weight = 1 / self.epoch_error
+        missing = self.bad[np.ix_(self.train, pixels)]
+        alive = np.nonzero(missing.mean(0) < 0.5)[0]
+        prediction, variance = np.full(shape, np.nan), np.full(shape, np.nan)
+        if len(alive) == 0:
+            return prediction, variance, len(chosen)
+        pixels, missing = pixels[alive], missing[:, alive]
+        noise = self.noise[:, pixels]
+        typical = np.median(noise[self.train] ** 2, axis=0)
+        r = self.factorise(chosen, factor * len(chosen) * float(np.median(typical)))
+        y = self.series[np.ix_(self.train, pixels)] * weight[self.train, None]
+        y = fill_missing(r, y, missing)
+        residual, inflation = held_out(r, y, missing, self.folds)
+        a, c = r.coefficients(y)
+        predicted = self.series[:, chosen] @ a + c
+        predicted[self.train] = (y - residual) / weight[self.train, None]
+        spread = np.full((len(predicted), len(pixels)), np.median(inflation, axis=0))
+        spread[self.train] = inflation
+        own = np.where(noise > 0, noise**2, typical * self.epoch_error[:, None] ** 2)
+        total = (own + self.noise[:, chosen] ** 2 @ a**2) * spread
+        prediction[:, alive] = predicted * self.scale[pixels]
+        variance[:, alive] = total * self.scale[pixels] ** 2
+        return prediction, variance, len(chosen)

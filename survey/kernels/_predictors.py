@@ -1,0 +1,98 @@
+"""Which pixels may predict a block of target pixels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Choice = Literal["closest", "brightness", "similarity", "random"]
+CHOICES = ("closest", "brightness", "similarity", "random")
+
+
+def fitting_exclusion(
+    shape: tuple[int, int], exclusion: float, row_column_exclusion: int
+) -> tuple[float, int]:
+    """Exclusions that leave predictors in a small frame.
+
+    In a frame less than four exclusions wide the exclusion becomes a quarter of the frame's smaller side
+    and the excluded rows and columns shrink in proportion.
+    """
+    fits = -(-min(shape) // 4)
+    if exclusion <= fits:
+        return exclusion, row_column_exclusion
+    return float(fits), int(row_column_exclusion * fits / exclusion)
+
+
+def allowed_predictors(
+    usable: NDArray[np.bool_],
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    exclusion: float,
+    row_column_exclusion: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Flat indices of pixels that may predict every target of a block, and their distance to the block.
+
+    Parameters
+    ----------
+    usable : bool array (y, x)
+        Pixels with data that may predict at all.
+    rows, columns : tuple of int
+        Block of targets, [start, stop).
+    exclusion : float
+        Least distance in pixels to the nearest target.
+    row_column_exclusion : int
+        Pixels within this many rows or columns of a target are left out; 0 leaves none out.
+    """
+    y, x = np.nonzero(usable)
+    dy = np.maximum(np.maximum(rows[0] - y, y - (rows[1] - 1)), 0)
+    dx = np.maximum(np.maximum(columns[0] - x, x - (columns[1] - 1)), 0)
+    far = np.hypot(dy, dx)
+    keep = far >= exclusion
+    if row_column_exclusion > 0:
+        keep &= (dy > row_column_exclusion) & (dx > row_column_exclusion)
+    return y[keep] * usable.shape[1] + x[keep], far[keep]
+
+
+def choose_predictors(
+    choice: Choice,
+    n: int,
+    candidates: NDArray[np.int64],
+    distance: NDArray[np.float64],
+    series: NDArray[np.float64],
+    brightness: NDArray[np.float64],
+    targets: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """The n best candidates, as sorted flat indices (so that gathering them walks memory forward).
+
+    Parameters
+    ----------
+    choice : str
+        ``closest``; ``brightness``: nearest in flux to the targets' median; ``similarity``: largest
+        correlation in time with the targets' mean; ``random``: the same draw for the same candidates.
+    n : int
+        How many at most.
+    candidates, distance : arrays (candidates,)
+        From `allowed_predictors`.
+    series : array (time, pixels)
+        Normalised fluxes of all pixels.
+    brightness : array (pixels,)
+        Each pixel's median flux.
+    targets : int array
+        Flat indices of the target pixels.
+    """
+    if len(candidates) <= n:
+        return np.sort(candidates)
+    if choice == "closest":
+        rank = distance
+    elif choice == "brightness":
+        rank = np.abs(brightness[candidates] - np.median(brightness[targets]))
+    elif choice == "similarity":
+        mean = series[:, targets].mean(1)
+        others = series[:, candidates]
+        others = others - others.mean(0)
+        rank = -np.abs((mean - mean.mean()) @ others) / np.maximum(np.sqrt((others**2).sum(0)), 1e-300)
+    else:
+        rank = np.random.default_rng(len(candidates)).random(len(candidates))
+    return np.sort(candidates[np.argsort(rank, kind="stable")[:n]])

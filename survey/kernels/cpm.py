@@ -1,0 +1,226 @@
+"""Causal pixel model: each pixel's time series predicted from pixels that share only systematics with it.
+
+Wang et al. 2017 ("A pixel-level model for event discovery in time-domain imaging"). Frames stay on the
+detector grid. Held-out residuals are the product: in-sample ones eat the signal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from survey.kernels._cpm_tile import Tile
+from survey.kernels._predictors import Choice, fitting_exclusion
+from survey.kernels._ridge import residual_matrix
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+# Ridges that cross-validation tries, in units of n_predictors x (target variance).
+RIDGE_GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
+# Blocks of targets on which the ridge is cross-validated.
+_CV_BLOCKS = 16
+
+
+@dataclass(frozen=True)
+class CPMSolution:
+    """One target's ridge fit: prediction ``constant + predictors @ coefficients``."""
+
+    coefficients: Array
+    constant: float
+    prediction: Array
+    residual: Array
+
+
+@dataclass(frozen=True)
+class CPMFit:
+    """Predictions of a window of pixels, shapes (time, y, x).
+
+    Attributes
+    ----------
+    prediction, residual : array
+        Residual ``flux - prediction`` with each epoch's fold held out; NaN where ``mask`` is set.
+    error : array
+        1-sigma error of the residual: photon error, noise of the predictors and of the fit.
+    mask : bool array
+        Bad samples, and pixels that could not be predicted.
+    ridge : float
+        Penalty in units of n_predictors x (median target variance of a block).
+    n_predictors : int array (y, x)
+        How many pixels predicted each target.
+    """
+
+    prediction: Array
+    residual: Array
+    error: Array
+    mask: Mask
+    ridge: float
+    n_predictors: NDArray[np.int64]
+
+
+def solve_cpm(
+    predictors: ArrayLike,
+    target: ArrayLike,
+    *,
+    ridge: float,
+    error: ArrayLike | None = None,
+    train: ArrayLike | None = None,
+    constant: bool = True,
+) -> CPMSolution:
+    """Ridge regression of one time series on others.
+
+    Minimises ``sum_train ((target - constant - predictors @ a) / error)^2 + ridge sum(a^2)``.
+
+    Parameters
+    ----------
+    predictors : array (time, n)
+    target : array (time,)
+    ridge : float
+        Penalty, in units of 1/predictors^2 where error is given, else target^2/predictors^2.
+    error : array (time,), optional
+        1-sigma errors of the target.
+    train : bool array (time,), optional
+        Epochs that enter the fit; the others are predicted all the same. Epochs whose target, error or
+        predictors are not finite never enter.
+    constant : bool
+        Fit an unpenalised constant.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match, the ridge is negative, or no epoch is left to train on.
+
+    References
+    ----------
+    Wang et al. 2017, eqs. 1-3.
+
+    Examples
+    --------
+    >>> x = np.array([[0.0], [1.0], [2.0]])
+    >>> solution = solve_cpm(x, [1.0, 3.0, 5.0], ridge=0.0)
+    >>> solution.coefficients.round(12).tolist(), round(solution.constant, 12)
+    ([2.0], 1.0)
+    """
+    x, y = np.asarray(predictors, float), np.asarray(target, float)
+    if x.ndim != 2 or y.shape != x.shape[:1]:
+        raise ValueError(f"predictors must be (time, n) and target (time,), not {x.shape} and {y.shape}")
+    if not ridge >= 0:
+        raise ValueError(f"ridge must be >= 0, not {ridge}")
+    sigma = np.ones_like(y) if error is None else np.broadcast_to(np.asarray(error, float), y.shape)
+    use = np.isfinite(y) & np.isfinite(sigma) & (sigma > 0) & np.isfinite(x).all(1)
+    if train is not None:
+        use &= np.asarray(train, bool)
+    if not use.any():
+        raise ValueError("no epoch is left to train on: all are masked, not finite or outside train")
+    weight = 1 / sigma[use]
+    one = weight if constant else None
+    r = residual_matrix(x[use] * weight[:, None], one, float(ridge))
+    a, c = r.coefficients((y[use] * weight)[:, None])
+    prediction = x @ a[:, 0] + c[0]
+    return CPMSolution(a[:, 0], float(c[0]), prediction, y - prediction)
+
+
+def fit_cpm(
+    flux: ArrayLike,
+    error: ArrayLike,
+    mask: ArrayLike,
+    *,
+    target: tuple[slice, slice] | None = None,
+    n_predictors: int = 400,
+    exclusion: float = 16,
+    row_column_exclusion: int = 10,
+    predictors: Choice = "closest",
+    ridge: float | None = None,
+    folds: int = 10,
+    block: int = 4,
+    train: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
+) -> CPMFit:
+    """Held-out prediction of every pixel of a window from other pixels of the same epochs.
+
+    Parameters
+    ----------
+    flux, error, mask : array (time, y, x)
+        Frames as they were taken (detector grid); mask True = bad.
+    target : tuple of slices (y, x), optional
+        Window of pixels to predict; all by default.
+    n_predictors : int
+        How many pixels predict a block of targets (fewer where there are not as many).
+    exclusion, row_column_exclusion : float, int
+        Predictors are at least ``exclusion`` pixels away and in none of the targets' rows and columns or
+        the next ``row_column_exclusion``; both shrink in frames less than four exclusions wide.
+    predictors : {"closest", "brightness", "similarity", "random"}
+        How predictors are chosen among the allowed.
+    ridge : float, optional
+        In units of n_predictors x target variance; by default cross-validated over `RIDGE_GRID`.
+    folds : int
+        Contiguous blocks of training epochs held out in turn.
+    block : int
+        Targets in a block x block square share predictors and one factorisation.
+    train : bool array (time,), optional
+        Epochs to train on, for example those outside an event.
+    exclude : bool array (y, x), optional
+        Pixels that must not predict (known variables).
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match, there are too few epochs for the folds, or no pixel may predict.
+
+    References
+    ----------
+    Wang et al. 2017, sec. 2.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> sky = 100 + rng.normal(size=(60, 1, 1))
+    >>> flux = sky * rng.uniform(1, 2, (1, 12, 12)) + 0.01 * rng.normal(size=(60, 12, 12))
+    >>> error, mask = np.full(flux.shape, 0.01), np.zeros(flux.shape, bool)
+    >>> fit = fit_cpm(flux, error, mask, target=(slice(4), slice(4)))
+    >>> bool(fit.residual.std() < 0.02)
+    True
+    """
+    tile = Tile.prepare(flux, error, mask, train, exclude, predictors, n_predictors, folds)
+    ny, nx = tile.shape
+    ys, xs = (s.indices(n) for s, n in zip(target or (slice(None), slice(None)), tile.shape, strict=True))
+    tile.exclusion = fitting_exclusion(tile.shape, exclusion, row_column_exclusion)
+    blocks = [
+        ((y, min(y + block, ys[1])), (x, min(x + block, xs[1])))
+        for y in range(ys[0], ys[1], block)
+        for x in range(xs[0], xs[1], block)
+    ]
+    factor = _cross_validate(tile, blocks) if ridge is None else float(ridge)
+    prediction = np.full((len(tile.series), ny, nx), np.nan)
+    variance, used = np.full_like(prediction, np.nan), np.zeros((ny, nx), np.int64)
+    for rows, columns in blocks:
+        where = (slice(None), slice(*rows), slice(*columns))
+        pixels = tile.pixels(rows, columns)
+        p, v, count = tile.predict(rows, columns, pixels, factor)
+        shape = prediction[where].shape
+        prediction[where], variance[where] = p.reshape(shape), v.reshape(shape)
+        used[where[1:]] = count
+    window = (slice(None), slice(*ys[:2]), slice(*xs[:2]))
+    prediction, variance = prediction[window], variance[window]
+    bad = tile.bad.reshape(-1, ny, nx)[window] | ~np.isfinite(prediction)
+    residual = np.where(bad, np.nan, np.asarray(flux, float)[window] - prediction)
+    return CPMFit(prediction, residual, np.sqrt(variance), bad, factor, used[window[1:]])
+
+
+def _cross_validate(tile: Tile, blocks: list) -> float:
+    """Ridge of the grid with the smallest held-out residuals, every pixel counting by its relative change."""
+    sample = [blocks[i] for i in np.unique(np.linspace(0, len(blocks) - 1, _CV_BLOCKS).round().astype(int))]
+    scores = []
+    for factor in RIDGE_GRID:
+        logs = []
+        for rows, columns in sample:
+            pixels = tile.pixels(rows, columns)
+            prediction, _, _ = tile.predict(rows, columns, pixels, factor)
+            left = (tile.series[:, pixels] - prediction / tile.scale[pixels]) / tile.epoch_error[:, None]
+            left = np.where(tile.bad[:, pixels], np.nan, left)[tile.train]
+            alive = np.isfinite(left).any(0)
+            logs.append(np.log(np.nanmean(left[:, alive] ** 2, axis=0)))
+        scores.append(np.mean(np.concatenate(logs)))
+    return RIDGE_GRID[int(np.argmin(scores))]

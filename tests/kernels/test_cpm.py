@@ -1,0 +1,222 @@
+"""CPM against direct solves, brute-force refits, and a mock drifting field."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from scipy.special import erf
+
+from survey.kernels._predictors import allowed_predictors, choose_predictors, fitting_exclusion
+from survey.kernels._ridge import fill_missing, held_out, residual_matrix
+from survey.kernels.cpm import fit_cpm, solve_cpm
+
+
+def direct_ridge(x, y, ridge, error, train, constant):
+    """Normal equations written down as they stand."""
+    z = np.column_stack([x, np.ones(len(x))]) if constant else x
+    penalty = ridge * np.eye(z.shape[1])
+    if constant:
+        penalty[-1, -1] = 0
+    w = train / error**2
+    return np.linalg.solve(z.T @ (w[:, None] * z) + penalty, z.T @ (w * y)), z
+
+
+@pytest.mark.parametrize("shape", [(50, 8), (30, 70)])
+@pytest.mark.parametrize("constant", [True, False])
+def test_solve_cpm__equals_direct_solve(shape, constant):
+    rng = np.random.default_rng(1)
+    x = rng.normal(5, 1, shape)
+    y, error = rng.normal(size=shape[0]), rng.uniform(0.5, 2, shape[0])
+    train = rng.random(shape[0]) < 0.8
+    s = solve_cpm(x, y, ridge=0.7, error=error, train=train, constant=constant)
+    a, z = direct_ridge(x, y, 0.7, error, train, constant)
+    n = shape[1]
+    assert_allclose(s.coefficients, a[:n], rtol=1e-9, atol=1e-9)
+    assert_allclose(s.constant, a[n] if constant else 0, rtol=1e-9, atol=1e-9)
+    assert_allclose(s.prediction, z @ a, rtol=1e-9, atol=1e-9)
+    assert_allclose(s.residual, y - z @ a, rtol=1e-9, atol=1e-9)
+
+
+def test_solve_cpm__ignores_bad_epochs():
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(40, 3)), rng.normal(size=40)
+    clean = solve_cpm(x[5:], y[5:], ridge=0.1)
+    y[:5] = np.nan
+    assert_allclose(solve_cpm(x, y, ridge=0.1).coefficients, clean.coefficients, atol=1e-12)
+
+
+def test_solve_cpm__errors_are_clear():
+    with pytest.raises(ValueError, match=r"predictors must be \(time, n\)"):
+        solve_cpm(np.zeros((3, 2)), np.zeros(4), ridge=1)
+    with pytest.raises(ValueError, match="ridge must be >= 0, not -1"):
+        solve_cpm(np.zeros((3, 2)), np.zeros(3), ridge=-1)
+    with pytest.raises(ValueError, match="no epoch is left"):
+        solve_cpm(np.zeros((3, 2)), np.zeros(3), ridge=1, train=np.zeros(3, bool))
+
+
+@pytest.mark.parametrize("shape", [(60, 12), (40, 90)])
+def test_held_out__equals_refits(shape):
+    """Residuals of a fold, with and without missing samples, are those of a fit that never saw it."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(1, 1, shape)
+    one = rng.uniform(0.5, 1, shape[0])
+    y = rng.normal(size=(shape[0], 3))
+    missing = np.zeros(y.shape, bool)
+    missing[[2, 7, 30], 1] = True
+    r = residual_matrix(x, one, 2.0)
+    folds = np.array_split(np.arange(shape[0]), 5)
+    residual, variance = held_out(r, fill_missing(r, y, missing), missing, folds)
+    z = np.column_stack([x, one])
+    penalty = 2.0 * np.eye(z.shape[1])
+    penalty[-1, -1] = 0
+    for fold in folds:
+        for j in range(3):
+            train = ~missing[:, j]
+            train[fold] = False
+            normal = z[train].T @ z[train] + penalty
+            expected = y[fold, j] - z[fold] @ np.linalg.solve(normal, z[train].T @ y[train, j])
+            seen = ~missing[fold, j]
+            assert_allclose(residual[fold, j][seen], expected[seen], atol=1e-9)
+            leverage = np.einsum("ij,jk,ik->i", z[fold], np.linalg.inv(normal), z[fold])
+            assert_allclose(variance[fold, j], 1 + leverage, rtol=1e-8)
+
+
+def drifting_field(n_time=160, size=44, noise=1e-3, seed=0, n_stars=60):
+    """Gaussian stars on a detector with flat-field errors, whose pointing wanders within a pixel."""
+    rng = np.random.default_rng(seed)
+    x0, y0 = rng.uniform(-2, size + 2, (2, n_stars))
+    amplitude = 10 ** rng.uniform(0, 1.5, n_stars)
+    flat = 1 + 0.01 * rng.normal(size=(size, size))
+    edges = np.arange(size + 1) - 0.5
+    flux = np.empty((n_time, size, size))
+    for k, (dx, dy) in enumerate(rng.uniform(0, 1, (n_time, 2))):
+        gx, gy = (np.diff(erf((edges[:, None] - p) / (0.9 * 2**0.5)), axis=0) / 2 for p in (x0 + dx, y0 + dy))
+        flux[k] = flat * (1 + (gy * amplitude) @ gx.T)
+    return flux + noise * rng.normal(size=flux.shape), np.full(flux.shape, noise)
+
+
+WINDOW = (slice(16, 28), slice(18, 26))
+
+
+def test_fit_cpm__follows_pointing_where_a_constant_cannot():
+    flux, error = drifting_field()
+    fit = fit_cpm(flux, error, np.zeros(flux.shape, bool), target=WINDOW, exclusion=8, row_column_exclusion=3)
+    window = flux[(slice(None), *WINDOW)]
+    assert fit.residual.shape == window.shape
+    assert_allclose(fit.prediction + fit.residual, window, rtol=1e-12)
+    assert fit.residual.std() < 0.1 * (window - window.mean(0)).std()
+    assert fit.residual.std() < 1.15e-3  # photon noise is 1e-3
+    assert 0.9 < (fit.residual / fit.error).std() < 1.1
+    assert not fit.mask.any()
+    assert np.all(fit.n_predictors == 400)
+
+
+def test_fit_cpm__errors_match_the_scatter_where_the_model_holds():
+    """Series in the span of two common trends: scatter/error 1 within 10 % at any noise level."""
+    rng = np.random.default_rng(5)
+    trends = np.cumsum(rng.normal(size=(300, 2)), axis=0)
+    trends /= np.abs(trends).max()
+    level = rng.uniform(50, 100, (20, 20))
+    flux = level * (1 + 0.05 * np.einsum("tk,kyx->tyx", trends, rng.normal(size=(2, 20, 20))))
+    sigma = rng.uniform(0.5, 1.5, (300, 1, 1)) * np.sqrt(level / 75)
+    flux += sigma * rng.normal(size=flux.shape)
+    fit = fit_cpm(flux, np.broadcast_to(sigma, flux.shape), np.zeros(flux.shape, bool), exclusion=5,
+                  row_column_exclusion=2, n_predictors=60)  # fmt: skip
+    assert 0.9 < (fit.residual / fit.error).std() < 1.1
+    assert 0.9 < np.median((fit.residual / fit.error).std(0)) < 1.1
+
+
+def test_fit_cpm__keeps_an_injected_signal():
+    flux, error = drifting_field()
+    signal = 0.05 * np.sin(np.arange(len(flux)) / 7)
+    flux[:, 20, 20] += signal
+    fit = fit_cpm(flux, error, np.zeros(flux.shape, bool), target=(slice(20, 21), slice(20, 21)), exclusion=8,
+                  row_column_exclusion=3)  # fmt: skip
+    # above 1: a slow signal tilts the fit to the other folds the other way
+    assert 0.97 < signal @ fit.residual[:, 0, 0] / (signal @ signal) < 1.06
+
+
+def test_fit_cpm__predictions_outside_train_and_event_kept_whole():
+    flux, error = drifting_field()
+    train = np.ones(len(flux), bool)
+    train[60:90] = False
+    flux[60:90, 21, 21] += 0.3
+    fit = fit_cpm(flux, error, np.zeros(flux.shape, bool), target=(slice(20, 24), slice(20, 24)), exclusion=8,
+                  row_column_exclusion=3, train=train)  # fmt: skip
+    assert abs(fit.residual[60:90, 1, 1].mean() - 0.3) < 3e-3
+    assert abs(fit.residual[~train][:, 2, 2].std() / fit.error[~train][:, 2, 2].mean() - 1) < 0.3
+
+
+def test_fit_cpm__bad_samples_do_not_touch_others():
+    flux, error = drifting_field()
+    mask = np.zeros(flux.shape, bool)
+    kwargs = {"target": WINDOW, "exclusion": 8, "row_column_exclusion": 3, "ridge": 10}
+    mask[5, 20, 20] = True
+    mask[11] = True
+    clean = fit_cpm(flux, error, mask, **kwargs)
+    flux[5, 20, 20] = 1e6
+    flux[11] = np.nan
+    poisoned = fit_cpm(flux, error, mask, **kwargs)
+    assert poisoned.mask[5, 4, 2]
+    assert poisoned.mask[11].all()
+    assert poisoned.mask.sum() == 1 + clean.mask[11].size
+    assert_allclose(poisoned.residual[~poisoned.mask], clean.residual[~clean.mask], rtol=0, atol=1e-12)
+    assert np.isfinite(poisoned.prediction[5, 4, 2])
+
+
+def test_fit_cpm__background_subtracted_sky_is_no_poison():
+    """Pixels whose median is zero keep their noise as unit: nothing diverges."""
+    flux, error = drifting_field(n_time=60, size=24)
+    fit = fit_cpm(flux - 1, error, np.zeros(flux.shape, bool), target=(slice(8, 16), slice(8, 16)))
+    assert np.isfinite(fit.residual).all()
+    assert fit.residual.std() < 3e-3
+
+
+def test_fit_cpm__window_does_not_change_a_pixel():
+    flux, error = drifting_field(n_time=80, size=32)
+    kwargs = {"exclusion": 6, "row_column_exclusion": 2, "ridge": 10.0, "n_predictors": 100}
+    mask = np.zeros(flux.shape, bool)
+    large = fit_cpm(flux, error, mask, target=(slice(8, 24), slice(8, 24)), **kwargs)
+    small = fit_cpm(flux, error, mask, target=(slice(12, 16), slice(16, 20)), **kwargs)
+    np.testing.assert_array_equal(small.residual, large.residual[:, 4:8, 8:12])
+
+
+@pytest.mark.parametrize("choice", ["closest", "brightness", "similarity", "random"])
+def test_predictors__respect_the_exclusions(choice):
+    rng = np.random.default_rng(4)
+    usable = rng.random((60, 60)) < 0.9
+    candidates, distance = allowed_predictors(usable, (28, 32), (30, 34), 16, 10)
+    series, brightness = rng.normal(size=(50, 3600)), rng.random(3600)
+    chosen = choose_predictors(
+        choice, 200, candidates, distance, series, brightness, np.array([28 * 60 + 30])
+    )
+    assert len(chosen) == 200
+    assert np.all(np.diff(chosen) > 0)
+    y, x = np.divmod(chosen, 60)
+    assert usable[y, x].all()
+    for ty in range(28, 32):
+        for tx in range(30, 34):
+            assert np.hypot(y - ty, x - tx).min() >= 16
+            assert np.abs(y - ty).min() > 10
+            assert np.abs(x - tx).min() > 10
+
+
+def test_predictors__small_frame_shrinks_the_exclusion():
+    assert fitting_exclusion((100, 80), 16, 10) == (16, 10)
+    assert fitting_exclusion((23, 23), 16, 10) == (6, 3)
+    flux, error = drifting_field(n_time=60, size=12, n_stars=8)
+    fit = fit_cpm(flux, error, np.zeros(flux.shape, bool))
+    assert np.isfinite(fit.residual).all()
+    assert fit.n_predictors.min() > 10
+
+
+def test_fit_cpm__errors_are_clear():
+    flux, error = drifting_field(n_time=30, size=12, n_stars=5)
+    mask = np.zeros(flux.shape, bool)
+    with pytest.raises(ValueError, match="30 training epochs are too few for 20 folds"):
+        fit_cpm(flux, error, mask, folds=20)
+    with pytest.raises(ValueError, match="no pixel may predict the block at rows"):
+        fit_cpm(flux, error, mask, exclude=np.ones((12, 12), bool), folds=3)
+    with pytest.raises(ValueError, match="unknown predictors 'nearest'"):
+        fit_cpm(flux, error, mask, predictors="nearest", folds=3)
+    with pytest.raises(ValueError, match=r"one \(time, y, x\) shape"):
+        fit_cpm(flux, error, mask[:5], folds=3)
