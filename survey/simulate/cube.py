@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from survey.kernels.pixelmap import nearest_pixels
-from survey.simulate.detector import expose
-from survey.simulate.scene import Scene, SceneSettings, make_scene
+from survey.simulate.build import make_scene
+from survey.simulate.detector import expose, true_error
+from survey.simulate.scene import Scene, SceneSettings
 
 Array = NDArray[np.floating]
 
@@ -106,8 +107,7 @@ def simulate_cube(
         **settings,
     )
     scene = make_scene(shape, n_frames, seed=seed, settings=chosen, first_is_reference=False)
-    turn = np.deg2rad(rotation) * np.hypot(*shape) / 2
-    border = int(np.ceil(chosen.dither + turn)) + 1
+    border = int(np.ceil(chosen.dither + scene.turn)) + 1
     cube_shape = (n_frames, *shape)
     names = ("flux", "error", "true_error", "noiseless")
     cubes = {name: np.empty(cube_shape, dtype) for name in names}
@@ -118,8 +118,10 @@ def simulate_cube(
         exposure = expose(scene, k, border)
         jy, jx, phase_y, phase_x = nearest_pixels(scene.pixel_map(k), (0, shape[0]), (0, shape[1]), shape)
         placed = (jy + border, jx + border)
-        for name in names:
-            cubes[name][k] = getattr(exposure, name)[placed]
+        cubes["flux"][k] = exposure.flux[placed]
+        cubes["error"][k] = exposure.error[placed]
+        cubes["noiseless"][k] = exposure.noiseless[placed]
+        cubes["true_error"][k] = true_error(scene, exposure.noiseless[placed])
         mask[k] = exposure.dq[placed] != 0
         hit[k] = exposure.cosmic_rays[placed]
         phases_y.append(phase_y)

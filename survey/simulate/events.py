@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -20,6 +22,8 @@ TRUTH_DTYPE = np.dtype(
         ("t0", "f8"),
         ("period", "f8"),
         ("amplitude", "f8"),
+        ("vx", "f8"),
+        ("vy", "f8"),
         ("peak_difference_flux", "f8"),
         ("duration", "f8"),
         ("snr", "f8"),
@@ -66,14 +70,17 @@ def rr_lyrae(phase: ArrayLike) -> Array:
     return series(np.asarray(phase, float)) / np.ptp(series(grid))
 
 
-def relative_light_curve(source: np.void, time: ArrayLike) -> Array:
+def relative_light_curve(source: Any, time: ArrayLike) -> Array:
     """Flux change of a truth row relative to its baseline flux, at each time.
 
-    Zero at the baseline: A - 1 for microlensing; for a variable, its oscillation about the mean.
+    Zero at the baseline: A - 1 for microlensing; for a variable, its oscillation about the mean; for
+    a moving body, always.
     """
     time = np.asarray(time, float)
     if source["kind"] == "microlensing":
         return microlensing(time, source["u0"], source["tE"], source["t0"]) - 1
+    if source["kind"] == "moving":
+        return np.zeros_like(time)
     phase = (time - source["t0"]) / source["period"]
     if source["kind"] == "rrlyrae":
         return source["amplitude"] * rr_lyrae(phase)
@@ -92,13 +99,21 @@ def draw_microlensing(
     return {"u0": u0, "tE": duration / float(half_width(u0)), "t0": t0, "duration": duration}
 
 
-def draw_variable(rng: np.random.Generator, kind: str, time: Array, cadence: float) -> dict[str, float]:
+def draw_variable(rng: np.random.Generator, time: Array, cadence: float) -> dict[str, float]:
     """One periodic variable: period from a few frames to the span, amplitude 5 to 50 per cent."""
     longest = max(6.0, 0.8 * (time[-1] - time[0]) / cadence)
     period = float(np.exp(rng.uniform(np.log(5.0), np.log(longest)))) * cadence
     amplitude = float(np.exp(rng.uniform(np.log(0.05), np.log(0.5))))
     t0 = time[0] + float(rng.random()) * period
     return {"period": period, "amplitude": amplitude, "t0": t0, "duration": np.nan}
+
+
+def draw_moving(rng: np.random.Generator, time: Array, cadence: float) -> dict[str, float]:
+    """One moving body: 0.1 to 3 pixels a frame in any direction, velocities in pixels a day."""
+    speed = float(np.exp(rng.uniform(np.log(0.1), np.log(3.0)))) / cadence
+    angle = float(rng.uniform(0, 2 * np.pi))
+    t0 = time[0] + (time[-1] - time[0]) * float(rng.uniform(0.1, 0.9))
+    return {"vx": speed * np.cos(angle), "vy": speed * np.sin(angle), "t0": t0}
 
 
 def expected_snr(
