@@ -1,0 +1,142 @@
+"""Template samples R(p - a + phase(p)) that a delta-basis kernel combines, one block of pixels at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import spline_filter
+
+Array = NDArray[np.float64]
+# A continuous template: (phase_y, phase_x), scalars or (y, x), -> its value at (y + phase_y, x + phase_x).
+TemplateFunction = Callable[[ArrayLike, ArrayLike], ArrayLike]
+_WIDEST = 32
+
+
+def block_side(shape: tuple[int, int]) -> int:
+    """Side of the blocks of pixels over which the kernel's polynomials are held: an eighth of the field.
+
+    It depends on the field alone, never on a tile, so that matrix products have one width and the same bits.
+    """
+    return next((side for side in (32, 16) if 8 * side <= min(shape)), 8)
+
+
+class Samples(Protocol):
+    """What the three ways to sample a template offer."""
+
+    def block(self, y0: int, x0: int, side: int) -> Array:
+        """Samples (n_kernel, side**2) of the block at (y0, x0), zero outside the image."""
+
+
+class ShiftedSamples:
+    """R(p - a) of an image on the same pixels, for a over the kernel's pixels in [y, x] order."""
+
+    def __init__(self, template: Array, kernel_shape: tuple[int, int]) -> None:
+        self._ky, self._kx = kernel_shape
+        hy, hx = self._ky // 2, self._kx // 2
+        self._padded = np.pad(template, ((hy, hy + _WIDEST), (hx, hx + _WIDEST)))
+
+    def block(self, y0: int, x0: int, side: int) -> Array:
+        """Samples (n_kernel, side**2)."""
+        near = self._padded[y0 : y0 + self._ky + side - 1, x0 : x0 + self._kx + side - 1]
+        views = np.lib.stride_tricks.sliding_window_view(near, (side, side))
+        return views[::-1, ::-1].reshape(self._ky * self._kx, -1)
+
+
+class SplineSamples:
+    """R(p - a + phase(p)) of a well-sampled image by its cubic spline."""
+
+    def __init__(
+        self, template: Array, kernel_shape: tuple[int, int], phase_y: ArrayLike, phase_x: ArrayLike
+    ) -> None:
+        self._kernel_shape, self._shape = kernel_shape, template.shape
+        reach = max(kernel_shape) // 2 + 3
+        self._reach = reach
+        self._coefficients = np.pad(spline_filter(template, 3, mode="mirror"), (reach, reach), mode="reflect")
+        self._phase_y = np.ascontiguousarray(np.broadcast_to(phase_y, template.shape), float)
+        self._phase_x = np.ascontiguousarray(np.broadcast_to(phase_x, template.shape), float)
+
+    def block(self, y0: int, x0: int, side: int) -> Array:
+        """Samples (n_kernel, side**2)."""
+        out = np.zeros((*self._kernel_shape, side, side))
+        _spline_block(self._coefficients, self._phase_y, self._phase_x, y0, x0, self._reach, out)
+        return out.reshape(-1, side * side)
+
+
+class StoredSamples:
+    """Samples given as an array (n_kernel, y, x)."""
+
+    def __init__(self, samples: Array) -> None:
+        self._samples = samples
+
+    def block(self, y0: int, x0: int, side: int) -> Array:
+        """Samples (n_kernel, side**2)."""
+        part = self._samples[:, y0 : y0 + side, x0 : x0 + side]
+        out = np.zeros((len(part), side, side))
+        out[:, : part.shape[1], : part.shape[2]] = part
+        return out.reshape(len(part), -1)
+
+
+@njit(cache=True, nogil=True)
+def _spline_block(coefficients, phase_y, phase_x, y0, x0, reach, out):
+    """Tensor-product cubic B-spline at p - a + phase(p); weights are shared by all a of one pixel."""
+    ky, kx, size = out.shape[0], out.shape[1], out.shape[2]
+    hy, hx = ky // 2, kx // 2
+    wy, wx = np.empty(4), np.empty(4)
+    along = np.empty((ky + 6, kx))
+    for i in range(min(size, phase_y.shape[0] - y0)):
+        for j in range(min(size, phase_y.shape[1] - x0)):
+            py, px = phase_y[y0 + i, x0 + j], phase_x[y0 + i, x0 + j]
+            if not (abs(py) <= 2.0 and abs(px) <= 2.0):
+                out[:, :, i, j] = np.nan
+                continue
+            iy, ix = int(np.floor(py)), int(np.floor(px))
+            _weights(py - iy, wy)
+            _weights(px - ix, wx)
+            top = y0 + i + iy - hy - 1 + reach
+            left = x0 + j + ix - hx - 1 + reach
+            for r in range(ky + 3):
+                for c in range(kx):
+                    s = 0.0
+                    for t in range(4):
+                        s += wx[t] * coefficients[top + r, left + c + t]
+                    along[r, c] = s
+            for r in range(ky):
+                for c in range(kx):
+                    s = 0.0
+                    for t in range(4):
+                        s += wy[t] * along[r + t, c]
+                    out[ky - 1 - r, kx - 1 - c, i, j] = s
+
+
+@njit(cache=True, nogil=True)
+def _weights(t, w):
+    """Cubic B-spline weights at fraction t between the second and the third node."""
+    w[0] = (1 - t) ** 3 / 6
+    w[1] = (3 * t**3 - 6 * t**2 + 4) / 6
+    w[2] = (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6
+    w[3] = t**3 / 6
+
+
+def _moved(image: Array, dy: int, dx: int) -> Array:
+    """out[p] = image[p + (dy, dx)], the edge repeated."""
+    y = np.clip(np.arange(image.shape[0]) + dy, 0, image.shape[0] - 1)
+    x = np.clip(np.arange(image.shape[1]) + dx, 0, image.shape[1] - 1)
+    return image[np.ix_(y, x)]
+
+
+def sample_function(
+    function: TemplateFunction, kernel_shape: tuple[int, int], phase_y: ArrayLike, phase_x: ArrayLike
+) -> Array:
+    """Samples (n_kernel, y, x) of a continuous template: pixel p - a evaluated at the phase of p."""
+    py, px = np.asarray(phase_y, float), np.asarray(phase_x, float)
+    hy, hx = kernel_shape[0] // 2, kernel_shape[1] // 2
+    samples = []
+    for ay in range(-hy, hy + 1):
+        for ax in range(-hx, hx + 1):
+            value = np.asarray(function(_moved(py, ay, ax), _moved(px, ay, ax)), float)
+            samples.append(_moved(value, -ay, -ax))
+    return np.stack(samples)
