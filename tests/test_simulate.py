@@ -29,6 +29,7 @@ from survey.simulate import (
     simulate_field,
     true_light_curve,
 )
+from survey.simulate.events import rr_lyrae
 
 
 def scene_of(shape=(64, 64), n_frames=4, seed=1, **settings):
@@ -259,6 +260,13 @@ def test_variables_oscillate_about_their_mean():
     for curve, row in zip((sine, rr), scene.sources, strict=True):
         assert np.ptp(curve) <= 2.001 * row["amplitude"] * row["flux"]
         assert np.ptp(curve) > 0.7 * row["amplitude"] * row["flux"]
+
+
+def test_rr_lyrae_rises_faster_than_it_fades():
+    curve = rr_lyrae(np.linspace(0, 1, 401))
+    assert curve[:-1].mean() == pytest.approx(0, abs=1e-6)
+    assert np.ptp(curve) == pytest.approx(1, abs=0.01)
+    assert np.mean(np.diff(curve) > 0) < 0.4
 
 
 def test_moving_body_is_where_its_velocity_takes_it():

@@ -83,7 +83,10 @@ def draw_sources(scene: Scene, psf: ProfileTable) -> NDArray[np.void]:
             if row is not None and np.all(apart > SEPARATION):
                 break
         else:
-            raise ValueError(f"no room for {len(kinds)} events and variables on {scene.shape} pixels")
+            raise ValueError(
+                f"no room for {len(kinds)} events and variables on {scene.shape} pixels and {scene.n_frames} "
+                "frames: ask for fewer, or for a larger field or more frames"
+            )
         rows[i] = row
         rows[i]["id"] = i
     return rows

@@ -30,7 +30,7 @@ TRUTH_DTYPE = np.dtype(
     ]
 )
 
-# Fourier series of a fundamental-mode RR Lyrae star: a steep rise and a slow decline.
+# Fourier series of a fundamental-mode RR Lyrae star, in magnitudes: a steep rise and a slow decline.
 _RR_AMPLITUDES = np.array([1.0, 0.48, 0.34, 0.21, 0.12])
 _RR_PHASES = np.array([0.0, 2.4, 5.0, 1.5, 4.4])
 
@@ -65,7 +65,8 @@ def rr_lyrae(phase: ArrayLike) -> Array:
 
     def series(p: Array) -> Array:
         harmonics = np.arange(1, len(_RR_AMPLITUDES) + 1)
-        return np.sin(2 * np.pi * p[..., None] * harmonics + _RR_PHASES) @ _RR_AMPLITUDES
+        # Minus: the series is one of magnitudes.
+        return -np.sin(2 * np.pi * p[..., None] * harmonics + _RR_PHASES) @ _RR_AMPLITUDES
 
     return series(np.asarray(phase, float)) / np.ptp(series(grid))
 
