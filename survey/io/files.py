@@ -25,3 +25,13 @@ def write_atomic(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
     write_atomic(path, json.dumps(value, indent=1, default=str).encode())
+
+
+def write_parquet(path: Path, table: Any) -> None:
+    """Write a pyarrow table atomically."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_atomic(path, sink.getvalue().to_pybytes())

@@ -98,7 +98,7 @@ class Field:
                 f"{path}: schema version {version}, but this is survey with schema version {SCHEMA_VERSION}; "
                 "install the version that wrote it, or ingest the frames again"
             )
-        field._restore_frames()
+        field._restore_tables()
         return field
 
     @property
@@ -233,25 +233,39 @@ class Field:
             checksum = zlib.crc32(data.tobytes(), checksum)
         return checksum
 
-    # -- frames ---------------------------------------------------------------------------------
+    # -- tables ---------------------------------------------------------------------------------
 
-    def write_frames(self, frames: xr.Dataset) -> None:
-        """Replace the table of frames as a whole: the commit of an ingest."""
-        fresh, live, old = (self.cube / name for name in (".frames.new", "frames", ".frames.old"))
+    def write_table(self, name: str, table: xr.Dataset) -> None:
+        """Replace a small group (``frames``, ``stars``, ``psf``) as a whole."""
+        fresh, live, old = (self.cube / n for n in (f".{name}.new", name, f".{name}.old"))
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
         with _quiet_strings():
-            frames.to_zarr(str(fresh), mode="w", consolidated=False, zarr_format=3)
+            table.to_zarr(str(fresh), mode="w", consolidated=False, zarr_format=3)
         if live.exists():
             live.rename(old)
         fresh.rename(live)
         shutil.rmtree(old, ignore_errors=True)
 
-    def _restore_frames(self) -> None:
+    def _restore_tables(self) -> None:
         """Undo the half of a replacement that a kill may have left."""
-        live, old = self.cube / "frames", self.cube / ".frames.old"
-        if old.exists() and not live.exists():
-            old.rename(live)
+        for old in self.cube.glob(".*.old"):
+            live = self.cube / old.name[1:-4]
+            if not live.exists():
+                old.rename(live)
+
+    def table(self, name: str) -> xr.Dataset:
+        """A small group, loaded.
+
+        Raises
+        ------
+        FieldError
+            If it has not been written.
+        """
+        if not (self.cube / name).exists():
+            raise FieldError(f"{self.path}: has no {name} yet; run the stage that writes it")
+        with _quiet_strings(), xr.open_zarr(str(self.cube / name), chunks=None, consolidated=False) as ds:
+            return ds.load()
 
     def frames(self) -> xr.Dataset:
         """The table of frames, loaded.
@@ -263,8 +277,7 @@ class Field:
         """
         if not (self.cube / "frames").exists():
             raise FieldError(f"{self.path}: holds no frames yet; `survey ingest FRAMES… -o {self.path}`")
-        with _quiet_strings(), xr.open_zarr(str(self.cube / "frames"), chunks=None, consolidated=False) as ds:
-            return ds.load()
+        return self.table("frames")
 
     # -- small products -------------------------------------------------------------------------
 

@@ -1,0 +1,225 @@
+"""Frames into a field: scanned, registered, placed; new ones appended later."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from survey.config import Config
+from survey.io.frames import FrameHeader, combine_scans, find_files, scan_file
+from survey.io.store import Field
+from survey.run.engine import Engine, Failure, Progress, Silent, stage_key
+from survey.run.executor import Executor
+from survey.stages import place, register
+from survey.tiles import choose_tile_size
+
+logger = logging.getLogger(__name__)
+
+# Files a scanning task opens: a header takes milliseconds, a task's overhead about two.
+FILES_A_TASK = 16
+
+
+class IngestError(RuntimeError):
+    """Frames that cannot make or join a field, or that `strict` does not forgive."""
+
+
+@dataclass
+class IngestSummary:
+    """What came of an ingest.
+
+    Parameters
+    ----------
+    added : int
+        Frames that the field holds now and did not before.
+    rejected : list of (str, str)
+        Frame and reason of those left out.
+    warnings : list of str
+        What a person should know.
+    failures : list of Failure
+        Blocks that could not be placed.
+    """
+
+    added: int = 0
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+def map_calls(
+    executor: Executor,
+    function: Callable[..., Any],
+    items: Sequence[Any],
+    progress: Progress,
+    label: str,
+    *args: Any,
+) -> list[Any]:
+    """Call a function on every item; results, or the exceptions they raised, in order."""
+    progress.start(label, len(items), 0)
+    futures = [executor.submit(function, item, *args, name=label) for item in items]
+    place_of = {getattr(f, "key", id(f)): i for i, f in enumerate(futures)}
+    results: list[Any] = [None] * len(items)
+    try:
+        for future, result, error in executor.completed(futures):
+            results[place_of[getattr(future, "key", id(future))]] = result if error is None else error
+            progress.advance(label, None)
+    except BaseException:
+        executor.cancel(futures)
+        raise
+    return results
+
+
+def _scan_files(paths: Sequence[str], config: Config) -> list[Any]:
+    return [scan_file(path, config.input) for path in paths]
+
+
+def ingest(
+    path: str | Path,
+    frames: Sequence[str | Path],
+    config: Config,
+    executor: Executor,
+    *,
+    progress: Progress | None = None,
+    strict: bool = False,
+    run_id: str = "ingest",
+) -> IngestSummary:
+    """Make a field of frames, or append frames to one.
+
+    Frames that cannot be used are listed with their reasons and left out, or with ``strict`` stop the
+    ingest before anything is written.
+
+    Raises
+    ------
+    FrameError
+        If no file matches.
+    IngestError
+        If no frame is usable, or with ``strict`` if one is not.
+    """
+    progress = progress or Silent()
+    exists = (Path(path) / "cube.zarr" / "frames").exists()
+    old = Field.open(path).frames() if exists else None
+    known = register.stored_headers(old) if old is not None else []
+    files = find_files([str(f) for f in frames])
+    chunks = [files[i : i + FILES_A_TASK] for i in range(0, len(files), FILES_A_TASK)]
+    scans = [
+        scan
+        for chunk in _raise_first(map_calls(executor, _scan_files, chunks, progress, "scan", config))
+        for scan in chunk
+    ]
+    found = combine_scans(scans, config.input, known)
+    summary = IngestSummary(
+        rejected=[(r.source.path, r.reason) for r in found.rejected], warnings=list(found.warnings)
+    )
+    measures = []
+    results = map_calls(executor, register.measure_frame, found.headers, progress, "measure", config)
+    for header, result in zip(found.headers, results, strict=True):
+        if isinstance(result, BaseException):
+            summary.rejected.append((header.source.path, str(result)))
+        else:
+            measures.append(result)
+    new: xr.Dataset | None = None
+    reference = register.stored_reference(Field.open(path).table("stars")) if exists else None
+    if measures:
+        new, reference, unplaced = register.combine(measures, config, reference)
+        summary.rejected += [(source.path, reason) for source, reason in unplaced]
+    if strict and summary.rejected:
+        listed = "; ".join(reason for _, reason in summary.rejected[:5])
+        raise IngestError(f"{len(summary.rejected)} frames cannot be used (--strict): {listed}")
+    if new is None or new.sizes["time"] == 0:
+        if exists:
+            return summary
+        reasons = "; ".join(reason for _, reason in summary.rejected[:5])
+        raise IngestError(f"none of the {len(files)} files gave a usable frame: {reasons}")
+    assert reference is not None
+    headers = register.stored_headers(new)
+    target = _open_or_create(path, config, reference, new.sizes["time"])
+    with target.lease("images", run_id):
+        _place(target, config, executor, progress, old, new, headers, summary)
+        if not exists:
+            target.write_table("stars", register.star_table(reference))
+    summary.added = 0 if summary.failures else new.sizes["time"]
+    return summary
+
+
+def _raise_first(results: list[Any]) -> list[Any]:
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+def _open_or_create(
+    path: str | Path, config: Config, reference: register.FrameMeasure, epochs: int
+) -> Field:
+    if (Path(path) / "cube.zarr" / "zarr.json").exists():
+        return Field.open(path)
+    header = reference.header
+    size = config.grid.tile or choose_tile_size(header.shape, epochs, config.grid.memory * 2**30)
+    attrs = {
+        "tile_size": size,
+        "time_block": config.grid.time_block,
+        "units": header.units or "count",
+        "zero_point": header.zero_point,
+        "wcs": header.wcs_text,
+        "detector_shape": list(header.shape),
+        "band": header.band,
+        "detector": header.detector,
+        "reference_frame": header.frame_id,
+        "config": config.model_dump(mode="json"),
+    }
+    return Field.create(path, header.shape, attrs)
+
+
+def _place(
+    target: Field,
+    config: Config,
+    executor: Executor,
+    progress: Progress,
+    old: xr.Dataset | None,
+    new: xr.Dataset,
+    headers: list[FrameHeader],
+    summary: IngestSummary,
+) -> None:
+    """Write the new frames' blocks, then the table: the moment from which they belong to the field."""
+    start = 0 if old is None else old.sizes["time"]
+    table = new if old is None else _joined(old, new)
+    height, width = target.shape
+    target.require_group("images/sky", {"time": table.sizes["time"], "y": height, "x": width})
+    units = place.place_units(target, table, headers, start, config)
+    engine = Engine(target, config, executor, progress)
+    engine.submit(
+        "place",
+        [(u, stage_key("place", config, u.name, {"frames": place.unit_identity(u)})) for u in units],
+        label="ingest",
+    )
+    engine.collect()
+    summary.failures = engine.failures
+    if not engine.failures:
+        target.write_table("frames", table)
+        engine.finish()
+
+
+def _joined(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
+    """Both tables, old frames first and as they were; flags are set again over all."""
+    for name, dim in (("map", "term"), ("background", "background_term")):
+        size = max(old.sizes[dim], new.sizes[dim])
+        old = _padded(old, name, dim, size)
+        new = _padded(new, name, dim, size)
+    joined = xr.concat(
+        [old, new], dim="time", data_vars="minimal", coords="minimal", compat="override", join="override"
+    )
+    return register.flag_table(joined)
+
+
+def _padded(table: xr.Dataset, name: str, dim: str, size: int) -> xr.Dataset:
+    if table.sizes[dim] == size:
+        return table
+    values = table[name].values
+    missing = np.full((*values.shape[:-1], size - values.shape[-1]), np.nan)
+    dims = table[name].dims
+    return table.drop_vars(name).assign({name: (dims, np.concatenate([values, missing], axis=-1))})

@@ -1,0 +1,124 @@
+"""The record of a run: what was asked, with which versions, what it cost, what failed and why."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from survey.config import Config
+from survey.io.files import write_atomic, write_json
+from survey.run.engine import Failure
+from survey.run.worker import UnitReport
+
+PACKAGES = ("survey", "numpy", "scipy", "numba", "astropy", "sep", "zarr", "xarray", "dask", "distributed")
+
+
+@dataclass
+class RunSummary:
+    """What came of a run.
+
+    Parameters
+    ----------
+    run_id : str
+        Names its folder in ``<field>/runs``.
+    status : str
+        ``done``, ``failed`` (some units), ``interrupted``.
+    method : str
+        Difference method.
+    seconds : float
+        Wall time.
+    computed, skipped : int
+        Units done now, and found done.
+    failures : list of Failure
+    events : int
+        Events in the list.
+    stages : dict
+        Stage -> units, seconds of work, highest memory above the import baseline.
+    rejected : list of (str, str)
+        Frames that were not used and why.
+    """
+
+    run_id: str
+    path: str
+    method: str
+    status: str = "running"
+    started: str = ""
+    seconds: float = 0.0
+    computed: int = 0
+    skipped: int = 0
+    events: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    inputs: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether all that was asked for was done."""
+        return self.status == "done"
+
+
+def new_run_id() -> str:
+    """A name that sorts by time."""
+    return time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:6]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result may depend on."""
+    found = {"python": platform.python_version(), "machine": platform.machine(), "system": sys.platform}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def summarise_stages(reports: Sequence[UnitReport]) -> dict[str, dict[str, float]]:
+    """Units, seconds and peak memory of each stage and step."""
+    table: dict[str, dict[str, float]] = {}
+    for report in reports:
+        label = report.stage if report.step == "apply" else f"{report.stage} ({report.step})"
+        row = table.setdefault(label, {"units": 0, "read": 0.0, "compute": 0.0, "write": 0.0, "memory": 0.0})
+        row["units"] += 1
+        for name, seconds in report.seconds.items():
+            row[name] += seconds
+        row["memory"] = max(row["memory"], report.peak_memory - report.baseline_memory)
+    return table
+
+
+def write_record(
+    field_path: Path, summary: RunSummary, config: Config, reports: Iterable[UnitReport]
+) -> None:
+    """Write ``runs/<run>/run.json`` and one line a unit in ``units.jsonl``."""
+    folder = field_path / "runs" / summary.run_id
+    lines = [
+        json.dumps(
+            {
+                "stage": r.stage,
+                "step": r.step,
+                "unit": r.unit,
+                "key": r.key,
+                "seconds": {name: round(value, 4) for name, value in r.seconds.items()},
+                "peak_memory": r.peak_memory,
+                "baseline_memory": r.baseline_memory,
+            }
+        )
+        for r in reports
+    ]
+    if lines:
+        write_atomic(folder / "units.jsonl", ("\n".join(lines) + "\n").encode())
+    record: dict[str, Any] = {
+        **asdict(summary),
+        "settings": config.model_dump(mode="json"),
+        "versions": versions(),
+    }
+    write_json(folder / "run.json", record)

@@ -1,0 +1,129 @@
+"""The one way from stored counts to calibrated samples in the reference flux unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from survey.io.store import Field
+from survey.kernels.pixelmap import PixelMap, n_terms, nearest_pixels, polynomial_terms
+from survey.tiles import Window
+
+Cube = NDArray[np.float32]
+
+
+@dataclass
+class CalibratedTile:
+    """Samples of a window of the sky grid, ``(flux - background) / scale``.
+
+    Parameters
+    ----------
+    flux, error : float32 arrays (time, y, x)
+    mask : bool array (time, y, x)
+        True = bad or not covered.
+    phase_y, phase_x : float64 arrays (time,) or (time, y, x)
+        Sub-pixel phase of every sample.
+    time : float64 array (time,)
+        MJD at mid-exposure.
+    flags : int array (time,)
+        Quality bits of the frames.
+    gain : float64 array (time,)
+        Electrons per reference flux unit; NaN where unknown.
+    window : tuple of slice
+        Where it lies on the sky grid.
+    """
+
+    flux: Cube
+    error: Cube
+    mask: NDArray[np.bool_]
+    phase_y: NDArray[np.float64]
+    phase_x: NDArray[np.float64]
+    time: NDArray[np.float64]
+    flags: NDArray[np.int64]
+    gain: NDArray[np.float64]
+    window: Window
+
+
+def frame_map(frames: xr.Dataset, k: int) -> PixelMap:
+    """The map reference pixel -> detector pixel of frame k."""
+    coefficients = frames["map"].values[k]
+    used = coefficients[:, np.isfinite(coefficients[0])]
+    center = frames["map_center"].values[k]
+    return PixelMap(used, (float(center[0]), float(center[1])), float(frames["map_scale"].values[k]))
+
+
+def phases(
+    frames: xr.Dataset, window: Window, shape: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Phases of all frames in a window: (time,) where every map is a shift, else (time, y, x)."""
+    rows, columns = ((s.start, s.stop) for s in window)
+    found = [
+        nearest_pixels(frame_map(frames, k), rows, columns, shape)[2:] for k in range(frames.sizes["time"])
+    ]
+    if all(py.ndim == 0 for py, _ in found):
+        return np.array([float(py) for py, _ in found]), np.array([float(px) for _, px in found])
+    size = (rows[1] - rows[0], columns[1] - columns[0])
+    return (
+        np.stack([np.broadcast_to(py, size) for py, _ in found]),
+        np.stack([np.broadcast_to(px, size) for _, px in found]),
+    )
+
+
+def background_surface(
+    coefficients: NDArray[np.float64], y: ArrayLike, x: ArrayLike, shape: tuple[int, int]
+) -> NDArray[np.float64]:
+    """Sky polynomial at detector positions; variables run from -1 to 1 over the detector."""
+    used = coefficients[np.isfinite(coefficients)]
+    order = next(order for order in range(9) if n_terms(order) >= len(used))
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    u, v = 2 * x / max(shape[1] - 1, 1) - 1, 2 * y / max(shape[0] - 1, 1) - 1
+    return np.tensordot(used, polynomial_terms(u, v, order), axes=1)
+
+
+def read_calibrated(field: Field, window: Window, frames: xr.Dataset | None = None) -> CalibratedTile:
+    """Read a window of ``images/sky`` and calibrate it.
+
+    Parameters
+    ----------
+    field : Field
+        The field.
+    window : tuple of slice
+        (y, x) slices of the sky grid.
+    frames : Dataset, optional
+        The table of frames, if it has been read already.
+    """
+    frames = field.frames() if frames is None else frames
+    n = frames.sizes["time"]
+    region = (slice(0, n), *window)
+    flux, error, mask = (
+        np.asarray(field.array("images/sky", name)[region]) for name in ("flux", "error", "mask")
+    )
+    scale = frames["scale"].values.astype(np.float64)
+    height, width = (int(size) for size in field.attrs["detector_shape"])
+    background = frames["background"].values
+    flat = np.isnan(background[:, 1:]).all()
+    rows, columns = ((s.start, s.stop) for s in window)
+    for k in range(n):
+        if flat:
+            level: NDArray[np.float64] | float = float(background[k, 0])
+        else:
+            jy, jx, _, _ = nearest_pixels(frame_map(frames, k), rows, columns, field.shape)
+            level = background_surface(background[k], jy, jx, (height, width))
+        flux[k] = (flux[k] - level) / scale[k]
+        error[k] /= scale[k]
+    bad = mask | ~np.isfinite(flux) | ~(error > 0) | ~np.isfinite(error)
+    phase_y, phase_x = phases(frames, window, field.shape)
+    return CalibratedTile(
+        flux=flux,
+        error=error,
+        mask=bad,
+        phase_y=phase_y,
+        phase_x=phase_x,
+        time=frames["time"].values,
+        flags=frames["flags"].values,
+        gain=frames["gain"].values * scale,
+        window=window,
+    )

@@ -1,0 +1,230 @@
+"""PSF-fitted light curves of events and targets on the difference images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from survey.config import Config
+from survey.io.files import write_parquet
+from survey.io.store import Field
+from survey.kernels.psf import EffectivePSF, fit_psf_flux, refine_position, stamp_psf
+from survey.kernels.reference import ReferenceFit
+from survey.stages.calibrated import phases
+from survey.stages.protocol import Output, Stage, Unit
+from survey.tiles import Window
+
+# Bits of a light curve's flags.
+FLAG_NO_DATA = 1
+FLAG_BAD_PIXEL = 2
+FLAG_KEPT_OUT_OF_FIT = 4
+FLAG_FRAME = 8
+
+
+@dataclass
+class Window3:
+    """Differences of a window and what is needed to fit stars in it."""
+
+    window: Window
+    arrays: dict[str, NDArray[Any]]
+    phase_y: NDArray[np.float64]
+    phase_x: NDArray[np.float64]
+    time: NDArray[np.float64]
+    frame_flags: NDArray[np.int64]
+    coefficients: NDArray[np.float64] | None
+    extension: float
+    objects: tuple[dict[str, Any], ...]
+
+
+def tile_halo(config: Config) -> int:
+    """Pixels beyond the core that a star at its edge needs."""
+    return config.photometry.size // 2 + 2
+
+
+def units(field: Field, config: Config, objects: Sequence[dict[str, Any]]) -> list[Unit]:
+    """One unit a tile that holds objects; each object belongs to the tile its pixel lies in."""
+    found = []
+    for tile in field.tiles:
+        mine = tuple(o for o in objects if tile.contains(o["y"], o["x"]))
+        if mine:
+            found.append(Unit(tile.name, tile, mine))
+    return found
+
+
+def read_window(field: Field, window: Window, config: Config, objects: tuple[dict[str, Any], ...]) -> Window3:
+    """Read differences and reference of a window."""
+    frames = field.frames()
+    region = (slice(0, frames.sizes["time"]), *window)
+    group = f"difference/{config.method}"
+    names = ("flux", "error", "mask", "fit_mask")
+    arrays = {name: np.asarray(field.array(group, name)[region]) for name in names}
+    coefficients = None
+    if field.has("reference", "coefficients"):
+        coefficients = np.asarray(field.array("reference", "coefficients")[window], np.float64)
+    phase_y, phase_x = phases(frames, window, field.shape)
+    return Window3(
+        window,
+        arrays,
+        phase_y,
+        phase_x,
+        frames["time"].values,
+        frames["flags"].values,
+        coefficients,
+        config.reference.extension,
+        objects,
+    )
+
+
+def read(field: Field, unit: Unit, config: Config) -> Window3:
+    """Differences of the tile and a margin for stars at its edge."""
+    assert unit.tile is not None
+    return read_window(field, unit.tile.window(tile_halo(config), field.shape), config, unit.items)
+
+
+def measure(data: Window3, psf: EffectivePSF, item: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Light curve of one object.
+
+    Returns
+    -------
+    dict
+        ``y``, ``x`` (refined), ``position_error``, ``reference_flux``, ``reference_flux_error`` and the
+        columns ``time``, ``flux``, ``error``, ``flags``.
+    """
+    half = config.photometry.size // 2
+    rows, columns = data.window
+    height, width = data.arrays["flux"].shape[1:]
+    cy, cx = round(item["y"]) - rows.start, round(item["x"]) - columns.start
+    # Near the image's edge the stamp is cut; what the PSF has outside is simply not seen.
+    y0, y1 = max(cy - half, 0), min(cy + half + 1, height)
+    x0, x1 = max(cx - half, 0), min(cx + half + 1, width)
+    cut = (slice(None), slice(y0, y1), slice(x0, x1))
+    flux, error, mask, fit_mask = (data.arrays[name][cut] for name in ("flux", "error", "mask", "fit_mask"))
+    py, px = data.phase_y, data.phase_x
+    if py.ndim == 3:
+        py, px = py[cut], px[cut]
+    origin = (float(rows.start + y0), float(columns.start + x0))
+    y, x = float(item["y"]), float(item["x"])
+    position_error = np.nan
+    if config.photometry.refine_position and item.get("refine", True):
+        fit = refine_position(
+            flux,
+            error,
+            mask,
+            psf,
+            py,
+            px,
+            (y, x),
+            origin=origin,
+            light_curve=event_profile(item, data.time),
+            background=config.photometry.background,
+        )
+        if fit.converged:
+            y, x = float(fit.y), float(fit.x)
+            position_error = float(np.sqrt(np.trace(fit.covariance) / 2))
+    model = stamp_psf(psf, py, px, y, x, flux.shape[1:], origin=origin)
+    values, sigma = fit_psf_flux(flux, error, mask, model, background=config.photometry.background)
+    core = model >= 0.1 * model.max(axis=(1, 2), keepdims=True)
+    flags = np.where(np.isfinite(values), 0, FLAG_NO_DATA)
+    flags |= np.where((mask & core).any(axis=(1, 2)), FLAG_BAD_PIXEL, 0)
+    flags |= np.where((fit_mask & core).any(axis=(1, 2)), FLAG_KEPT_OUT_OF_FIT, 0)
+    flags |= np.where(data.frame_flags != 0, FLAG_FRAME, 0)
+    ref_flux, ref_error = _reference_flux(data, psf, (y, x), cut, origin, error)
+    return {
+        "y": y,
+        "x": x,
+        "position_error": position_error,
+        "reference_flux": ref_flux,
+        "reference_flux_error": ref_error,
+        "time": data.time,
+        "flux": values,
+        "error": sigma,
+        "flags": flags.astype(np.int32),
+    }
+
+
+def event_profile(item: dict[str, Any], time: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Shape of an event in time, as the search saw it; None for a target."""
+    if "sigma_days" not in item:
+        return None
+    return np.exp(-0.5 * ((time - item["time"]) / max(item["sigma_days"], 1e-12)) ** 2)
+
+
+def _reference_flux(
+    data: Window3,
+    psf: EffectivePSF,
+    position: tuple[float, float],
+    cut: tuple[slice, slice, slice],
+    origin: tuple[float, float],
+    error: NDArray[Any],
+) -> tuple[float, float]:
+    """PSF flux of the object in the reference itself, on a local background."""
+    if data.coefficients is None:
+        return np.nan, np.nan
+    local = data.coefficients[cut[1:]]
+    valid = np.any(local != 0, axis=(2, 3))
+    fit = ReferenceFit(local, np.zeros(valid.shape, int), np.zeros(valid.shape), valid, data.extension)
+    zero = np.zeros(1)
+    image = fit.evaluate(zero, zero)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        weight = np.nansum(1.0 / np.asarray(error, float) ** 2, axis=0)
+        sigma = np.where(weight > 0, 1.0 / np.sqrt(weight), np.inf)[None]
+    bad = ~np.isfinite(image) | ~np.isfinite(sigma)
+    model = stamp_psf(psf, zero, zero, *position, image.shape[1:], origin=origin)
+    flux, flux_error = fit_psf_flux(image, np.where(bad, 1.0, sigma), bad, model, background=True)
+    return float(flux[0]), float(flux_error[0])
+
+
+def apply(data: Window3, state: EffectivePSF, config: Config) -> Output:
+    """Light curves of the tile's objects, as one table file."""
+    rows = [{**_identity(item), **measure(data, state, item, config)} for item in data.objects]
+    return Output(tables={"lightcurves": light_curve_table(rows)}, payload={"objects": len(rows)})
+
+
+def _identity(item: dict[str, Any]) -> dict[str, Any]:
+    return {"object_id": item["object_id"], "kind": item["kind"]}
+
+
+def light_curve_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """Rows of `measure` as a table: one row an object, its light curve in list columns."""
+    columns: dict[str, Any] = {}
+    for name, kind in (
+        ("object_id", pa.string()),
+        ("kind", pa.string()),
+        ("y", pa.float64()),
+        ("x", pa.float64()),
+        ("position_error", pa.float64()),
+        ("reference_flux", pa.float64()),
+        ("reference_flux_error", pa.float64()),
+        ("time", pa.list_(pa.float64())),
+        ("flux", pa.list_(pa.float64())),
+        ("error", pa.list_(pa.float64())),
+        ("flags", pa.list_(pa.int32())),
+    ):
+        columns[name] = pa.array([row[name] for row in rows], kind)
+    return pa.table(columns)
+
+
+def part_path(field: Field, method: str, unit: str) -> str:
+    """File of one unit's light curves."""
+    return str(field.path / "lightcurves" / f"{method}.parts" / f"{unit}.parquet")
+
+
+def gather(field: Field, config: Config, names: Sequence[str]) -> None:
+    """Put the units' light curves into one file, in the tiles' order."""
+    parts = []
+    for name in names:
+        try:
+            parts.append(pq.read_table(part_path(field, config.method, name)))
+        except FileNotFoundError:
+            continue
+    table = pa.concat_tables(parts) if parts else light_curve_table([])
+    write_parquet(field.light_curves_path(config.method), table)
+
+
+STAGE = Stage("photometry", 1, lambda config: config.photometry, lambda field, config: [], read, apply=apply)

@@ -1,0 +1,113 @@
+"""Places frames on the sky grid, by nearest pixel and never by interpolation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from survey.config import Config
+from survey.io.frames import FrameHeader, read_frame
+from survey.io.store import Field
+from survey.kernels.pixelmap import PixelMap, nearest_pixels
+from survey.stages.calibrated import frame_map
+from survey.stages.protocol import Output, Stage, Unit
+
+# Bytes of a placed sample (flux, error, dq, mask) and how much of a worker's budget a block may fill.
+SAMPLE_BYTES = 13
+BLOCK_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One frame and where it belongs."""
+
+    header: FrameHeader
+    pixel_map: PixelMap
+
+
+def place_units(
+    field: Field, frames: xr.Dataset, headers: list[FrameHeader], start: int, config: Config
+) -> list[Unit]:
+    """Units that place frames ``start`` … of the table: a time block and a band of tile rows each.
+
+    Every shard of the cube belongs to one unit, so that it has one writer.
+    """
+    height, width = field.shape
+    budget = config.grid.memory * 2**30 * BLOCK_SHARE
+    rows = int(budget / (SAMPLE_BYTES * field.time_block * width)) // field.tile_size * field.tile_size
+    rows = max(field.tile_size, rows)
+    units = []
+    block = field.time_block
+    total = frames.sizes["time"]
+    for first in range(start // block * block, total, block):
+        k0, k1 = max(first, start), min(first + block, total)
+        placements = tuple(Placement(headers[k - start], frame_map(frames, k)) for k in range(k0, k1))
+        for y0 in range(0, height, rows):
+            y1 = min(y0 + rows, height)
+            units.append(Unit(f"epochs-{k0:06d}-{k1:06d}-rows-{y0:05d}", None, (k0, k1, y0, y1, placements)))
+    return units
+
+
+def unit_identity(unit: Unit) -> list[Any]:
+    """What the placed data depend on besides the settings: content of the files, maps."""
+    rows: list[Any] = list(unit.items[:4])
+    for placement in unit.items[4]:
+        m = placement.pixel_map
+        rows.append([placement.header.fingerprint, m.coefficients.tolist(), list(m.center), m.scale])
+    return rows
+
+
+def _detector_rows(pixel_map: PixelMap, y0: int, y1: int, width: int) -> tuple[int, int]:
+    """Detector rows that a band of the sky grid may need."""
+    x = np.linspace(0, width - 1, 9)
+    edges = [pixel_map.evaluate(x, np.full_like(x, float(y)))[1] for y in (y0, y1 - 1)]
+    return int(np.floor(np.min(edges))) - 2, int(np.ceil(np.max(edges))) + 3
+
+
+@dataclass
+class Placed:
+    """A block of the cube: its arrays and where they belong."""
+
+    arrays: dict[str, NDArray[Any]]
+    region: tuple[slice, ...]
+
+
+def read(field: Field, unit: Unit, config: Config) -> Placed:
+    """Read the unit's frames one by one and take the nearest pixel of each."""
+    k0, k1, y0, y1, placements = unit.items
+    height, width = field.shape
+    size = (k1 - k0, y1 - y0, width)
+    placed: dict[str, NDArray[Any]] = {
+        "flux": np.full(size, np.nan, np.float32),
+        "error": np.full(size, np.nan, np.float32),
+        "mask": np.ones(size, bool),
+        "dq": np.zeros(size, np.uint32),
+    }
+    detector_height = int(field.attrs["detector_shape"][0])
+    for k, placement in enumerate(placements):
+        low, high = _detector_rows(placement.pixel_map, y0, y1, width)
+        low, high = max(low, 0), min(high, detector_height)
+        if low >= high:
+            continue
+        frame = read_frame(placement.header, config.input, rows=(low, high))
+        jy, jx, _, _ = nearest_pixels(placement.pixel_map, (y0, y1), (0, width), (height, width))
+        jy = jy - low
+        inside = (jy >= 0) & (jy < frame.flux.shape[0]) & (jx >= 0) & (jx < frame.flux.shape[1])
+        jy, jx = jy[inside], jx[inside]
+        for name, values in (("flux", frame.flux), ("error", frame.error), ("mask", frame.mask)):
+            placed[name][k][inside] = values[jy, jx]
+        if frame.dq is not None:
+            placed["dq"][k][inside] = frame.dq[jy, jx]
+    return Placed(placed, (slice(k0, k1), slice(y0, y1), slice(0, width)))
+
+
+def apply(data: Placed, state: None, config: Config) -> Output:
+    """Hand the placed block on to be written."""
+    return Output({"images/sky": data.arrays}, data.region, payload={"good": int((~data.arrays["mask"]).sum())})
+
+
+STAGE = Stage("place", 1, lambda config: config.input, lambda field, config: [], read, apply=apply)

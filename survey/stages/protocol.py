@@ -1,0 +1,100 @@
+"""What a stage is: pure functions over units. `survey.run` does the rest for any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from survey.config import Config
+from survey.io.store import Field
+from survey.tiles import Tile
+
+STAGES: dict[str, Stage] = {}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work that one task does and one ledger record remembers.
+
+    Parameters
+    ----------
+    name : str
+        Its name in the ledger.
+    tile : Tile, optional
+        The tile it works on.
+    items : tuple
+        What else it works on: sources of frames, objects …; plain, picklable data.
+    """
+
+    name: str
+    tile: Tile | None = None
+    items: tuple[Any, ...] = ()
+
+
+@dataclass
+class Output:
+    """What `apply` returns: arrays to write and a small report.
+
+    Parameters
+    ----------
+    arrays : mapping
+        Group -> name -> array of the unit's core.
+    region : tuple of slice
+        (time, y, x) where the arrays belong.
+    tables : mapping
+        Folder of the field -> pyarrow table, written as a part of the unit's own.
+    payload : dict
+        Plain JSON data, kept in the ledger: counts, candidates.
+    """
+
+    arrays: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
+    region: tuple[slice, ...] = ()
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    payload: dict[str, Any] = field(default_factory=dict)
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as its functions.
+
+    Parameters
+    ----------
+    name : str
+        Its name in ledgers, messages and on the command line.
+    version : int
+        Raised whenever the same settings would give other numbers.
+    settings : callable (config) -> data
+        The settings its results depend on, and no others.
+    units : callable (field, config) -> list of Unit
+        In a fixed order.
+    read : callable (field, unit, config) -> data
+        What a unit needs from the store: its core and halo.
+    partial : callable (data, config) -> small arrays
+        Optional first pass, gathered by ``combine``.
+    combine : callable (partials in unit order, config) -> state
+    apply : callable (data, state, config) -> Output
+    """
+
+    name: str
+    version: int
+    settings: Callable[[Config], Any]
+    units: Callable[[Field, Config], list[Unit]]
+    read: Callable[[Field, Unit, Config], Any]
+    partial: Callable[[Any, Config], Any] = _nothing
+    combine: Callable[[list[Any], Config], Any] = _nothing
+    apply: Callable[[Any, Any, Config], Output] = _nothing  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        STAGES[self.name] = self
+
+
+def tile_units(field: Field, config: Config) -> list[Unit]:
+    """One unit a tile, in the tiles' order: the usual case."""
+    return [Unit(tile.name, tile) for tile in field.tiles]

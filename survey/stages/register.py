@@ -1,0 +1,342 @@
+"""Registration and calibration of frames: stars, map, scale, sky and quality of each.
+
+``measure`` looks at one frame alone and may run anywhere; ``combine`` sees the small results of all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from astropy.wcs import WCS
+from numpy.typing import NDArray
+
+from survey.config import Config
+from survey.io.frames import FrameError, FrameHeader, FrameSource, parse_wcs, read_frame
+from survey.io.times import quiet
+from survey.kernels.background import measure_background
+from survey.kernels.frame_quality import flag_frames, photometric_scale
+from survey.kernels.pixelmap import PixelMap, fit_pixel_map, n_terms
+from survey.kernels.registration import Match, RegistrationError, match_stars
+from survey.kernels.stars import StarFlag, StarList, find_stars, psf_width
+
+logger = logging.getLogger(__name__)
+
+# A WCS is followed to this many pixels by the polynomial map that stands for it.
+WCS_TOLERANCE = 2e-3
+
+
+@dataclass
+class FrameMeasure:
+    """What is known of one frame after it has been looked at alone."""
+
+    header: FrameHeader
+    stars: StarList
+    background: NDArray[np.float64]
+    background_rms: float
+    psf_fwhm: float
+    elongation: float
+
+    @property
+    def name(self) -> str:
+        """The frame's name in messages."""
+        return self.header.frame_id
+
+
+@dataclass
+class Registered:
+    """A frame brought onto the reference frame's grid."""
+
+    measure: FrameMeasure
+    pixel_map: PixelMap
+    rms: float
+    n_matched: int
+    scale: float
+    scale_error: float
+
+
+def measure_frame(header: FrameHeader, config: Config) -> FrameMeasure:
+    """Read a frame and measure its stars, sky and PSF width.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read, or holds no good pixel.
+    """
+    frame = read_frame(header, config.input)
+    order = {"level": 0, "surface": 2, "none": 0}[config.calibrate.background]
+    try:
+        sky = measure_background(frame.flux, frame.mask, order=order)
+    except ValueError as error:
+        raise FrameError(header.source.path, f"no sky level can be measured: {error}") from None
+    stars = find_stars(
+        frame.flux,
+        frame.error,
+        frame.mask,
+        threshold=config.registration.threshold,
+        max_stars=config.registration.max_stars,
+        saturation=header.saturation,
+    )
+    clean = stars.select(stars.clean)
+    fwhm = psf_width(stars)[0] if len(clean) >= 3 else np.nan
+    background = (
+        np.zeros_like(sky.coefficients) if config.calibrate.background == "none" else sky.coefficients
+    )
+    return FrameMeasure(
+        header=header,
+        stars=stars,
+        background=background,
+        background_rms=sky.rms,
+        psf_fwhm=float(fwhm),
+        elongation=float(np.median(clean.elongation)) if len(clean) else np.nan,
+    )
+
+
+def choose_reference(measures: list[FrameMeasure], name: str) -> int:
+    """Index of the frame that defines the sky grid.
+
+    ``auto`` takes, of the frames with round stars, good seeing and many stars, the one nearest to the
+    middle of the series, where a drifting field overlaps most.
+
+    Raises
+    ------
+    ValueError
+        If a named frame is not among them.
+    """
+    if name != "auto":
+        for k, m in enumerate(measures):
+            if name in (m.name, m.header.source.path, Path(m.header.source.path).name):
+                return k
+        raise ValueError(f"[registration] reference = {name!r}: no such frame among the {len(measures)} read")
+    fwhm = np.array([m.psf_fwhm for m in measures])
+    count = np.array([int(m.stars.clean.sum()) for m in measures])
+    elongation = np.array([m.elongation for m in measures])
+    with quiet(RuntimeWarning):
+        good = (
+            (fwhm <= np.nanmedian(fwhm) * 1.05)
+            & (elongation <= np.nanmedian(elongation) * 1.1)
+            & (count >= 0.8 * np.median(count))
+        )
+    if not good.any():
+        return int(np.argmax(count))
+    candidates = np.flatnonzero(good)
+    return int(candidates[np.argmin(np.abs(candidates - len(measures) / 2))])
+
+
+def wcs_map(wcs: WCS, reference: WCS, shape: tuple[int, int]) -> PixelMap:
+    """Polynomial map that follows reference WCS -> sky -> frame WCS, of the lowest sufficient degree."""
+    y, x = np.meshgrid(np.linspace(0, shape[0] - 1, 13), np.linspace(0, shape[1] - 1, 13), indexing="ij")
+    xd, yd = wcs.world_to_pixel(reference.pixel_to_world(x.ravel(), y.ravel()))
+    for order in (1, 2, 3):
+        found = fit_pixel_map(x.ravel(), y.ravel(), xd, yd, order)
+        fx, fy = found.evaluate(x.ravel(), y.ravel())
+        if max(np.abs(fx - xd).max(), np.abs(fy - yd).max()) < WCS_TOLERANCE:
+            break
+    return found
+
+
+def _by_stars(m: FrameMeasure, ref: FrameMeasure, config: Config, initial: PixelMap | None) -> Match:
+    settings = config.registration
+    return match_stars(
+        m.stars,
+        ref.stars,
+        initial=initial,
+        max_rotation=settings.max_rotation,
+        min_matches=settings.min_stars,
+        order=settings.order,
+    )
+
+
+def _residual(m: FrameMeasure, ref: FrameMeasure, match: Match, pixel_map: PixelMap) -> float:
+    """Median distance of matched stars from where a map that did not see them puts them."""
+    x, y = pixel_map.evaluate(ref.stars.x[match.reference_index], ref.stars.y[match.reference_index])
+    return float(np.median(np.hypot(m.stars.x[match.index] - x, m.stars.y[match.index] - y)))
+
+
+def register_frame(m: FrameMeasure, ref: FrameMeasure, config: Config) -> Registered:
+    """Map, residual and photometric scale of one frame.
+
+    Raises
+    ------
+    RegistrationError
+        If neither a WCS nor enough stars place the frame.
+    """
+    mode = config.registration.mode
+    if mode == "auto":
+        mode = "wcs" if m.header.wcs_text is not None and ref.header.wcs_text is not None else "stars"
+    if mode == "wcs" and (m.header.wcs_text is None or ref.header.wcs_text is None):
+        raise RegistrationError("has no WCS; set [registration] mode = 'stars'")
+    if m is ref:
+        pixel_map, rms, n = PixelMap.translation(0.0, 0.0), 0.0, int(m.stars.clean.sum())
+        return Registered(m, pixel_map, rms, n, 1.0, 0.0)
+    match: Match | None = None
+    if mode == "stars":
+        match = _by_stars(m, ref, config, None)
+        pixel_map, rms = match.pixel_map, match.held_out_median
+    else:
+        if mode == "wcs":
+            assert m.header.wcs_text is not None
+            assert ref.header.wcs_text is not None
+            pixel_map = wcs_map(
+                parse_wcs(m.header.wcs_text), parse_wcs(ref.header.wcs_text), ref.header.shape
+            )
+        else:
+            pixel_map = PixelMap.translation(0.0, 0.0)
+        rms = np.nan
+        try:
+            match = _by_stars(m, ref, config, pixel_map)
+            rms = _residual(m, ref, match, pixel_map)
+        except RegistrationError as error:
+            logger.info("%s: residual not measured: %s", m.name, error)
+    scale, scale_error = 1.0, np.nan
+    if config.calibrate.scale == "stars" and match is not None:
+        scale, scale_error = _scale(m, ref, match)
+    return Registered(m, pixel_map, rms, match.n_matched if match else 0, scale, scale_error)
+
+
+def _scale(m: FrameMeasure, ref: FrameMeasure, match: Match) -> tuple[float, float]:
+    a, b = m.stars.select(match.index), ref.stars.select(match.reference_index)
+    good = ((a.flags | b.flags) & StarFlag.SATURATED) == 0
+    a, b = a.select(good), b.select(good)
+    return photometric_scale(a.flux, b.flux, a.flux_error, b.flux_error)
+
+
+def combine(
+    measures: list[FrameMeasure], config: Config, reference: FrameMeasure | None = None
+) -> tuple[xr.Dataset, FrameMeasure, list[tuple[FrameSource, str]]]:
+    """Register all frames to one and build the table of frames.
+
+    Parameters
+    ----------
+    measures : list of FrameMeasure
+        In order of time.
+    reference : FrameMeasure, optional
+        The frame that defines the grid; chosen here if missing.
+
+    Returns
+    -------
+    frames : Dataset
+        The group ``frames`` of the store.
+    reference : FrameMeasure
+    rejected : list of (FrameSource, reason)
+        Frames that could not be placed.
+    """
+    ref = (
+        measures[choose_reference(measures, config.registration.reference)]
+        if reference is None
+        else reference
+    )
+    done: list[Registered] = []
+    rejected = []
+    for m in measures:
+        try:
+            done.append(register_frame(m, ref, config))
+        except RegistrationError as error:
+            rejected.append((m.header.source, f"{m.name}: {error}"))
+    return _table(done), ref, rejected
+
+
+def _table(done: list[Registered]) -> xr.Dataset:
+    n = len(done)
+    terms = max((r.pixel_map.coefficients.shape[1] for r in done), default=n_terms(1))
+    maps = np.full((n, 2, terms), np.nan)
+    sky = np.full((n, max((len(r.measure.background) for r in done), default=1)), np.nan)
+    for k, r in enumerate(done):
+        maps[k, :, : r.pixel_map.coefficients.shape[1]] = r.pixel_map.coefficients
+        sky[k, : len(r.measure.background)] = r.measure.background
+    column = {
+        "frame_id": np.array([r.measure.name for r in done], object),
+        "header": np.array([_header_json(r.measure.header) for r in done], object),
+        "path": np.array([r.measure.header.source.path for r in done], object),
+        "detector": np.array([r.measure.header.detector for r in done], object),
+        "gain": np.array([r.measure.header.gain or np.nan for r in done]),
+        "zero_point": np.array([_or_nan(r.measure.header.zero_point) for r in done]),
+        "exposure": np.array([r.measure.header.exposure for r in done]),
+        "map_scale": np.array([r.pixel_map.scale for r in done]),
+        "registration_rms": np.array([r.rms for r in done]),
+        "n_matched": np.array([r.n_matched for r in done], np.int64),
+        "n_stars": np.array([int(r.measure.stars.clean.sum()) for r in done], np.int64),
+        "scale": np.array([r.scale for r in done]),
+        "scale_error": np.array([r.scale_error for r in done]),
+        "background_rms": np.array([r.measure.background_rms for r in done]),
+        "psf_fwhm": np.array([r.measure.psf_fwhm for r in done]),
+        "elongation": np.array([r.measure.elongation for r in done]),
+    }
+    frames = xr.Dataset({name: ("time", values) for name, values in column.items()})
+    frames["map"] = (("time", "axis", "term"), maps)
+    frames["map_center"] = (("time", "axis"), np.array([r.pixel_map.center for r in done]).reshape(n, 2))
+    frames["background"] = (("time", "background_term"), sky)
+    frames = frames.assign_coords(time=("time", np.array([r.measure.header.time for r in done])))
+    frames["time"].attrs = {
+        "units": "d",
+        "long_name": "MJD at mid-exposure",
+        "scale": done[0].measure.header.time_scale if done else "utc",
+    }
+    return flag_table(frames)
+
+
+def _or_nan(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def flag_table(frames: xr.Dataset) -> xr.Dataset:
+    """Set the quality flags of every frame, relative to all frames."""
+    flags = flag_frames(
+        psf_fwhm=frames["psf_fwhm"].values,
+        elongation=frames["elongation"].values,
+        scale=frames["scale"].values,
+        background=frames["background"].values[:, 0],
+        n_stars=frames["n_stars"].values,
+        residual=frames["registration_rms"].values,
+    )
+    frames["flags"] = ("time", np.asarray(flags, np.int64))
+    return frames
+
+
+def _header_json(header: FrameHeader) -> str:
+    source = {"path": header.source.path, "index": header.source.index}
+    return json.dumps({**asdict(header), "source": source}, default=str)
+
+
+def stored_headers(frames: xr.Dataset) -> list[FrameHeader]:
+    """Headers of the frames a field holds."""
+    found = []
+    for text in frames["header"].values:
+        values = json.loads(str(text))
+        values["source"] = FrameSource(**values["source"])
+        for name in ("shape", "origin", "warnings"):
+            values[name] = tuple(values[name])
+        found.append(FrameHeader(**values))
+    return found
+
+
+def star_table(reference: FrameMeasure) -> xr.Dataset:
+    """The reference frame's stars and what else later nights need of it."""
+    columns = {f.name: ("star", getattr(reference.stars, f.name)) for f in fields(StarList)}
+    table = xr.Dataset(columns)
+    table.attrs = {
+        "header": _header_json(reference.header),
+        "background": [float(b) for b in reference.background],
+        "background_rms": reference.background_rms,
+        "psf_fwhm": reference.psf_fwhm,
+        "elongation": reference.elongation,
+    }
+    return table
+
+
+def stored_reference(table: xr.Dataset) -> FrameMeasure:
+    """The reference frame's measure from `star_table`."""
+    values = json.loads(table.attrs["header"])
+    header = stored_headers(xr.Dataset({"header": ("time", np.array([json.dumps(values)], object))}))[0]
+    return FrameMeasure(
+        header=header,
+        stars=StarList(**{f.name: table[f.name].values for f in fields(StarList)}),
+        background=np.array(table.attrs["background"], float),
+        background_rms=float(table.attrs["background_rms"]),
+        psf_fwhm=float(table.attrs["psf_fwhm"]),
+        elongation=float(table.attrs["elongation"]),
+    )
