@@ -8,6 +8,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
+from numpy.polynomial.legendre import legvander
 from scipy.special import erf
 
 from survey import simulate
@@ -109,6 +110,16 @@ def test_cube_samples_are_taken_at_their_phases(rotation, tolerance):
     peak = expected.max()
     np.testing.assert_allclose(cube.noiseless[k], expected, atol=tolerance * peak)
     assert abs(cube.phase_y).max() <= 0.5 + 0.01 * rotation
+
+
+def test_samples_are_smooth_in_phase_far_below_the_noise():
+    # What interpolation or cut stamps would leave is rough in phase: no polynomial follows it.
+    cube = simulate_cube((12, 12), 192, seed=1)
+    rows = legvander(cube.phase_y * 2 / 1.2, 8)[:, :, None] * legvander(cube.phase_x * 2 / 1.2, 8)[:, None]
+    design = rows.reshape(192, -1)
+    samples = cube.noiseless.reshape(192, -1)
+    model = design @ np.linalg.lstsq(design, samples, rcond=None)[0]
+    assert np.max(abs(samples - model) / cube.true_error.reshape(192, -1)) < 0.01
 
 
 def test_psf_variation_changes_the_width_of_frames():
