@@ -1,0 +1,364 @@
+"""Frames in, whatever file they come from.
+
+`find_frames` lists them, `scan_file` reads the headers of one file (cheap, pure, one task a file),
+`combine_scans` decides which frames make a field, `read_frame` reads pixels. Input is calibrated imaging:
+bias, dark and flat are done elsewhere.
+
+Examples
+--------
+>>> from survey.config import InputSettings
+>>> find_frames(["no_such_night/*.fits"], InputSettings())
+Traceback (most recent call last):
+...
+survey.io._frame.FrameError: *.fits: no frame matches no_such_night/*.fits; no directory no_such_night
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from survey.config import InputSettings
+from survey.io import _asdf, _fits, _target_pixels
+from survey.io._frame import (
+    COMPRESSIONS,
+    DQ_BAD_ERROR,
+    DQ_NO_DATA,
+    DQ_SATURATED,
+    SUFFIXES,
+    Frame,
+    FrameError,
+    FrameHeader,
+    FrameSource,
+    Planes,
+    nearest,
+    parse_wcs,
+    wanted,
+)
+from survey.io._planes import build_frame, measure_sky
+from survey.io._scan import FileScan, FrameSetError, Rejected, Scan, combine_scans
+from survey.kernels.background import Background
+
+__all__ = [
+    "DQ_BAD_ERROR",
+    "DQ_NO_DATA",
+    "DQ_SATURATED",
+    "FileScan",
+    "Frame",
+    "FrameError",
+    "FrameHeader",
+    "FrameSetError",
+    "FrameSource",
+    "Rejected",
+    "Scan",
+    "combine_scans",
+    "find_files",
+    "find_frames",
+    "parse_wcs",
+    "read_frame",
+    "read_frames",
+    "read_header",
+    "scan",
+    "scan_file",
+]
+
+
+def find_files(patterns: Sequence[str | Path]) -> list[str]:
+    """Paths of frame files that match paths, glob patterns (``**`` too) or directories, sorted, each once.
+
+    Raises
+    ------
+    FrameError
+        If a pattern matches nothing, naming the nearest file there is.
+    """
+    if isinstance(patterns, str | Path):
+        patterns = [patterns]
+    found: set[str] = set()
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_file():
+            matched = [str(path)]
+        elif path.is_dir():
+            matched = [
+                str(entry) for entry in path.iterdir() if entry.is_file() and is_frame_name(entry.name)
+            ]
+        else:
+            matched = [name for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+        if not matched:
+            raise FrameError(path, f"no frame matches {pattern}", _nothing_found(path))
+        found.update(matched)
+    if not found:
+        raise FrameError(
+            "frames", "no frames were named", "give files, patterns or directories: [input] frames"
+        )
+    return sorted(found)
+
+
+def is_frame_name(name: str) -> bool:
+    """Whether a file's name looks like a frame's (.fits, .fit, .fts, .asdf, compressed or not)."""
+    lower = name.lower()
+    for ending in COMPRESSIONS:
+        lower = lower.removesuffix(ending)
+    return lower.endswith(SUFFIXES)
+
+
+def _nothing_found(path: Path) -> str:
+    if path.is_dir():
+        return f"the directory holds no file ending in {', '.join(SUFFIXES)}, compressed or not"
+    base = path.parent
+    while any(c in str(base) for c in "*?["):
+        base = base.parent
+    if not base.is_dir():
+        return f"no directory {base}"
+    names = sorted(entry.name for entry in base.iterdir() if is_frame_name(entry.name))
+    return nearest(path.name, names[:1000]) if names else f"{base} holds no frames"
+
+
+def find_frames(patterns: Sequence[str | Path], settings: InputSettings | None = None) -> list[FrameSource]:
+    """All frames of the files that match: one a file, or one a cadence or science extension.
+
+    Files that cannot be opened are listed as one frame; reading it says why. For many files use
+    `find_files` and one `scan_file` a task.
+
+    Raises
+    ------
+    FrameError
+        If a pattern matches nothing.
+    """
+    settings = settings or InputSettings()
+    return [
+        FrameSource(path, index) for path in find_files(patterns) for index in range(_count(path, settings))
+    ]
+
+
+def _count(path: str, settings: InputSettings) -> int:
+    if _is_asdf(path):
+        return 1
+    try:
+        with _fits.open_fits(path) as hdul:
+            table = _target_pixels.pixel_table(hdul)
+            if table is not None:
+                return int(hdul[table].header["NAXIS2"])
+            return len(_fits.science_extensions(path, hdul, settings))
+    except FrameError:
+        return 1
+
+
+def _is_asdf(path: str | Path) -> bool:
+    return str(path).lower().endswith(".asdf")
+
+
+def read_header(source: FrameSource | str | Path, settings: InputSettings | None = None) -> FrameHeader:
+    """What a frame is, without its pixels.
+
+    Raises
+    ------
+    FrameError
+        With the file, the reason and the way out; of kind ``"filtered"`` for another band or detector
+        than asked for, and for cadences with bad quality bits.
+    """
+    source, settings = _source(source), settings or InputSettings()
+    path, index = source.path, source.index
+    kind = _format(path)
+    if kind == "asdf":
+        header = _asdf.make_header(path, settings)
+    elif kind == "target-pixels":
+        header = _target_pixels.make_header(path, index, settings)
+    else:
+        with _fits.open_fits(path) as hdul:
+            header = _fits_header(path, hdul, index, settings)
+    return wanted(header, settings)
+
+
+def _format(path: str) -> str:
+    if _is_asdf(path):
+        return "asdf"
+    if not Path(path).is_file():
+        raise FrameError(path, "no such file")
+    status = Path(path).stat()
+    return _fits_format(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4096)
+def _fits_format(path: str, mtime: int, size: int) -> str:
+    """Kept, because one compressed file may be asked for each of thousands of cadences."""
+    with _fits.open_fits(path) as hdul:
+        return "fits" if _target_pixels.pixel_table(hdul) is None else "target-pixels"
+
+
+def _source(source: FrameSource | str | Path) -> FrameSource:
+    return FrameSource(str(source), 0) if isinstance(source, str | Path) else source
+
+
+def _fits_header(path: str, hdul: _fits.fits.HDUList, index: int, settings: InputSettings) -> FrameHeader:
+    science = _fits.science_extensions(path, hdul, settings)
+    if not 0 <= index < len(science):
+        raise FrameError(path, f"no frame {index}: the file has {len(science)}")
+    layout = _fits.find_layout(path, hdul, science[index], settings)
+    return _fits.make_header(path, hdul, layout, index, len(science) > 1, settings)
+
+
+def read_frame(
+    source: FrameSource | FrameHeader | str | Path,
+    settings: InputSettings | None = None,
+    rows: tuple[int, int] | None = None,
+) -> Frame:
+    """Read one frame, or a band of its rows.
+
+    Parameters
+    ----------
+    source : FrameSource, FrameHeader or path
+        A header that was read already is not read again.
+    settings : InputSettings
+    rows : (y0, y1), optional
+        Rows of the frame (after the cutout) to read. Plain and tile-compressed FITS are read in part;
+        values are the same as those of the whole frame, except that a frame without any good pixel is
+        refused only when read whole.
+
+    Returns
+    -------
+    Frame
+
+    Raises
+    ------
+    FrameError
+        With the file, the reason and the way out.
+    """
+    settings = settings or InputSettings()
+    header = source if isinstance(source, FrameHeader) else read_header(source, settings)
+
+    with _Reader(header, settings) as read:
+
+        def noise() -> Background | None:
+            if rows is None:
+                return measure_sky(header, read, settings)
+            return _sky(header, Path(header.source.path).stat().st_mtime_ns, settings.model_dump_json())
+
+        return build_frame(header, read, settings, rows, noise)
+
+
+class _Reader:
+    """Context that gives ``read(rows) -> Planes`` of one frame, with its file open meanwhile."""
+
+    def __init__(self, header: FrameHeader, settings: InputSettings) -> None:
+        self.header, self.settings = header, settings
+        self.path, self.index = header.source.path, header.source.index
+        self.last_rows: tuple[int, int] | None = None
+
+    def __enter__(self) -> _Reader:
+        with contextlib.ExitStack() as stack:
+            if self.header.file_format == "asdf":
+                self.file = stack.enter_context(_asdf.open_roman(self.path))
+            elif self.header.file_format == "fits":
+                self.file = stack.enter_context(_fits.open_fits(self.path))
+                science = _fits.science_extensions(self.path, self.file, self.settings)
+                self.layout = _fits.find_layout(self.path, self.file, science[self.index], self.settings)
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stack.close()
+
+    def __call__(self, rows: tuple[int, int]) -> Planes:
+        if rows != self.last_rows:  # the sky and the frame itself often ask for the same
+            self.last_rows, self.last = rows, self._read(rows)
+        return self.last
+
+    def _read(self, rows: tuple[int, int]) -> Planes:
+        if self.header.file_format == "asdf":
+            return _asdf.planes_of(self.path, self.file, self.settings, rows)
+        if self.header.file_format == "target-pixels":
+            return _target_pixels.read_planes(self.path, self.index, self.settings, rows)
+        return _fits.read_planes(self.path, self.file, self.layout, self.settings, rows)
+
+
+def read_frames(
+    sources: Iterable[FrameSource | FrameHeader | str | Path], settings: InputSettings | None = None
+) -> Iterator[Frame]:
+    """Frames one after the other; never more than one in memory here."""
+    for source in sources:
+        yield read_frame(source, settings)
+
+
+def scan_file(path: str | Path, settings: InputSettings | None = None) -> FileScan:
+    """Headers of all frames of one file, and those left out with the reason. Never raises `FrameError`."""
+    path, settings = str(path), settings or InputSettings()
+    result = FileScan()
+    for index, found in enumerate(_headers_of(path, settings)):
+        try:
+            if isinstance(found, FrameError):
+                raise found
+            result.headers.append(wanted(found, settings))
+        except FrameError as error:
+            result.rejected.append(Rejected(FrameSource(path, index), str(error), error.kind))
+    return result
+
+
+def _headers_of(path: str, settings: InputSettings) -> list[FrameHeader | FrameError]:
+    try:
+        if _is_asdf(path):
+            return [_asdf.make_header(path, settings)]
+        with _fits.open_fits(path) as hdul:
+            if _target_pixels.pixel_table(hdul) is None:
+                return _extension_headers(path, hdul, settings)
+        return _target_pixels.make_headers(path, settings)
+    except FrameError as error:
+        return [error]
+
+
+def _extension_headers(
+    path: str, hdul: _fits.fits.HDUList, settings: InputSettings
+) -> list[FrameHeader | FrameError]:
+    found: list[FrameHeader | FrameError] = []
+    for index in range(len(_fits.science_extensions(path, hdul, settings))):
+        try:
+            found.append(_fits_header(path, hdul, index, settings))
+        except FrameError as error:
+            found.append(error)
+    return found
+
+
+def scan(
+    files: Iterable[str | Path | FrameSource],
+    settings: InputSettings | None = None,
+    known: Sequence[FrameHeader] = (),
+) -> Scan:
+    """Headers of all frames that make one field, in order of time, and those left out.
+
+    The serial form of `scan_file` and `combine_scans`. A `FrameSource` asks for that frame alone.
+
+    Raises
+    ------
+    FrameSetError
+        If the frames are of several bands.
+    """
+    settings = settings or InputSettings()
+    asked: dict[str, set[int] | None] = {}
+    for item in files:
+        source = _source(item)
+        if isinstance(item, str | Path):
+            asked[source.path] = None
+        elif asked.setdefault(source.path, set()) is not None:
+            asked[source.path].add(source.index)  # type: ignore[union-attr]
+    scans = [_only(scan_file(path, settings), indices) for path, indices in asked.items()]
+    return combine_scans(scans, settings, known)
+
+
+def _only(found: FileScan, indices: set[int] | None) -> FileScan:
+    if indices is None:
+        return found
+    return FileScan(
+        [header for header in found.headers if header.source.index in indices],
+        [rejected for rejected in found.rejected if rejected.source.index in indices],
+    )
+
+
+@lru_cache(maxsize=8)
+def _sky(header: FrameHeader, mtime: int, settings_json: str) -> Background | None:
+    """The sky of a frame read in bands of rows, measured once."""
+    settings = InputSettings.model_validate_json(settings_json)
+    with _Reader(header, settings) as read:
+        return measure_sky(header, read, settings)

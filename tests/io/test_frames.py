@@ -1,0 +1,540 @@
+"""Frames read from files: pixels, masks, errors, times, and what is refused and why."""
+
+import gzip
+import pickle
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.wcs import WCS
+
+from survey.config import InputSettings, Keywords
+from survey.io.frames import (
+    DQ_BAD_ERROR,
+    DQ_NO_DATA,
+    DQ_SATURATED,
+    FrameError,
+    FrameSetError,
+    combine_scans,
+    find_files,
+    find_frames,
+    read_frame,
+    read_frames,
+    read_header,
+    scan,
+    scan_file,
+)
+
+SHAPE = (40, 50)
+
+
+def sky_image(seed=1, level=100.0, sigma=3.0, shape=SHAPE):
+    return np.random.default_rng(seed).normal(level, sigma, shape).astype(np.float32)
+
+
+def tan_wcs():
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval = [268.0, -29.0]
+    wcs.wcs.crpix = [20.0, 15.0]
+    wcs.wcs.cdelt = [-3e-5, 3e-5]
+    return wcs
+
+
+def write(path, data=None, *, extensions=(), **cards):
+    header = fits.Header()
+    header.update({"MJD-OBS": 60000.5, "EXPTIME": 120.0, "FILTER": "W146", "DETECTOR": "A1"})
+    for key, value in cards.items():
+        header[key.replace("_", "-")] = value
+    header = fits.Header([card for card in header.cards if card.value != "drop"])
+    data = sky_image() if data is None else data
+    hdus = [fits.PrimaryHDU(data, header)]
+    for name, values in extensions:
+        hdus.append(fits.ImageHDU(values, name=name))
+    fits.HDUList(hdus).writeto(path)
+    return str(path)
+
+
+# --- pixels
+
+
+@pytest.mark.parametrize("ending", [".fits", ".fits.gz", ".fits.fz"])
+def test_same_pixels_plain_gzipped_and_fpacked(tmp_path, ending):
+    data = np.arange(2000, dtype=np.int16).reshape(SHAPE)
+    path = tmp_path / f"frame{ending}"
+    if ending.endswith("fz"):
+        header = fits.Header({"MJD-OBS": 60000.5, "EXPTIME": 120.0})
+        fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(data, header)]).writeto(path)
+    else:
+        write(path, data)
+    frame = read_frame(path, InputSettings(gain=2, read_noise=5))
+    np.testing.assert_array_equal(frame.flux, data)
+    assert frame.flux.dtype == frame.error.dtype == np.float32
+    assert (frame.mask.dtype, frame.dq.dtype) == (bool, np.uint32)
+    assert frame.time == 60000.5 + 60 / 86400
+    assert frame.metadata["frame_id"] == "frame"
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_scaled_integers_with_blank(tmp_path, compressed):
+    stored = np.arange(2000, dtype=np.int16).reshape(SHAPE)
+    stored[3, 4] = -32768
+    hdu = fits.CompImageHDU(stored) if compressed else fits.ImageHDU(stored)
+    hdu.header.update({"MJD-OBS": 60000.5, "EXPTIME": 1.0})
+    hdu.header.update({"BLANK": -32768, "BSCALE": 0.5, "BZERO": 1000.0})
+    path = tmp_path / "scaled.fits"
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(path)
+    frame = read_frame(path, InputSettings(gain=1, read_noise=3))
+    assert frame.flux[10, 7] == 0.5 * stored[10, 7] + 1000
+    assert np.isnan(frame.flux[3, 4])
+    assert frame.mask.sum() == 1
+    assert frame.dq[3, 4] & DQ_NO_DATA
+
+
+def test_unsigned_integers(tmp_path):
+    data = (np.arange(2000).reshape(SHAPE) + 60000).astype(np.uint16)
+    frame = read_frame(write(tmp_path / "u.fits", data), InputSettings(gain=1, read_noise=3))
+    assert frame.flux[1, 2] == data[1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "value"),
+    [("ERR", "auto", 4.0), ("VAR", "auto", 16.0), ("IVAR", "auto", 1 / 16.0), ("ERR", "variance", 16.0)],
+)
+def test_error_planes(tmp_path, name, kind, value):
+    plane = np.full(SHAPE, value, np.float32)
+    plane[0, :4] = [0, -1, np.nan, np.inf]
+    path = write(tmp_path / "e.fits", extensions=[(name, plane)])
+    frame = read_frame(path, InputSettings(error_kind=kind))
+    np.testing.assert_allclose(frame.error[1:], 4.0)
+    assert frame.mask[0, :4].all()
+    assert frame.mask.sum() == 4
+    assert (frame.dq[0, :4] & DQ_BAD_ERROR).all()
+    assert np.isnan(frame.error[0, :4]).all()
+    assert frame.metadata["error_source"] == "plane"
+
+
+def test_chosen_bits_of_the_quality_plane_are_bad(tmp_path):
+    dq = np.zeros(SHAPE, np.int32)
+    dq[2, 3], dq[4, 5] = 4, 32
+    path = write(tmp_path / "dq.fits", extensions=[("ERR", np.ones(SHAPE, np.float32)), ("DQ", dq)])
+    every, chosen = read_frame(path), read_frame(path, InputSettings(bad_bits=4))
+    assert every.mask.sum() == 2
+    assert chosen.mask[2, 3]
+    assert chosen.mask.sum() == 1
+    assert chosen.dq[4, 5] == 32
+    assert read_frame(path, InputSettings(bad_bits=[4, 32])).mask.sum() == 2
+    assert not read_frame(path, InputSettings(dq="none")).mask.any()
+
+
+def test_saturated_pixels_grow_and_are_marked(tmp_path):
+    data = sky_image()
+    data[10, 10] = 5000
+    path = write(tmp_path / "sat.fits", data, SATURATE=5000.0)
+    frame = read_frame(path, InputSettings(gain=1, read_noise=3, grow_saturated=2))
+    marked = (frame.dq & DQ_SATURATED) != 0
+    assert marked.sum() == 25
+    np.testing.assert_array_equal(marked, frame.mask)
+    assert read_frame(path, InputSettings(gain=1, read_noise=3, grow_saturated=0)).mask.sum() == 1
+
+
+def test_nan_pixels_are_masked_and_poison_no_neighbour(tmp_path):
+    data = sky_image()
+    data[5, 6] = np.nan
+    frame = read_frame(write(tmp_path / "nan.fits", data), InputSettings(gain=1, read_noise=3))
+    assert frame.mask.sum() == 1
+    assert np.isfinite(frame.error[~frame.mask]).all()
+
+
+# --- errors made
+
+
+def test_error_from_gain_and_read_noise(tmp_path):
+    path = write(tmp_path / "m.fits", GAIN=2.0, RDNOISE=6.0)
+    frame = read_frame(path)
+    np.testing.assert_allclose(frame.error, np.sqrt(9 + frame.flux / 2), rtol=1e-5)
+    assert frame.metadata["error_source"] == "model"
+
+
+def test_sky_subtracted_frame_is_measured_though_gain_and_read_noise_are_known(tmp_path):
+    path = write(tmp_path / "s.fits", sky_image(level=0.0, sigma=30.0), GAIN=4.0, RDNOISE=12.0)
+    frame = read_frame(path)
+    assert frame.metadata["error_source"] == "measured"
+    assert np.median(frame.error) == pytest.approx(30, rel=0.05)
+
+
+def test_measured_error_holds_the_stars_photon_noise(tmp_path):
+    data = sky_image(level=350.0, sigma=1.5, shape=(128, 128))
+    data[60, 60] = 350.0 + 1600.0
+    frame = read_frame(write(tmp_path / "g.fits", data), InputSettings(gain=16))
+    assert frame.error[60, 60] == pytest.approx(np.hypot(1.5, 10), rel=0.01)
+    assert frame.error[0, 0] == pytest.approx(1.5, rel=0.1)
+
+
+def test_noise_model_without_read_noise_says_what_to_set(tmp_path):
+    path = write(tmp_path / "m.fits", GAIN=2.0)
+    with pytest.raises(FrameError, match=r"m\.fits: no read_noise .*\[input\] read_noise"):
+        read_frame(path, InputSettings(noise="model"))
+
+
+# --- parts of frames
+
+
+@pytest.mark.parametrize("ending", [".fits", ".fits.fz"])
+def test_rows_equal_the_whole_frame(tmp_path, ending):
+    data = sky_image(shape=(96, 70))
+    data[30, 30] = 5000
+    path = tmp_path / f"rows{ending}"
+    hdu = (fits.CompImageHDU if ending.endswith("fz") else fits.ImageHDU)(data)
+    hdu.header.update({"MJD-OBS": 60000.5, "EXPTIME": 1.0, "SATURATE": 4000.0})
+    hdu.header.update(tan_wcs().to_header())
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(path)
+    settings = InputSettings(gain=3, cutout=(8, 90, 4, 66))
+    whole = read_frame(path, settings)
+    assert whole.shape == (82, 62)
+    for y0 in range(0, 82, 11):
+        y1 = min(y0 + 11, 82)
+        part = read_frame(path, settings, rows=(y0, y1))
+        for name in ("flux", "error", "mask", "dq"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[y0:y1])
+        np.testing.assert_allclose(
+            part.wcs.all_pix2world(3, 2, 0), whole.wcs.all_pix2world(3, 2 + y0, 0), rtol=1e-13
+        )
+
+
+def test_cutout_shifts_the_wcs_and_the_origin(tmp_path):
+    data = sky_image()
+    path = write(tmp_path / "w.fits", data, GAIN=1.0, RDNOISE=3.0, **dict(tan_wcs().to_header()))
+    cut = read_frame(path, InputSettings(cutout=(10, 30, 5, 45)))
+    np.testing.assert_array_equal(cut.flux, data[10:30, 5:45])
+    np.testing.assert_allclose(cut.wcs.all_pix2world(2, 3, 0), tan_wcs().all_pix2world(7, 13, 0), rtol=1e-13)
+    assert cut.metadata["origin"] == (10, 5)
+
+
+def test_several_science_extensions_are_several_frames_with_their_own_planes(tmp_path):
+    path = tmp_path / "chips.fits"
+    hdus = [fits.PrimaryHDU(header=fits.Header({"MJD-OBS": 60000.0, "EXPTIME": 10.0, "FILTER": "F606W"}))]
+    for version in (1, 2):
+        science = fits.ImageHDU(sky_image(version), name="SCI", ver=version)
+        science.header["CCDNUM"] = version
+        hdus += [science, fits.ImageHDU(np.full(SHAPE, version, np.float32), name="ERR", ver=version)]
+    fits.HDUList(hdus).writeto(path)
+    sources = find_frames([path])
+    assert [source.index for source in sources] == [0, 1]
+    frames = list(read_frames(sources))
+    assert [float(frame.error[0, 0]) for frame in frames] == [1.0, 2.0]
+    assert [frame.detector for frame in frames] == ["1", "2"]
+    found = scan([path], InputSettings(detector="2"))
+    assert [header.frame_id for header in found.headers] == ["chips#1"]
+    assert [rejected.kind for rejected in found.rejected] == ["filtered"]
+
+
+# --- times
+
+
+@pytest.mark.parametrize(
+    ("cards", "settings", "mjd"),
+    [
+        ({"MJD_OBS": 60000.25}, {"time_reference": "middle"}, 60000.25),
+        ({"MJD_OBS": 60000.25}, {"time_reference": "end"}, 60000.25 - 60 / 86400),
+        ({"MJD_OBS": 2460000.75}, {"time_reference": "middle"}, 60000.25),
+        ({"MJD_OBS": 60000.25}, {"time_offset_days": -0.5}, 59999.75 + 60 / 86400),
+        (
+            {"TBJD": 3000.5},
+            {"keywords": {"time": ["TBJD"]}, "time_format": "btjd", "time_reference": "middle"},
+            60000.0,
+        ),
+        ({"DATE_OBS": "2023-02-25T06:00:00"}, {"keywords": {"time": ["DATE-OBS"]}}, 60000.25 + 60 / 86400),
+        (
+            {"DATE_OBS": "2023-02-24T23:00:00-0700"},
+            {"keywords": {"time": ["DATE-OBS"]}},
+            60000.25 + 60 / 86400,
+        ),
+        (
+            {"DATE_OBS": "2023-02-25", "UT": "06:00:00"},
+            {"keywords": {"time": ["UT"]}, "date_keyword": "DATE-OBS"},
+            60000.25 + 60 / 86400,
+        ),
+        (
+            {"DATE_OBS": "2023-02-24", "UT": "06:00:00"},
+            {"keywords": {"time": ["UT"]}, "date_keyword": "DATE-OBS", "day_starts": 12},
+            60000.25 + 60 / 86400,
+        ),
+        (
+            {"UNIXT": 1677283200.0},
+            {"keywords": {"time": ["UNIXT"]}, "time_format": "unix"},
+            60000 + 60 / 86400,
+        ),
+    ],
+)
+def test_times(tmp_path, cards, settings, mjd):
+    path = write(tmp_path / "t.fits", **cards)
+    header = read_header(path, InputSettings(**settings))
+    assert header.time == pytest.approx(mjd, abs=1e-9)
+    assert header.time_scale == "utc"
+
+
+def test_a_night_does_not_jump_at_midnight(tmp_path):
+    clocks = ["22:30:00", "23:59:30", "00:01:00", "03:00:00"]
+    for k, clock in enumerate(clocks):
+        write(tmp_path / f"n{k}.fits", sky_image(k), DATE_OBS="2023-02-24", UT=clock, MJD_OBS="drop")
+    by_clock = {"keywords": Keywords(time=["UT"]), "date_keyword": "DATE-OBS"}
+    good = scan(find_files([tmp_path]), InputSettings(**by_clock, day_starts=12))
+    assert [header.frame_id for header in good.headers] == ["n0", "n1", "n2", "n3"]
+    assert good.headers[-1].time - good.headers[0].time == pytest.approx(4.5 / 24)
+    assert not [text for text in good.warnings if "jumps" in text]
+    jumped = scan(find_files([tmp_path]), InputSettings(**by_clock))
+    assert any("day_starts = 12" in text for text in jumped.warnings)
+
+
+def test_time_scale_of_the_header_or_the_settings(tmp_path):
+    path = write(tmp_path / "t.fits", TIMESYS="TAI")
+    assert read_header(path).time_scale == "tai"
+    assert read_header(path, InputSettings(time_scale="tdb")).time_scale == "tdb"
+
+
+def test_disagreeing_times_are_told(tmp_path):
+    header = read_header(write(tmp_path / "t.fits", DATE_OBS="2023-02-25T13:00:00"))
+    assert any("MJD-OBS and DATE-OBS" in text for text in header.warnings)
+
+
+@pytest.mark.parametrize(
+    ("cards", "settings", "message"),
+    [
+        ({"MJD_OBS": "drop"}, {}, r"no time in the header .*\[input.keywords\] time"),
+        ({"MJD_OBS": "yesterday"}, {}, r"MJD-OBS = 'yesterday' is no time"),
+        ({"MJD_OBS": 12.5}, {}, r"MJD-OBS = 12.5 is no time .*neither MJD nor JD"),
+        ({"EXPTIME": "drop"}, {}, r"no exposure time .*\[input\] exposure"),
+        ({"EXPTIME": "long"}, {}, r"EXPTIME = 'long' is no number; set \[input.keywords\] exposure"),
+        (
+            {"UT": "06:00:00"},
+            {"keywords": {"time": ["UT"]}, "date_keyword": "NIGHT"},
+            r"no NIGHT in the header",
+        ),
+        ({}, {"time_format": "mjdd"}, r"no time format 'mjdd'"),
+    ],
+)
+def test_times_that_cannot_be_read(tmp_path, cards, settings, message):
+    path = write(tmp_path / "t.fits", **cards)
+    with pytest.raises(FrameError, match=r"t\.fits: .*" + message):
+        read_header(path, InputSettings(**settings))
+
+
+# --- refused
+
+
+def test_files_that_are_no_frames(tmp_path):
+    whole = (tmp_path / "whole.fits", sky_image())
+    write(*whole)
+    bytes_ = (tmp_path / "whole.fits").read_bytes()
+    (tmp_path / "short.fits").write_bytes(bytes_[:6000])
+    (tmp_path / "short.fits.gz").write_bytes(gzip.compress(bytes_)[:4000])
+    (tmp_path / "tail.fits.gz").write_bytes(gzip.compress(bytes_)[:-300])
+    (tmp_path / "text.fits").write_text("no FITS file at all")
+    (tmp_path / "empty.fits").write_bytes(b"")
+    fits.HDUList([fits.PrimaryHDU()]).writeto(tmp_path / "headeronly.fits")
+    write(tmp_path / "cube.fits", np.zeros((3, 4, 5), np.float32))
+    expected = {
+        "short.fits": "truncated",
+        "text.fits": "not a FITS file",
+        "empty.fits": "the file is empty",
+        "headeronly.fits": "no image in the file",
+        "cube.fits": r"shape \(3, 4, 5\), not \(y, x\)",
+        "missing.fits": "no such file",
+        "short.fits.gz": "truncated",
+        "tail.fits.gz": "truncated",
+    }
+    for name, message in expected.items():
+        with pytest.raises(FrameError, match=rf"{name}: .*({message})"):
+            read_frame(tmp_path / name, InputSettings(gain=1, read_noise=1))
+
+
+def test_a_header_of_a_broken_file_is_listed_not_raised(tmp_path):
+    (tmp_path / "text.fits").write_text("no FITS file at all")
+    (rejected,) = scan_file(tmp_path / "text.fits").rejected
+    assert rejected.kind == "bad"
+    assert rejected.reason.startswith("text.fits: not a FITS file")
+
+
+@pytest.mark.parametrize(
+    ("data", "extensions", "message"),
+    [
+        (np.full(SHAPE, np.nan, np.float32), [("ERR", np.ones(SHAPE))], "every pixel is NaN"),
+        (np.full(SHAPE, np.nan, np.float32), [], "every pixel is NaN"),
+        (sky_image(), [("ERR", np.zeros(SHAPE))], "zero, negative or missing error"),
+        (sky_image(), [("ERR", np.ones((4, 5)))], r"error extension ERR is \(4, 5\) px"),
+        (np.full(SHAPE, 7.0, np.float32), [], "measured noise is 0"),
+    ],
+)
+def test_pixels_that_are_no_frame(tmp_path, data, extensions, message):
+    path = write(tmp_path / "p.fits", data, extensions=extensions)
+    with pytest.raises(FrameError, match=rf"p\.fits: .*{message}"):
+        read_frame(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"science": "SCX"}, r"no image extension 'SCX'; did you mean 'SCI'\?"),
+        ({"error": "ERRR"}, r"no error extension 'ERRR'; did you mean 'ERR'\?"),
+        ({"dq": 9}, "no dq extension 9"),
+        ({"bad_bits": 1 << 20}, r"bad_bits 1048576 has bit 20 .*16-bit dq extension DQ"),
+        ({"bad_bits": ["SATURATED"]}, "unknown bit 'SATURATED'"),
+        ({"cutout": (0, 41, 0, 50)}, r"cutout \[0, 41, 0, 50\] does not lie in the image of 40 x 50 px"),
+    ],
+)
+def test_settings_that_do_not_fit_the_file(tmp_path, settings, message):
+    hdus = [fits.PrimaryHDU(header=fits.Header({"MJD-OBS": 60000.0, "EXPTIME": 10.0}))]
+    hdus += [fits.ImageHDU(sky_image(), name="SCI"), fits.ImageHDU(np.ones(SHAPE), name="ERR")]
+    hdus += [fits.ImageHDU(np.zeros(SHAPE, np.int16), name="DQ")]
+    fits.HDUList(hdus).writeto(tmp_path / "x.fits")
+    with pytest.raises(FrameError, match=rf"x\.fits: .*{message}"):
+        read_frame(tmp_path / "x.fits", InputSettings(**settings))
+
+
+def test_nothing_found_names_the_nearest(tmp_path):
+    write(tmp_path / "night1.fits")
+    with pytest.raises(FrameError, match=r"did you mean 'night1\.fits'"):
+        find_files([tmp_path / "nigth1.fits"])
+    with pytest.raises(FrameError, match="no directory"):
+        find_files([tmp_path / "away" / "*.fits"])
+    with pytest.raises(FrameError, match="no frames were named"):
+        find_files([])
+
+
+def test_files_are_found_once_and_sorted(tmp_path):
+    for name in ("b.fits", "a.fits.gz", "c.fit", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    found = find_files([tmp_path, tmp_path / "b.fits", f"{tmp_path}/*.fit*"])
+    assert [path.rsplit("/", 1)[1] for path in found] == ["a.fits.gz", "b.fits", "c.fit"]
+
+
+# --- sets of frames
+
+
+def test_scan_lists_what_is_left_out(tmp_path):
+    for k in range(4):
+        write(tmp_path / f"f{k}.fits", sky_image(k), MJD_OBS=60000.5 + (3 - k) * 0.01)
+    (tmp_path / "f4.fits").write_bytes((tmp_path / "f1.fits").read_bytes())
+    write(tmp_path / "f5.fits", sky_image(9), MJD_OBS=60000.5)
+    write(tmp_path / "f6.fits", sky_image(9, shape=(40, 49)), MJD_OBS=60001.0)
+    (tmp_path / "f7.fits").write_bytes(b"junk")
+    found = scan(find_files([tmp_path]))
+    assert [header.frame_id for header in found.headers] == ["f3", "f2", "f1", "f0"]
+    kinds = {rejected.source.path.rsplit("/", 1)[1]: rejected for rejected in found.rejected}
+    assert {name: r.kind for name, r in kinds.items()} == {
+        "f4.fits": "duplicate",
+        "f5.fits": "duplicate",
+        "f6.fits": "shape",
+        "f7.fits": "bad",
+    }
+    assert kinds["f4.fits"].reason == "f4.fits: duplicate of f1.fits, same content"
+    assert "duplicate of f3.fits, same time" in kinds["f5.fits"].reason
+    assert "shape (40, 49) px, but" in kinds["f6.fits"].reason
+    assert "(40, 50)" in kinds["f6.fits"].reason
+    assert any("no error extension and no gain" in text for text in found.warnings)
+    by_content = scan(find_files([tmp_path]), InputSettings(duplicates="content"))
+    assert len(by_content.headers) == 5
+
+
+def test_two_bands_are_refused_and_one_can_be_chosen(tmp_path):
+    write(tmp_path / "a.fits", FILTER="W146")
+    write(tmp_path / "b.fits", sky_image(2), FILTER="Z087", MJD_OBS=60001.0)
+    files = find_files([tmp_path])
+    with pytest.raises(
+        FrameSetError, match=r"'W146' \(1 frames\), 'Z087' \(1 frames\).*\[input\] band = 'W146'"
+    ):
+        scan(files)
+    found = scan(files, InputSettings(band="Z087"))
+    assert [header.band for header in found.headers] == ["Z087"]
+    assert [rejected.kind for rejected in found.rejected] == ["filtered"]
+
+
+def test_frames_of_the_same_name_get_their_directorys(tmp_path):
+    for night in (1, 2):
+        (tmp_path / f"night{night}").mkdir()
+        write(tmp_path / f"night{night}" / "img1.fits", sky_image(night), MJD_OBS=60000.0 + night)
+    found = scan(find_files([f"{tmp_path}/*/*.fits"]))
+    assert [header.frame_id for header in found.headers] == ["night1/img1", "night2/img1"]
+
+
+def test_appended_frames_must_fit_those_there(tmp_path):
+    write(tmp_path / "a.fits")
+    known = scan(find_files([tmp_path])).headers
+    write(tmp_path / "b.fits", sky_image(5), MJD_OBS=60002.0)
+    write(tmp_path / "c.fits", sky_image(6, shape=(20, 20)), MJD_OBS=60003.0)
+    found = scan(find_files([tmp_path]), known=known)
+    assert [header.frame_id for header in found.headers] == ["b"]
+    assert sorted(rejected.kind for rejected in found.rejected) == ["duplicate", "shape"]
+
+
+def test_scans_travel_between_processes(tmp_path):
+    path = write(tmp_path / "a.fits", **dict(tan_wcs().to_header()))
+    result = pickle.loads(pickle.dumps(scan_file(path, InputSettings())))
+    assert combine_scans([result], InputSettings()).headers == scan([path]).headers
+    assert result.headers[0].has_wcs
+    error = pickle.loads(pickle.dumps(FrameError("x/y.fits", "broken", "mend it", "bad")))
+    assert str(error) == "y.fits: broken; mend it"
+
+
+# --- target pixels
+
+
+def write_target_pixels(path, *, telescope="Kepler", n=6, tess=False):
+    rng = np.random.default_rng(3)
+    flux = rng.normal(200, 5, (n, 5, 7)).astype(np.float32)
+    error = np.full((n, 5, 7), 5.0, np.float32)
+    flux[2] = np.nan
+    flux[:, 0, 0] = np.nan
+    time = 2700.0 + 0.02 * np.arange(n)
+    time[3] = np.nan
+    quality = np.zeros(n, np.int32)
+    quality[1], quality[4] = 8192, 1 << 20
+    columns = [
+        fits.Column("TIME", "D", unit="BJD - 2454833", array=time),
+        fits.Column("FLUX", "35E", dim="(7,5)", unit="e-/s", array=flux),
+        fits.Column("FLUX_ERR", "35E", dim="(7,5)", unit="e-/s", array=error),
+        fits.Column("QUALITY", "J", array=quality),
+    ]
+    table = fits.BinTableHDU.from_columns(columns, name="TARGETTABLES")
+    table.header.update({"BJDREFI": 2454833, "BJDREFF": 0.0, "TIMESYS": "TDB", "TIMEDEL": 0.02})
+    table.header.update({"INT_TIME": 6.0, "NUM_FRM": 270, "1CRV2P": 84, "2CRV2P": 52, "TELESCOP": telescope})
+    aperture = np.full((5, 7), 3, np.int32)
+    aperture[0, 0], aperture[4, 6] = 0, 0
+    primary = fits.PrimaryHDU(header=fits.Header({"TELESCOP": telescope, "CHANNEL": 32}))
+    plane = fits.ImageHDU(aperture, header=tan_wcs().to_header(), name="APERTURE")
+    fits.HDUList([primary, table, plane]).writeto(path)
+    return flux
+
+
+def test_target_pixels_are_one_frame_a_cadence(tmp_path):
+    path = tmp_path / "ktwo1_lpd-targ.fits.gz"
+    flux = write_target_pixels(path)
+    assert len(find_frames([path])) == 6
+    found = scan([path])
+    assert [header.source.index for header in found.headers] == [0, 1, 5]
+    assert {rejected.kind for rejected in found.rejected} == {"filtered"}
+    reasons = " ".join(rejected.reason for rejected in found.rejected)
+    assert "cadence 2 is all NaN" in reasons
+    assert "cadence 3 has no time" in reasons
+    assert "cadence 4: QUALITY 1048576 (ThrusterFiring)" in reasons
+    frame = read_frame(found.headers[1])
+    np.testing.assert_array_equal(frame.flux, flux[1])
+    assert frame.mask.sum() == 2
+    assert frame.mask[0, 0]
+    assert frame.mask[4, 6]
+    assert (frame.dq[~frame.mask] == 8192).all()
+    assert frame.time == pytest.approx(2700.02 + 2454833 - 2400000.5, abs=1e-9)
+    assert (frame.metadata["time_scale"], frame.metadata["exposure"]) == ("tdb", 1620.0)
+    assert (frame.band, frame.detector, frame.metadata["origin"]) == ("Kepler", "32", (52, 84))
+    assert frame.wcs.has_celestial
+    np.testing.assert_array_equal(read_frame(found.headers[1], rows=(1, 3)).flux, flux[1][1:3])
+
+
+def test_quality_bits_of_target_pixels_by_name(tmp_path):
+    path = tmp_path / "k.fits"
+    write_target_pixels(path)
+    chosen = scan([path], InputSettings(bad_bits=["CollateralCosmic"]))
+    assert [header.source.index for header in chosen.headers] == [0, 4, 5]
+    with pytest.raises(FrameError, match="unknown bit 'Thruster' .*; did you mean"):
+        read_header(path, InputSettings(bad_bits=["Thruster"]))
