@@ -536,5 +536,5 @@ def test_quality_bits_of_target_pixels_by_name(tmp_path):
     write_target_pixels(path)
     chosen = scan([path], InputSettings(bad_bits=["CollateralCosmic"]))
     assert [header.source.index for header in chosen.headers] == [0, 4, 5]
-    with pytest.raises(FrameError, match="unknown bit 'Thruster' .*; did you mean"):
+    with pytest.raises(FrameError, match=r"unknown bit 'Thruster' .*; did you mean"):
         read_header(path, InputSettings(bad_bits=["Thruster"]))
