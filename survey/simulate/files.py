@@ -31,8 +31,6 @@ TRUTH_UNITS = {
     "ra": "deg",
     "dec": "deg",
     "magnitude": "mag",
-    "flux": "electron / s",
-    "peak_difference_flux": "electron / s",
     "tE": "d",
     "t0": "d",
     "period": "d",
@@ -183,7 +181,7 @@ def write_frame(scene: Scene, k: int, directory: str | os.PathLike[str], *, wcs:
     primary = fits.PrimaryHDU(header=_without_wcs(header))
     science = fits.ImageHDU(exposure.flux, header, name="SCI")
     error = fits.ImageHDU(exposure.error, name="ERR")
-    error.header["BUNIT"] = "electron / s"
+    error.header["BUNIT"] = _flux_unit(scene)
     quality = fits.ImageHDU(exposure.dq.astype(np.int32), name="DQ")
     path = Path(directory) / f"frame_{k:05d}.fits"
     partial = path.with_suffix(".fits.partial")
@@ -211,7 +209,7 @@ def frame_header(scene: Scene, k: int, *, wcs: bool = True) -> fits.Header:
     header["DETECTOR"] = DETECTOR_NAME
     header["FRAME"] = (k, "number of the frame")
     header["SEED"] = scene.seed
-    header["BUNIT"] = "electron / s" if s.gain is None else "count"
+    header["BUNIT"] = _flux_unit(scene)
     header["GAIN"] = (scene.gain, "electrons per unit of BUNIT")
     header["RDNOISE"] = (s.read_noise, "[electron]")
     if s.saturation is not None:
@@ -220,6 +218,10 @@ def frame_header(scene: Scene, k: int, *, wcs: bool = True) -> fits.Header:
     if wcs:
         header.update(frame_wcs_header(scene, k))
     return header
+
+
+def _flux_unit(scene: Scene) -> str:
+    return "electron / s" if scene.settings.gain is None else "count"
 
 
 def frame_wcs_header(scene: Scene, k: int) -> fits.Header:
@@ -272,6 +274,8 @@ def truth_table(scene: Scene) -> Table:
     table.add_columns([ra, dec], indexes=[at, at], names=["ra", "dec"])
     for name, unit in TRUTH_UNITS.items():
         table[name].unit = unit
+    for name in ("flux", "peak_difference_flux"):
+        table[name].unit = _flux_unit(scene)
     s = scene.settings
     table.meta = {
         "seed": scene.seed,
