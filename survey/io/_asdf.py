@@ -14,7 +14,8 @@ from astropy.wcs import WCS
 from erfa import ErfaWarning
 
 from survey.config import InputSettings
-from survey.io._fits import wcs_text
+from survey.io._fits import first_line
+from survey.io._fits_header import wcs_text
 from survey.io._frame import (
     FrameError,
     FrameHeader,
@@ -56,17 +57,13 @@ def open_roman(path: str | Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise FrameError(path, "no such file") from None
     except Exception as error:  # asdf and yaml raise many kinds for one broken file
-        reason = f"not an ASDF file, or damaged ({_first_line(error)})"
+        reason = f"not an ASDF file, or damaged ({first_line(error)})"
         raise FrameError(path, reason, "fetch the file again or leave it out") from None
     with handle:
         roman = handle.tree.get("roman")
         if roman is None or "data" not in roman or "meta" not in roman:
             raise FrameError(path, "no roman.data in the file", "give level-2 images (…_cal.asdf)")
         yield roman
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _shape(path: str | Path, roman: Any) -> tuple[int, int]:
@@ -181,7 +178,7 @@ def planes_of(path: str | Path, roman: Any, settings: InputSettings, rows: tuple
                 values = roman[name][y0:y1, x0:x1]
                 planes[name] = np.array(getattr(values, "value", values))
     except Exception as error:  # whatever asdf raises for a damaged block
-        reason = f"the pixels cannot be read: truncated or damaged ({_first_line(error)})"
+        reason = f"the pixels cannot be read: truncated or damaged ({first_line(error)})"
         raise FrameError(path, reason, "fetch the file again or leave it out") from None
     error_plane = planes.get("err")
     return Planes(

@@ -12,7 +12,8 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from survey.config import InputSettings
-from survey.io._fits import BROKEN, Cards, celestial_wcs, open_fits, wcs_text
+from survey.io._fits import BROKEN, open_fits
+from survey.io._fits_header import Cards, celestial_wcs, wcs_text
 from survey.io._frame import (
     FrameError,
     FrameHeader,

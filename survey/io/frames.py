@@ -16,25 +16,22 @@ survey.io._frame.FrameError: *.fits: no frame matches no_such_night/*.fits; no d
 from __future__ import annotations
 
 import contextlib
-import glob
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from survey.config import InputSettings
-from survey.io import _asdf, _fits, _target_pixels
+from survey.io import _asdf, _fits, _fits_header, _target_pixels
+from survey.io._find import find_files
 from survey.io._frame import (
-    COMPRESSIONS,
     DQ_BAD_ERROR,
     DQ_NO_DATA,
     DQ_SATURATED,
-    SUFFIXES,
     Frame,
     FrameError,
     FrameHeader,
     FrameSource,
     Planes,
-    nearest,
     parse_wcs,
     wanted,
 )
@@ -64,57 +61,6 @@ __all__ = [
     "scan",
     "scan_file",
 ]
-
-
-def find_files(patterns: Sequence[str | Path]) -> list[str]:
-    """Paths of frame files that match paths, glob patterns (``**`` too) or directories, sorted, each once.
-
-    Raises
-    ------
-    FrameError
-        If a pattern matches nothing, naming the nearest file there is.
-    """
-    if isinstance(patterns, str | Path):
-        patterns = [patterns]
-    found: set[str] = set()
-    for pattern in patterns:
-        path = Path(pattern).expanduser()
-        if path.is_file():
-            matched = [str(path)]
-        elif path.is_dir():
-            matched = [
-                str(entry) for entry in path.iterdir() if entry.is_file() and is_frame_name(entry.name)
-            ]
-        else:
-            matched = [name for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
-        if not matched:
-            raise FrameError(path, f"no frame matches {pattern}", _nothing_found(path))
-        found.update(matched)
-    if not found:
-        raise FrameError(
-            "frames", "no frames were named", "give files, patterns or directories: [input] frames"
-        )
-    return sorted(found)
-
-
-def is_frame_name(name: str) -> bool:
-    """Whether a file's name looks like a frame's (.fits, .fit, .fts, .asdf, compressed or not)."""
-    lower = name.lower()
-    for ending in COMPRESSIONS:
-        lower = lower.removesuffix(ending)
-    return lower.endswith(SUFFIXES)
-
-
-def _nothing_found(path: Path) -> str:
-    if path.is_dir():
-        return f"the directory holds no file ending in {', '.join(SUFFIXES)}, compressed or not"
-    base = path.parent
-    while any(c in str(base) for c in "*?["):
-        base = base.parent
-    if not base.is_dir():
-        return f"no directory {base}"
-    names = sorted(entry.name for entry in base.iterdir() if is_frame_name(entry.name))
-    return nearest(path.name, names[:1000]) if names else f"{base} holds no frames"
 
 
 def find_frames(patterns: Sequence[str | Path], settings: InputSettings | None = None) -> list[FrameSource]:
@@ -169,7 +115,7 @@ def read_header(source: FrameSource | str | Path, settings: InputSettings | None
         header = _target_pixels.make_header(path, index, settings)
     else:
         with _fits.open_fits(path) as hdul:
-            header = _fits_header(path, hdul, index, settings)
+            header = _frame_header(path, hdul, index, settings)
     return wanted(header, settings)
 
 
@@ -193,12 +139,12 @@ def _source(source: FrameSource | str | Path) -> FrameSource:
     return FrameSource(str(source), 0) if isinstance(source, str | Path) else source
 
 
-def _fits_header(path: str, hdul: _fits.fits.HDUList, index: int, settings: InputSettings) -> FrameHeader:
+def _frame_header(path: str, hdul: _fits.fits.HDUList, index: int, settings: InputSettings) -> FrameHeader:
     science = _fits.science_extensions(path, hdul, settings)
     if not 0 <= index < len(science):
         raise FrameError(path, f"no frame {index}: the file has {len(science)}")
     layout = _fits.find_layout(path, hdul, science[index], settings)
-    return _fits.make_header(path, hdul, layout, index, len(science) > 1, settings)
+    return _fits_header.make_header(path, hdul, layout, index, len(science) > 1, settings)
 
 
 def read_frame(
@@ -315,7 +261,7 @@ def _extension_headers(
     found: list[FrameHeader | FrameError] = []
     for index in range(len(_fits.science_extensions(path, hdul, settings))):
         try:
-            found.append(_fits_header(path, hdul, index, settings))
+            found.append(_frame_header(path, hdul, index, settings))
         except FrameError as error:
             found.append(error)
     return found
