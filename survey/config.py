@@ -27,7 +27,7 @@ class Settings(BaseModel):
 class Keywords(Settings):
     """FITS header keywords to read; a list is tried in order, an empty one switches the item off."""
 
-    time: list[str] = ["MJD-OBS", "MJD-BEG", "DATE-OBS"]
+    time: list[str] = ["MJD-OBS", "MJD-BEG", "EXPSTART", "DATE-OBS"]
     exposure: list[str] = ["EXPTIME", "EXPOSURE"]
     band: list[str] = ["FILTER", "BAND"]
     detector: list[str] = ["DETECTOR", "CCDNUM", "CHANNEL"]

@@ -182,8 +182,8 @@ def planes_of(path: str | Path, roman: Any, settings: InputSettings, rows: tuple
         raise FrameError(path, reason, "fetch the file again or leave it out") from None
     error_plane = planes.get("err")
     return Planes(
-        flux=planes["data"].astype(np.float64),
-        error=None if error_plane is None else error_plane.astype(np.float64),
+        flux=planes["data"].astype(np.float32),
+        error=None if error_plane is None else error_plane.astype(np.float32),
         dq=planes["dq"].astype(np.uint32) if "dq" in planes else None,
         bad_bits=resolve_bits(path, settings, ROMAN_BAD, names),
         saturated_bits=SATURATED,

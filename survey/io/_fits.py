@@ -39,6 +39,7 @@ ERROR_NAMES = {
     "INVVAR": "inverse-variance",
 }
 DQ_NAMES = ("DQ", "DATA_QUALITY", "MASK", "FLAGS", "BPM")
+_BLOCK = 256
 BROKEN = (OSError, EOFError, ValueError, TypeError, zlib.error, VerifyError, KeyError, IndexError)
 
 
@@ -220,8 +221,8 @@ def _same_version(hdul: fits.HDUList, found: list[int], science: int) -> int:
     return (same or found)[0]
 
 
-def read_image(path: str | Path, hdul: fits.HDUList, index: int, window: tuple[int, ...]) -> NDArray[Any]:
-    """Window (y0, y1, x0, x1) of an image in physical values, BLANK as NaN, as float64.
+def read_raw(path: str | Path, hdul: fits.HDUList, index: int, window: tuple[int, ...]) -> NDArray[Any]:
+    """Window (y0, y1, x0, x1) of an image as it is stored.
 
     Images are opened unscaled, because astropy's own scaling loses BLANK in unsigned integers.
     """
@@ -229,30 +230,43 @@ def read_image(path: str | Path, hdul: fits.HDUList, index: int, window: tuple[i
     y0, y1, x0, x1 = window
     lead = (0,) * (len(hdu.shape) - 2)
     try:
-        raw = hdu.section[(*lead, slice(y0, y1), slice(x0, x1))]
+        return np.asarray(hdu.section[(*lead, slice(y0, y1), slice(x0, x1))])
     except BROKEN as error:
         raise FrameError(
             path,
             f"extension {hdu.name or index} cannot be read: truncated or damaged ({first_line(error)})",
             "fetch the file again or leave it out",
         ) from None
-    values = np.asarray(raw).astype(np.float64)
-    blank = hdu.header.get("BLANK") if np.asarray(raw).dtype.kind in "iu" else None
-    bad = None if blank is None else np.asarray(raw) == int(blank)
-    scale, zero = float(hdu.header.get("BSCALE", 1.0)), float(hdu.header.get("BZERO", 0.0))
-    if scale != 1.0 or zero != 0.0:
-        values = values * scale + zero
-    if bad is not None:
-        values[bad] = np.nan
+
+
+def _scaling(header: fits.Header) -> tuple[float, float]:
+    return float(header.get("BSCALE", 1.0)), float(header.get("BZERO", 0.0))
+
+
+def read_image(
+    path: str | Path, hdul: fits.HDUList, index: int, window: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Window of an image in physical values, BLANK as NaN; rows in blocks, to bound memory."""
+    raw, header = read_raw(path, hdul, index, window), hdul[index].header
+    scale, zero = _scaling(header)
+    blank = header.get("BLANK") if raw.dtype.kind in "iu" else None
+    values = np.empty(raw.shape, np.float32)
+    with np.errstate(over="ignore"):
+        for y in range(0, len(raw), _BLOCK):
+            part = raw[y : y + _BLOCK]
+            values[y : y + _BLOCK] = part if (scale, zero) == (1.0, 0.0) else part * scale + zero
+    if blank is not None:
+        values[raw == int(blank)] = np.nan
     return values
 
 
-def to_sigma(values: NDArray[np.float64], kind: str) -> NDArray[np.float64]:
+def to_sigma(values: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
     """1-sigma errors from a plane of this kind; what is not positive becomes NaN."""
-    positive = np.where(values > 0, values, np.nan)
+    positive = np.where(values > 0, values, np.float32(np.nan))
     if kind == "sigma":
         return positive
-    return np.sqrt(positive if kind == "variance" else 1.0 / positive)
+    with np.errstate(over="ignore"):
+        return np.sqrt(positive if kind == "variance" else np.float32(1.0) / positive)
 
 
 def read_planes(
@@ -264,22 +278,27 @@ def read_planes(
     if layout.error is not None:
         error = to_sigma(read_image(path, hdul, layout.error, window), layout.error_kind)
     if layout.dq is not None:
-        dq = _to_bits(path, hdul, layout.dq, read_image(path, hdul, layout.dq, window))
+        dq = read_bits(path, hdul, layout.dq, window)
     bits = resolve_bits(path, settings, 0xFFFFFFFF, {})
     if layout.dq is not None and settings.bad_bits is not None:
         _check_bits(path, hdul, layout.dq, bits)
     return Planes(read_image(path, hdul, layout.science, window), error, dq, bits)
 
 
-def _to_bits(
-    path: str | Path, hdul: fits.HDUList, index: int, values: NDArray[np.float64]
+def read_bits(
+    path: str | Path, hdul: fits.HDUList, index: int, window: tuple[int, ...]
 ) -> NDArray[np.uint32]:
-    width = abs(int(hdul[index].header["BITPIX"]))
-    whole = np.nan_to_num(values, nan=0.0)
-    if whole.size and whole.max() > 0xFFFFFFFF:
+    """Window of a quality plane; BLANK as no bit."""
+    raw, header = read_raw(path, hdul, index, window), hdul[index].header
+    scale, zero = _scaling(header)
+    width = abs(int(header["BITPIX"]))
+    bits = raw.astype(np.int64) * int(scale) + int(zero)
+    if "BLANK" in header:
+        bits[raw == int(header["BLANK"])] = 0
+    if width == 64 and bits.size and bits.max() > 0xFFFFFFFF:
         name = hdul[index].name or index
         raise FrameError(path, f"dq extension {name} has bits above 32", "set [input] dq = 'none'")
-    return (whole.astype(np.int64) & ((1 << min(width, 32)) - 1)).astype(np.uint32)
+    return (bits & ((1 << min(width, 32)) - 1)).astype(np.uint32)
 
 
 def _check_bits(path: str | Path, hdul: fits.HDUList, index: int, bits: int) -> None:

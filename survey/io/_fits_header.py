@@ -32,6 +32,11 @@ CARDS = (
 )
 
 
+_LOOKUP = ("CPDIS1", "CPDIS2", "D2IMDIS1", "D2IMDIS2")
+CLOCKS = ("TIME-OBS", "UT-OBS", "UTC-OBS", "UT", "UTC", "UTSTART")
+"""Keywords of the time of day where DATE-OBS holds a date alone."""
+
+
 class Cards:
     """Header cards of an extension, then of the primary header."""
 
@@ -95,7 +100,13 @@ def make_header(
     saturation = settings.saturation
     if saturation is None:
         saturation = cards.number(path, keys.saturation, "saturation")
-    wcs = celestial_wcs(hdu.header, hdul)
+    try:
+        wcs = celestial_wcs(hdu.header, hdul)
+    except ValueError as error:
+        wcs = None
+        warnings.append(f"the header's WCS cannot be used ({first_line(error)})")
+    if wcs is not None and any(key in hdu.header for key in _LOOKUP):
+        warnings.append("the WCS has lookup-table distortions, which are left out; polynomials are kept")
     if layout.error is None and not (gain and gain > 0):
         warnings.append("no error extension and no gain: errors hold the sky's noise only; set [input] gain")
     return FrameHeader(
@@ -126,16 +137,22 @@ def _text(value: Any) -> str:
 
 
 def celestial_wcs(header: fits.Header, hdul: fits.HDUList | None = None) -> WCS | None:
-    """The sky coordinates of a header, None where it has none."""
+    """The sky coordinates of a header, None where it has none.
+
+    Raises
+    ------
+    ValueError
+        If its cards make no WCS.
+    """
     if not any(key in header for key in ("CTYPE1", "CTYPE2")):
         return None
-    lookup = any(key in header for key in ("CPDIS1", "CPDIS2", "D2IMDIS1", "D2IMDIS2"))
+    lookup = any(key in header for key in _LOOKUP)
     try:
         with times.quiet(AstropyWarning):
             wcs = WCS(header, fobj=hdul if lookup else None)
             return wcs.celestial if wcs.has_celestial else None
-    except (ValueError, KeyError, OSError):
-        return None
+    except Exception as error:  # wcslib's errors have no common base but Exception
+        raise ValueError(first_line(error)) from None
 
 
 def wcs_text(wcs: WCS) -> str:
@@ -162,7 +179,10 @@ def read_time(
         )
     way_out = "set [input.keywords] time, [input] time_format or date_keyword"
     try:
-        if settings.date_keyword:
+        clock = cards.first(CLOCKS)[1] if times.is_date_only(value) and not settings.date_keyword else None
+        if clock is not None:
+            mjd = times.combine_date_and_clock(str(value), clock, settings.day_starts)
+        elif settings.date_keyword:
             date = cards.get(settings.date_keyword)
             if date is None:
                 reason = f"no {settings.date_keyword} in the header for the date of {name} = {value!r}"

@@ -165,10 +165,10 @@ class Frame:
 
 @dataclass
 class Planes:
-    """Pixels as a file gives them: values in float64, error as 1-sigma or none, bits or none."""
+    """Pixels as a file gives them: values in float32, error as 1-sigma or none, bits or none."""
 
-    flux: NDArray[np.float64]
-    error: NDArray[np.float64] | None
+    flux: NDArray[np.float32]
+    error: NDArray[np.float32] | None
     dq: NDArray[np.uint32] | None
     bad_bits: int = 0xFFFFFFFF
     outside: NDArray[np.bool_] | None = None

@@ -52,20 +52,17 @@ def build_frame(
         error, source = make_error(header, flux, settings, noise)
     else:
         error, source = planes.error[core], "plane"
-    with np.errstate(over="ignore"):
-        error32 = error.astype(np.float32)
-        flux32 = flux.astype(np.float32)
-    usable = np.isfinite(error32) & (error32 > 0)
+    usable = np.isfinite(error) & (error > 0)
     dq[~usable] |= np.uint32(DQ_BAD_ERROR)
-    mask = bad | ~usable | ~np.isfinite(flux32)
+    mask = bad | ~usable
     if rows is None and mask.all():
         raise FrameError(header.source.path, _why_all_bad(dq, planes), "leave the frame out")
     wcs = None if header.wcs_text is None else parse_wcs(header.wcs_text)
     if wcs is not None and rows is not None:
         wcs = wcs[y0:y1, :]
     return Frame(
-        flux=flux32,
-        error=np.where(usable, error32, np.float32(np.nan)),
+        flux=np.ascontiguousarray(flux),
+        error=np.where(usable, error, np.float32(np.nan)),
         mask=mask,
         dq=dq,
         wcs=wcs,
@@ -104,10 +101,10 @@ def _why_all_bad(dq: NDArray[np.uint32], planes: Planes) -> str:
 
 def make_error(
     header: FrameHeader,
-    flux: NDArray[np.float64],
+    flux: NDArray[np.float32],
     settings: InputSettings,
     noise: Callable[[], Background | None],
-) -> tuple[NDArray[np.float64], str]:
+) -> tuple[NDArray[np.float32], str]:
     """1-sigma error where the file gives none, and where it came from: ``"model"`` or ``"measured"``.
 
     The model is ``sqrt((read_noise / gain)^2 + max(flux, 0) / gain)``; measured is the scatter of the
@@ -124,7 +121,7 @@ def make_error(
     background = noise()
     if background is None:
         assert gain is not None
-        return noise_model(flux, 0.0, gain, read_noise), "model"
+        return _in_blocks(flux, 0.0, gain, read_noise), "model"
     if not background.rms > 0:
         raise FrameError(
             header.source.path,
@@ -132,8 +129,18 @@ def make_error(
             "set [input] gain and read_noise with noise = 'model', or name an error extension",
         )
     if gain is None:
-        return np.full(flux.shape, background.rms), "measured"
-    return noise_model(flux, background, gain, read_noise), "measured"
+        return np.full(flux.shape, background.rms, np.float32), "measured"
+    return _in_blocks(flux, background, gain, read_noise), "measured"
+
+
+def _in_blocks(
+    flux: NDArray[np.float32], background: Background | float, gain: float, read_noise: float | None
+) -> NDArray[np.float32]:
+    """`noise_model`, whose float64 copies would else be several times the frame."""
+    error = np.empty(flux.shape, np.float32)
+    for y in range(0, len(flux), _STRIP):
+        error[y : y + _STRIP] = noise_model(flux[y : y + _STRIP], background, gain, read_noise)
+    return error
 
 
 def measure_sky(
@@ -165,7 +172,7 @@ def measure_sky(
 
 def _sample(
     header: FrameHeader, read: Callable[[Window], Planes]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     ny, nx = header.shape
     n_strips = max(SAMPLED_PIXELS // (nx * _STRIP), 1)
     if ny * nx <= SAMPLED_PIXELS or n_strips * _STRIP >= ny:

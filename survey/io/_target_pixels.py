@@ -240,8 +240,8 @@ def read_planes(path: str | Path, index: int, settings: InputSettings, rows: tup
     pixels = load(path)
     y0, y1, x0, x1 = cutout_window(path, pixels.shape, settings, rows)
     window = (slice(y0, y1), slice(x0, x1))
-    flux = pixels.flux[index][window].astype(np.float64)
-    error = None if pixels.error is None else pixels.error[index][window].astype(np.float64)
+    flux = pixels.flux[index][window].copy()
+    error = None if pixels.error is None else pixels.error[index][window].copy()
     quality = int(pixels.quality[index]) & 0xFFFFFFFF
     return Planes(
         flux=flux,

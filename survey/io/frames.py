@@ -302,7 +302,7 @@ def _only(found: FileScan, indices: set[int] | None) -> FileScan:
     )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=1024)
 def _sky(header: FrameHeader, mtime: int, settings_json: str) -> Background | None:
     """The sky of a frame read in bands of rows, measured once."""
     settings = InputSettings.model_validate_json(settings_json)

@@ -22,6 +22,7 @@ OFFSETS = {"mjd": 0.0, "jd": 2400000.5, "bkjd": -54832.5, "btjd": -56999.5}
 _EPOCH = datetime(1858, 11, 17)
 _CLOCK = re.compile(r"^\s*(\d{1,2})[:\s](\d{1,2})[:\s](\d{1,2}(?:\.\d*)?)\s*(?:[zZ]|[+-]00:?00)?\s*$")
 _OLD_DATE = re.compile(r"^\s*(\d{2})/(\d{2})/(\d{2})\s*$")
+_DATE_ONLY = re.compile(r"^\s*\d{4}-\d{2}-\d{2}\s*$")
 _ISO = re.compile(r"^(\d{4}-\d{2}-\d{2})[T\s]+(\d{2}:\d{2}:\d{2}(?:\.\d*)?)\s*([zZ]|[+-]\d{2}:?\d{2})?$")
 _WARNINGS = threading.RLock()
 
@@ -139,7 +140,7 @@ def value_to_mjd(value: Any, time_format: str = "auto") -> float:
     number = _number(value)
     if time_format == "auto":
         if number is None:
-            return iso_to_mjd(str(value))
+            return _full_iso(str(value))
         if number > 2400000.5:
             return number - OFFSETS["jd"]
         if not 10000 <= number < 200000:
@@ -150,8 +151,25 @@ def value_to_mjd(value: Any, time_format: str = "auto") -> float:
             raise ValueError(f"{value!r} is not a number")
         return number - OFFSETS[time_format]
     if time_format in ("iso", "isot", "fits"):
-        return iso_to_mjd(str(value))
+        return _full_iso(str(value))
     return _astropy_mjd(value if number is None else number, time_format)
+
+
+def is_date_only(value: Any) -> bool:
+    """Whether a header value is a date without time of day.
+
+    Examples
+    --------
+    >>> is_date_only("2009-06-01"), is_date_only("2009-06-01T02:03:04")
+    (True, False)
+    """
+    return isinstance(value, str) and bool(_DATE_ONLY.match(value) or _OLD_DATE.match(value))
+
+
+def _full_iso(text: str) -> float:
+    if is_date_only(text):
+        raise ValueError("a date without time of day")
+    return iso_to_mjd(text)
 
 
 def _number(value: Any) -> float | None:

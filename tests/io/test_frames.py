@@ -293,6 +293,13 @@ def test_time_scale_of_the_header_or_the_settings(tmp_path):
     assert read_header(path, InputSettings(time_scale="tdb")).time_scale == "tdb"
 
 
+def test_a_broken_wcs_is_told_and_left_out(tmp_path):
+    cards = {**tan_wcs().to_header(), "CTYPE1": "RA---XYZ"}
+    header = read_header(write(tmp_path / "w.fits", **cards))
+    assert not header.has_wcs
+    assert any("WCS cannot be used" in text for text in header.warnings)
+
+
 def test_disagreeing_times_are_told(tmp_path):
     header = read_header(write(tmp_path / "t.fits", DATE_OBS="2023-02-25T13:00:00"))
     assert any("MJD-OBS and DATE-OBS" in text for text in header.warnings)
@@ -310,6 +317,11 @@ def test_disagreeing_times_are_told(tmp_path):
             {"UT": "06:00:00"},
             {"keywords": {"time": ["UT"]}, "date_keyword": "NIGHT"},
             r"no NIGHT in the header",
+        ),
+        (
+            {"MJD_OBS": "drop", "DATE_OBS": "2023-02-25"},
+            {},
+            r"DATE-OBS = '2023-02-25' is no time \(a date without time of day",
         ),
         ({}, {"time_format": "mjdd"}, r"no time format 'mjdd'"),
     ],
@@ -480,7 +492,7 @@ def test_scans_travel_between_processes(tmp_path):
 # --- target pixels
 
 
-def write_target_pixels(path, *, telescope="Kepler", n=6, tess=False):
+def write_target_pixels(path, *, telescope="Kepler", n=6, **cards):
     rng = np.random.default_rng(3)
     flux = rng.normal(200, 5, (n, 5, 7)).astype(np.float32)
     error = np.full((n, 5, 7), 5.0, np.float32)
@@ -499,6 +511,7 @@ def write_target_pixels(path, *, telescope="Kepler", n=6, tess=False):
     table = fits.BinTableHDU.from_columns(columns, name="TARGETTABLES")
     table.header.update({"BJDREFI": 2454833, "BJDREFF": 0.0, "TIMESYS": "TDB", "TIMEDEL": 0.02})
     table.header.update({"INT_TIME": 6.0, "NUM_FRM": 270, "1CRV2P": 84, "2CRV2P": 52, "TELESCOP": telescope})
+    table.header.update(cards)
     aperture = np.full((5, 7), 3, np.int32)
     aperture[0, 0], aperture[4, 6] = 0, 0
     primary = fits.PrimaryHDU(header=fits.Header({"TELESCOP": telescope, "CHANNEL": 32}))
@@ -529,6 +542,16 @@ def test_target_pixels_are_one_frame_a_cadence(tmp_path):
     assert (frame.band, frame.detector, frame.metadata["origin"]) == ("Kepler", "32", (52, 84))
     assert frame.wcs.has_celestial
     np.testing.assert_array_equal(read_frame(found.headers[1], rows=(1, 3)).flux, flux[1][1:3])
+
+
+def test_tess_target_pixels(tmp_path):
+    path = tmp_path / "tess1_tp.fits"
+    write_target_pixels(path, telescope="TESS", CAMERA=2, CCD=3, BJDREFI=2457000)
+    found = scan([path])
+    assert [header.source.index for header in found.headers] == [0, 1, 4, 5], "bit 20 is none of TESS's"
+    header = found.headers[0]
+    assert (header.band, header.detector) == ("TESS", "2-3")
+    assert header.time == pytest.approx(2700.0 + 2457000 - 2400000.5, abs=1e-9)
 
 
 def test_quality_bits_of_target_pixels_by_name(tmp_path):

@@ -64,6 +64,28 @@ def test_roman_wcs_within_a_hundredth_of_a_pixel(tmp_path):
     np.testing.assert_array_equal(read_frame(path, rows=(5, 9)).flux, frame.flux[5:9])
 
 
+def test_distorted_wcs_of_a_whole_detector_within_a_hundredth_of_a_pixel():
+    pytest.importorskip("gwcs", reason="the extra 'roman' is not installed")
+    import gwcs
+    from astropy import coordinates, units
+    from astropy.modeling import models
+    from gwcs import coordinate_frames
+
+    from survey.io._asdf import fits_wcs
+
+    bend_x = models.Polynomial2D(5, c1_0=1.0, c2_0=2e-6, c1_1=1e-6, c0_2=-1e-6, c3_0=1e-10)
+    bend_y = models.Polynomial2D(5, c0_1=1.0, c2_0=1e-6, c1_1=-2e-6, c0_3=1e-10)
+    scale = models.Scale(0.11 / 3600) & models.Scale(0.11 / 3600)
+    centre = models.Shift(-2043.5) & models.Shift(-2043.5)
+    sky = models.Pix2Sky_TAN() | models.RotateNative2Celestial(268.0, -29.0, 180.0)
+    model = centre | models.Mapping((0, 1, 0, 1)) | (bend_x & bend_y) | scale | sky
+    pixels = coordinate_frames.Frame2D(name="detector", unit=(units.pix, units.pix))
+    icrs = coordinate_frames.CelestialFrame(reference_frame=coordinates.ICRS(), name="icrs")
+    true = gwcs.WCS([(pixels, model), (icrs, None)])
+    y, x = np.mgrid[0:4088:500, 0:4088:500].astype(float)
+    np.testing.assert_allclose(fits_wcs(true, (4088, 4088)).all_world2pix(*true(x, y), 0), (x, y), atol=0.01)
+
+
 def test_roman_bits_by_name(tmp_path):
     path = tmp_path / "r0001_wfi07_cal.asdf"
     write_roman(path)
