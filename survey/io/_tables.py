@@ -7,6 +7,7 @@ and meanings of the project's own columns are written wherever the format can ho
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,29 @@ def write_table(
     format = format or format_of(path)
     write_atomic(path, dump_table(table, format, flux_unit=flux_unit, meta=meta))
     return path
+
+
+def write_catalog(
+    table: Any,
+    format: str = "table",
+    output: str | Path | None = None,
+    *,
+    flux_unit: str = "",
+    meta: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a table to a file, or to standard output where none is given.
+
+    Raises
+    ------
+    CatalogError
+        If the format is unknown, or Parquet is asked for without a file.
+    """
+    if output is not None:
+        write_table(table, output, format=format, flux_unit=flux_unit, meta=meta)
+        return
+    if format == "parquet":
+        raise CatalogError("Parquet is binary: name a file with -o FILE.parquet")
+    sys.stdout.write(dump_table(table, format, flux_unit=flux_unit, meta=meta).decode())
 
 
 def read_table(path: str | Path) -> Table:

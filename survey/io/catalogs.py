@@ -10,6 +10,7 @@ from survey.io._tables import (
     format_of,
     read_table,
     to_arrow,
+    write_catalog,
     write_table,
 )
 from survey.io._targets import read_target_table
@@ -25,5 +26,6 @@ __all__ = [
     "read_table",
     "read_target_table",
     "to_arrow",
+    "write_catalog",
     "write_table",
 ]

@@ -17,6 +17,7 @@ from survey.io.catalogs import (
     read_table,
     read_target_table,
     to_arrow,
+    write_catalog,
     write_table,
 )
 
@@ -114,6 +115,16 @@ def test_metadata_travels(tmp_path):
     for ending in ("parquet", "ecsv"):
         path = write_table(EVENTS, tmp_path / f"m.{ending}", meta={"time_scale": "utc"})
         assert read_table(path).meta["time_scale"] == "utc"
+
+
+def test_a_catalog_goes_to_a_file_or_the_terminal(tmp_path, capsys):
+    write_catalog(EVENTS, "csv")
+    assert capsys.readouterr().out.startswith("event_id,ra,dec")
+    write_catalog(EVENTS, "votable", tmp_path / "events.txt")
+    assert parse_single_table(tmp_path / "events.txt").nrows == 2
+    assert capsys.readouterr().out == ""
+    with pytest.raises(CatalogError, match=r"name a file with -o"):
+        write_catalog(EVENTS, "parquet")
 
 
 def test_unknown_formats_name_the_known(tmp_path):
