@@ -1,0 +1,186 @@
+"""Linear fits of events on the cutout around a candidate, with the noise the reference really leaves."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from survey.kernels._event_model import shifted_designs
+from survey.kernels._psf_pass import PSFModel
+
+Array = NDArray[np.float64]
+# Samples a pixel is fitted to: their pixel (y, x) in the cutout, design rows and epochs.
+Rows = list[tuple[int, int, Array, NDArray[np.intp]]]
+References = dict[tuple[int, int], tuple[Array, Rows]]
+
+
+class EventStamp:
+    """Samples around a place of a difference cube, ready for linear filters (see `_event_model`).
+
+    The cutout holds the stamp of ``size`` pixels and one pixel around it, whose samples are rows of the
+    stamp's references.
+
+    Parameters
+    ----------
+    flux, error, mask : array (time, y, x)
+        Leave-one-out difference, its error, bad samples.
+    phase_y, phase_x : array (time,) or (time, y, x)
+    y, x : int
+        Centre of the stamp.
+    size : int
+        Odd side of the stamp.
+    leverage : array (time, y, x), optional
+        As in `survey.kernels.reference.Difference`; else it is taken from the cutout's own fit.
+    fit_mask : bool array (time, y, x), optional
+        Good samples out of the fit.
+    n_basis, extension
+        Of the reference; ``n_basis=0``: none.
+    """
+
+    def __init__(
+        self,
+        flux: NDArray[np.floating],
+        error: NDArray[np.floating],
+        mask: NDArray[np.bool_],
+        phase_y: Array,
+        phase_x: Array,
+        y: int,
+        x: int,
+        size: int,
+        *,
+        leverage: NDArray[np.floating] | None = None,
+        fit_mask: NDArray[np.bool_] | None = None,
+        n_basis: int = 5,
+        extension: float = 1.2,
+    ) -> None:
+        _, ny, nx = flux.shape
+        reach = size // 2 + 1
+        rows = slice(max(y - reach, 0), min(y + reach + 1, ny))
+        columns = slice(max(x - reach, 0), min(x + reach + 1, nx))
+        cut = (slice(None), rows, columns)
+        self.dy = np.arange(rows.start, rows.stop) - y
+        self.dx = np.arange(columns.start, columns.stop) - x
+        self.inside = (np.abs(self.dy) < reach)[:, None] & (np.abs(self.dx) < reach)
+        self.complete = bool(self.inside.sum() == size**2)
+        self.n_basis, self.extension = n_basis, extension
+        self.flux, self.error = np.asarray(flux[cut], float), np.asarray(error[cut], float)
+        good = ~mask[cut] & np.isfinite(self.flux) & np.isfinite(self.error) & (self.error > 0)
+        self.good = good
+        self.weight = np.where(good, 1 / np.where(good, self.error, 1.0) ** 2, 0.0)
+        self.flux = np.where(good, self.flux, 0.0)
+        self.fitted = good if fit_mask is None else good & ~fit_mask[cut]
+        py, px = (np.asarray(p, float) for p in (phase_y, phase_x))
+        self.phase_y = py[cut] if py.ndim == 3 else py
+        self.phase_x = px[cut] if px.ndim == 3 else px
+        self.leverage = self._leverage(None if leverage is None else np.asarray(leverage[cut], float))
+
+    def psf(self, model: PSFModel, offset_y: float = 0.0, offset_x: float = 0.0) -> Array:
+        """PSF (time, y, x) of a star at the centre plus an offset; zero outside the stamp."""
+        shape = self.flux.shape
+        field = self.phase_y.ndim == 3
+        py, px = (p if field else p[:, None, None] for p in (self.phase_y, self.phase_x))
+        d_y = np.broadcast_to(offset_y - self.dy[:, None] - py, shape)
+        d_x = np.broadcast_to(offset_x - self.dx - px, shape)
+        values = np.asarray(model.evaluate(d_y.ravel(), d_x.ravel(), 1), float)
+        return values.reshape(shape) * self.inside
+
+    def apply(self, templates: Array) -> tuple[Array, Array]:
+        """Matched filters of templates s (n, time, y, x): their sums (n,) and data weights u (as s)."""
+        sums = np.einsum("akyx,kyx,kyx->a", templates, self.weight, self.flux)
+        taken = np.where(self.fitted, 1 - self.leverage, 1.0)
+        n = templates * (self.weight / taken)
+        u = n.copy()
+        for (j, i), (inverse, rows) in self._references.items():
+            own = rows[0][2]
+            coefficients = (n[:, :, j, i] @ own) @ inverse
+            for q_y, q_x, design, index in rows:
+                w = self._fit_weight[index, q_y, q_x]
+                u[:, index, q_y, q_x] -= w * (coefficients @ design.T)
+        return sums, u
+
+    def solve(self, templates: Array) -> tuple[Array, Array]:
+        """Amplitudes (n,) of all templates together and their covariance (n, n)."""
+        sums, u = self.apply(templates)
+        response = np.einsum("akyx,bkyx->ab", u, templates)
+        inverse = np.linalg.pinv(response)
+        return inverse @ sums, inverse @ self.covariance(u) @ inverse.T
+
+    def covariance(self, u: Array) -> Array:
+        """Covariance (n, n) of the filters' sums."""
+        return np.einsum("akyx,kyx,bkyx->ab", u, self.variance, u)
+
+    @cached_property
+    def variance(self) -> Array:
+        """The samples' own variance, without the reference's; zero where bad."""
+        h = self.leverage
+        share = np.where(h >= 0, 1 - h, 1 / (1 - np.minimum(h, 0)))
+        return np.where(self.good, self.error**2 * share, 0.0)
+
+    @cached_property
+    def _fit_weight(self) -> Array:
+        v = self.variance
+        return np.where(self.fitted, 1 / np.where(v > 0, v, 1.0), 0.0)
+
+    @cached_property
+    def _designs(self) -> list[tuple[tuple[int, int], Array]]:
+        if self.n_basis == 0:
+            return []
+        return shifted_designs(self.phase_y, self.phase_x, self.n_basis, self.extension)
+
+    def _rows(self, j: int, i: int) -> Rows:
+        """Samples that pixel (j, i) of the cutout is fitted to, its own first."""
+        rows = []
+        ny, nx = self.inside.shape
+        for (o_y, o_x), design in self._designs:
+            # A neighbour q serves pixel p = q - offset with its phase seen from p.
+            q_y, q_x = j + o_y, i + o_x
+            if not (0 <= q_y < ny and 0 <= q_x < nx):
+                continue
+            b = design[:, q_y, q_x] if design.ndim == 4 else design
+            index = np.arange(len(b)) if (o_y, o_x) == (0, 0) else np.flatnonzero(b.any(axis=1))
+            if len(index):
+                rows.append((q_y, q_x, b[index], index))
+        return rows
+
+    @cached_property
+    def _references(self) -> References:
+        """Inverse normal matrix and rows of every pixel of the stamp."""
+        return self._solve_references(self._fit_weight)
+
+    def _solve_references(self, weight: Array) -> References:
+        references: References = {}
+        if self.n_basis == 0:
+            return references
+        for j, i in zip(*np.nonzero(self.inside), strict=True):
+            rows = self._rows(int(j), int(i))
+            normal = np.zeros((self.n_basis**2,) * 2)
+            for q_y, q_x, b, index in rows:
+                normal += (b * weight[index, q_y, q_x][:, None]).T @ b
+            scale = max(float(np.trace(normal)) / len(normal), np.finfo(float).tiny)
+            inverse: Array = np.asarray(
+                np.linalg.pinv(normal / scale, rcond=1e-9, hermitian=True) / scale, float
+            )
+            references[int(j), int(i)] = (inverse, rows)
+        return references
+
+    def _leverage(self, given: Array | None) -> Array:
+        if given is not None:
+            return np.where(self.good, np.clip(np.nan_to_num(given), None, 1 - 1e-9), 0.0)
+        leverage = np.zeros(self.flux.shape)
+        # 1/error**2 = w (1 - h): two rounds settle w and h to a percent of h.
+        for _ in range(2):
+            weight = np.where(self.fitted, self.weight / (1 - leverage), 0.0)
+            for (j, i), (inverse, rows) in self._solve_references(weight).items():
+                b = rows[0][2]
+                h = weight[:, j, i] * np.einsum("ka,ab,kb->k", b, inverse, b)
+                leverage[:, j, i] = np.clip(h, 0, 0.9)
+        return leverage
+
+
+def as_phases(phase_y: ArrayLike | None, phase_x: ArrayLike | None, n_time: int) -> tuple[Array, Array]:
+    """Phases as float arrays; zeros where none are given."""
+    py = np.zeros(n_time) if phase_y is None else np.asarray(phase_y, float)
+    px = np.zeros(n_time) if phase_x is None else np.asarray(phase_x, float)
+    return py, px
