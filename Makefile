@@ -10,7 +10,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("survey needs Python >= 3.11; set PYTHON=python3.12, say" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks,roman]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,roman]'
 	touch $@
 
 demo: $(STAMP)  ## simulated field through the whole pipeline; opens nothing, writes demo/report.html

@@ -236,7 +236,7 @@ class Field:
     # -- tables ---------------------------------------------------------------------------------
 
     def write_table(self, name: str, table: xr.Dataset) -> None:
-        """Replace a small group (``frames``, ``stars``, ``psf``) as a whole."""
+        """Replace a small group (``frames``, ``stars``, ``registration``, ``psf``) as a whole."""
         fresh, live, old = (self.cube / n for n in (f".{name}.new", name, f".{name}.old"))
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -253,6 +253,14 @@ class Field:
             live = self.cube / old.name[1:-4]
             if not live.exists():
                 old.rename(live)
+
+    def has_table(self, name: str) -> bool:
+        """Whether a small group has been written."""
+        return (self.cube / name).exists()
+
+    def remove_table(self, name: str) -> None:
+        """Delete a small group."""
+        shutil.rmtree(self.cube / name, ignore_errors=True)
 
     def table(self, name: str) -> xr.Dataset:
         """A small group, loaded.

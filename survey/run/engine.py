@@ -23,8 +23,8 @@ class Progress(Protocol):
     def start(self, stage: str, total: int, done: int) -> None:
         """A stage begins; ``done`` of its ``total`` units were there already."""
 
-    def advance(self, stage: str, report: UnitReport | None) -> None:
-        """One more unit ended; None if it failed."""
+    def advance(self, stage: str, report: UnitReport | None, failed: bool = False) -> None:
+        """One more unit ended."""
 
     def message(self, text: str) -> None:
         """Something worth a line."""
@@ -36,7 +36,7 @@ class Silent:
     def start(self, stage: str, total: int, done: int) -> None:
         """Ignore."""
 
-    def advance(self, stage: str, report: UnitReport | None) -> None:
+    def advance(self, stage: str, report: UnitReport | None, failed: bool = False) -> None:
         """Ignore."""
 
     def message(self, text: str) -> None:
@@ -170,7 +170,7 @@ class Engine:
                     self.failures.append(
                         Failure(job.label, job.unit.name, f"{type(error).__name__}: {error}")
                     )
-                    self.progress.advance(job.label, None)
+                    self.progress.advance(job.label, None, failed=True)
                     continue
                 if job.step == "apply":
                     payload = {**report.payload, "checksum": report.checksum}

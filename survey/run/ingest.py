@@ -67,7 +67,7 @@ def map_calls(
     try:
         for future, result, error in executor.completed(futures):
             results[place_of[getattr(future, "key", id(future))]] = result if error is None else error
-            progress.advance(label, None)
+            progress.advance(label, None, failed=error is not None)
     except BaseException:
         executor.cancel(futures)
         raise
@@ -127,9 +127,10 @@ def ingest(
     if measures:
         new, reference, unplaced = register.combine(measures, config, reference)
         summary.rejected += [(source.path, reason) for source, reason in unplaced]
-    if strict and summary.rejected:
-        listed = "; ".join(reason for _, reason in summary.rejected[:5])
-        raise IngestError(f"{len(summary.rejected)} frames cannot be used (--strict): {listed}")
+    asked = {r.source.path for r in found.rejected if r.kind == "filtered"}
+    bad = [reason for source, reason in summary.rejected if source not in asked]
+    if strict and bad:
+        raise IngestError(f"{len(bad)} frames cannot be used (--strict): {'; '.join(bad[:5])}")
     if new is None or new.sizes["time"] == 0:
         if exists:
             return summary
@@ -153,9 +154,7 @@ def _raise_first(results: list[Any]) -> list[Any]:
     return results
 
 
-def _open_or_create(
-    path: str | Path, config: Config, reference: register.FrameMeasure, epochs: int
-) -> Field:
+def _open_or_create(path: str | Path, config: Config, reference: register.FrameMeasure, epochs: int) -> Field:
     if (Path(path) / "cube.zarr" / "zarr.json").exists():
         return Field.open(path)
     header = reference.header

@@ -13,13 +13,22 @@ from survey.config import Config
 from survey.io.store import Field
 from survey.run.engine import Engine, stage_key
 from survey.run.worker import function_key
-from survey.stages import detect, oversampled, photometry, psf
+from survey.stages import candidates, detect, oversampled, photometry, psf, refine
+from survey.stages.calibrated import REFINED, calibrated_frames
 from survey.stages.events import Event, touching
 from survey.stages.protocol import Unit, tile_units
 from survey.tiles import Tile
 
 # What of the table of frames decides a calibrated sample.
 CALIBRATION = ("map", "map_center", "map_scale", "scale", "background", "flags", "gain")
+
+
+# Rounds of refinement: the first takes errors of percents to 1e-4, the second what was left in the reference.
+REFINEMENTS = 2
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on."""
 
 
 def images_key(field: Field, frames: xr.Dataset) -> str:
@@ -57,10 +66,8 @@ class Pipeline:
         self.field: Field = engine.target
         self.config: Config = engine.config
         self.objects = list(objects)
-        self.frames = self.field.frames()
         self.units: list[Unit] = tile_units(self.field, self.config)
         self.tiles = self.field.tiles
-        self.images = images_key(self.field, self.frames)
         self.group = f"difference/{self.config.method}"
 
     # -- keys -----------------------------------------------------------------------------------
@@ -78,15 +85,16 @@ class Pipeline:
         return stage_key("psf", self.config, "psf", {"tiles": [self._first_key(unit) for unit in self.units]})
 
     def _detect_key(self, unit: Unit) -> str:
-        assert unit.tile is not None
-        around = neighbours(unit.tile, self.tiles, detect.tile_halo(self.config), self.field.shape)
-        keys = [self._first_key(self.units[tile.index]) for tile in around]
+        keys = [self._first_key(u) for u in self._around(unit, detect.tile_halo(self.config))]
         return stage_key("detect", self.config, unit.name, {"difference": keys, "psf": self._psf_key()})
 
     # -- steps ----------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make the arrays that the stages write."""
+        """Refine the calibration and make the arrays that the stages write."""
+        self._refine()
+        self.frames = calibrated_frames(self.field)
+        self.images = images_key(self.field, self.frames)
         height, width = self.field.shape
         n = self.config.reference.n_basis
         sizes = {"time": self.frames.sizes["time"], "y": height, "x": width, "ky": n, "kx": n}
@@ -96,12 +104,7 @@ class Pipeline:
     def run(self) -> list[Event]:
         """All stages; returns the events."""
         self.prepare()
-        detected = all(
-            self.engine.ledger("detect").has(unit.name, self._detect_key(unit)) for unit in self.units
-        )
-        if not (detected and self.engine.ledger("psf").has("psf", self._psf_key())):
-            self._search()
-        if not self.engine.ledger("psf").has("psf", self._psf_key()):
+        if not self._searched() and not self._search():
             return []
         events = self._events()
         refit = self._refit(events)
@@ -110,19 +113,77 @@ class Pipeline:
         self._gather_light_curves()
         return events
 
-    def _search(self) -> None:
-        """Reference, PSF and detection of whatever is missing."""
-        first = self.engine.submit("oversampled", [(unit, self._first_key(unit)) for unit in self.units])
-        if not self.engine.ledger("psf").has("psf", self._psf_key()):
-            self._build_psf(first)
-        else:
-            self.engine.collect()
-        if not self.engine.ledger("psf").has("psf", self._psf_key()):
+    def _refine(self) -> None:
+        """Scale, sky and offsets of the frames against a first reference, `REFINEMENTS` times."""
+        frames = self.field.frames()
+        inputs = {"images": images_key(self.field, frames)}
+        ledger = self.engine.ledger("refine")
+        key = stage_key("refine", self.config, "refine", inputs)
+        if ledger.has("refine", key):
             return
-        state = psf.load(self.field)
-        units = [(unit, self._detect_key(unit)) for unit in self.units]
-        self.engine.submit("detect", units, state=state)
+        ledger.invalidate(["refine"])
+        self.field.remove_table("registration")
+        names = [str(name) for name in frames["frame_id"].values]
+        reference = names.index(self.field.attrs["reference_frame"])
+        for step in range(REFINEMENTS):
+            label = f"refine {step + 1}"
+            units = refine.units(self.field, self.config)
+            self.engine.submit("refine", [(u, key) for u in units], step="partial", label=label, ledger=False)
+            reports = self.engine.collect().get(label, {})
+            if len(reports) < len(units):
+                raise RunError(f"refine: {self.engine.failures[-1].reason}")
+            partials = [reports[unit.name].result for unit in units]
+            frames = refine.corrected(frames, refine.combine(partials, self.config), reference)
+            self.field.write_table("registration", frames[list(REFINED)].reset_coords(drop=True))
+        ledger.record("refine", key)
+        ledger.flush()
+
+    def _searched(self) -> bool:
+        """Whether reference, PSF, detection and candidates are all there already."""
+        if not self._has_psf() or not all(
+            self.engine.ledger("detect").has(unit.name, self._detect_key(unit)) for unit in self.units
+        ):
+            return False
+        keyed = self._candidate_units()
+        return all(self.engine.ledger("candidates").has(unit.name, key) for unit, key in keyed)
+
+    def _has_psf(self) -> bool:
+        return self.engine.ledger("psf").has("psf", self._psf_key())
+
+    def _search(self) -> bool:
+        """Reference, PSF, detection and candidates, as far as they are missing; False if that failed."""
+        first = self.engine.submit("oversampled", [(unit, self._first_key(unit)) for unit in self.units])
+        if not self._has_psf():
+            self._build_psf(first)
         self.engine.collect()
+        if not self._has_psf():
+            return False
+        state = detect.prepare(self.field, psf.load(self.field), self.config)
+        around = {unit.name: self._around(unit, detect.tile_halo(self.config)) for unit in self.units}
+        self.engine.submit(
+            "detect",
+            [(unit, self._detect_key(unit)) for unit in self.units],
+            state=state,
+            after=lambda unit: [first[u.name] for u in around[unit.name] if u.name in first],
+        )
+        self.engine.collect()
+        self.engine.submit("candidates", self._candidate_units(), state=state)
+        self.engine.collect()
+        return True
+
+    def _around(self, unit: Unit, halo: int) -> list[Unit]:
+        assert unit.tile is not None
+        return [self.units[tile.index] for tile in neighbours(unit.tile, self.tiles, halo, self.field.shape)]
+
+    def _candidate_units(self) -> list[tuple[Unit, str]]:
+        """Units that measure the merged peaks, with their keys."""
+        self.peaks = detect.merged(self.engine.payloads("detect", self.units), self.config)
+        keyed = []
+        for unit in candidates.units(self.field, self.peaks):
+            assert unit.tile is not None
+            inputs = {"detect": self._detect_key(self.units[unit.tile.index]), "peaks": list(unit.items)}
+            keyed.append((unit, stage_key("candidates", self.config, unit.name, inputs)))
+        return keyed
 
     def _build_psf(self, first: dict[str, Any]) -> None:
         self.engine.submit(
@@ -142,10 +203,12 @@ class Pipeline:
         self.engine.ledger("psf").record("psf", self._psf_key())
 
     def _events(self) -> list[Event]:
-        """Merge the tiles' candidates and write the list of events."""
+        """Decide which candidates are events and write their list."""
         found = self.engine.payloads("detect", self.units)
-        events = detect.combine([payload["candidates"] for payload in found], self.config, self.field)
-        detect.write_events(self.field, self.config.method, events)
+        thresholds = found[0]["thresholds"] if found else []
+        measured = self.engine.payloads("candidates", candidates.units(self.field, self.peaks))
+        events = candidates.combine(measured, thresholds, self.field, self.config)
+        candidates.write_events(self.field, self.config.method, events)
         return events
 
     def _refit(self, events: list[Event]) -> dict[str, Any]:
@@ -163,17 +226,12 @@ class Pipeline:
     def _photometry(self, events: list[Event], refit: dict[str, Any]) -> None:
         """Light curves of events and targets, tile by tile, each after the refits it reads."""
         margin = photometry.tile_halo(self.config)
-        around = {
-            unit.name: neighbours(unit.tile, self.tiles, margin, self.field.shape)
-            for unit in self.units
-            if unit.tile is not None
-        }
+        around = {unit.name: self._around(unit, margin) for unit in self.units}
         wanted = photometry.units(self.field, self.config, [*events, *self.objects])
         keyed = []
         for unit in wanted:
-            near = [self.units[t.index] for t in around[unit.name]]
             inputs = {
-                "difference": [self._refit_key(u, self.touched[u.name]) for u in near],
+                "difference": [self._refit_key(u, self.touched[u.name]) for u in around[unit.name]],
                 "psf": self._psf_key(),
                 "objects": list(unit.items),
             }
@@ -183,7 +241,7 @@ class Pipeline:
             "photometry",
             keyed,
             state=psf.load(self.field),
-            after=lambda unit: [refit[t.name] for t in around[unit.name] if t.name in refit],
+            after=lambda unit: [refit[u.name] for u in around[unit.name] if u.name in refit],
         )
 
     def _gather_light_curves(self) -> None:

@@ -12,6 +12,9 @@ from survey.io.store import Field
 from survey.kernels.pixelmap import PixelMap, n_terms, nearest_pixels, polynomial_terms
 from survey.tiles import Window
 
+# What refinement replaces in the table of frames.
+REFINED = ("scale", "background", "map_center")
+
 Cube = NDArray[np.float32]
 
 
@@ -83,6 +86,17 @@ def background_surface(
     return np.tensordot(used, polynomial_terms(u, v, order), axes=1)
 
 
+def calibrated_frames(field: Field) -> xr.Dataset:
+    """The table of frames, with scale, sky and map as refined on the reference where that has been done."""
+    frames = field.frames()
+    if field.has_table("registration"):
+        refined = field.table("registration")
+        if refined.sizes["time"] == frames.sizes["time"]:
+            for name in REFINED:
+                frames[name] = (frames[name].dims, refined[name].values)
+    return frames
+
+
 def read_calibrated(field: Field, window: Window, frames: xr.Dataset | None = None) -> CalibratedTile:
     """Read a window of ``images/sky`` and calibrate it.
 
@@ -95,7 +109,7 @@ def read_calibrated(field: Field, window: Window, frames: xr.Dataset | None = No
     frames : Dataset, optional
         The table of frames, if it has been read already.
     """
-    frames = field.frames() if frames is None else frames
+    frames = calibrated_frames(field) if frames is None else frames
     n = frames.sizes["time"]
     region = (slice(0, n), *window)
     flux, error, mask = (

@@ -82,7 +82,7 @@ def apply(data: TileData, state: Sequence[Event] | None, config: Config) -> Outp
         "n_used": result.reference.n_used[y, x],
         "chi2": result.reference.chi2[y, x],
     }
-    good = ~difference["mask"]
+    good = ~np.asarray(result.mask[cube], bool)
     scaled = difference["flux"][good] / difference["error"][good]
     payload = {
         "samples": int(good.sum()),

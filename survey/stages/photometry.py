@@ -16,7 +16,7 @@ from survey.io.files import write_parquet
 from survey.io.store import Field
 from survey.kernels.psf import EffectivePSF, fit_psf_flux, refine_position, stamp_psf
 from survey.kernels.reference import ReferenceFit
-from survey.stages.calibrated import phases
+from survey.stages.calibrated import calibrated_frames, phases
 from survey.stages.protocol import Output, Stage, Unit
 from survey.tiles import Window
 
@@ -59,7 +59,7 @@ def units(field: Field, config: Config, objects: Sequence[dict[str, Any]]) -> li
 
 def read_window(field: Field, window: Window, config: Config, objects: tuple[dict[str, Any], ...]) -> Window3:
     """Read differences and reference of a window."""
-    frames = field.frames()
+    frames = calibrated_frames(field)
     region = (slice(0, frames.sizes["time"]), *window)
     group = f"difference/{config.method}"
     names = ("flux", "error", "mask", "fit_mask")

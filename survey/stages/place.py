@@ -107,7 +107,9 @@ def read(field: Field, unit: Unit, config: Config) -> Placed:
 
 def apply(data: Placed, state: None, config: Config) -> Output:
     """Hand the placed block on to be written."""
-    return Output({"images/sky": data.arrays}, data.region, payload={"good": int((~data.arrays["mask"]).sum())})
+    return Output(
+        {"images/sky": data.arrays}, data.region, payload={"good": int((~data.arrays["mask"]).sum())}
+    )
 
 
 STAGE = Stage("place", 1, lambda config: config.input, lambda field, config: [], read, apply=apply)

@@ -35,7 +35,7 @@ class PsfError(ValueError):
 
 @dataclass
 class Stars:
-    """Reference coefficients (n, side, side, ky, kx) around bright stars, and their errors (n, side, side)."""
+    """Reference coefficients (n, side, side, ky, kx) around stars, and their errors (n, side, side)."""
 
     coefficients: NDArray[np.float32]
     error: NDArray[np.float32]
@@ -123,8 +123,8 @@ def partial(data: TileReference, config: Config) -> Stars:
     return Stars(
         np.stack([data.coefficients[cut] for cut in cuts]).astype(np.float32),
         np.where(np.isfinite(error), error, np.nanmedian(data.error)).astype(np.float32),
-        y[chosen] + float(data.origin[0]),
-        x[chosen] + float(data.origin[1]),
+        y[chosen].astype(np.float64) + data.origin[0],
+        x[chosen].astype(np.float64) + data.origin[1],
         light[y[chosen], x[chosen]],
     )
 

@@ -1,5 +1,5 @@
 """Every stage there is, so that a worker or a command finds one by its name."""
 
-from survey.stages import oversampled, photometry, place
+from survey.stages import candidates, detect, oversampled, photometry, place, psf, refine
 
-__all__ = ["oversampled", "photometry", "place"]
+__all__ = ["candidates", "detect", "oversampled", "photometry", "place", "psf", "refine"]

@@ -1,0 +1,180 @@
+"""The functions a person calls: make a field, run it, look at what came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from survey.config import Config, make_config
+from survey.io.store import Field
+from survey.run.engine import Engine, Progress, Silent
+from survey.run.executor import connect
+from survey.run.ingest import IngestSummary, ingest
+from survey.run.pipeline import Pipeline, RunError
+from survey.run.record import RunSummary, new_run_id, summarise_stages, write_record
+from survey.run.targets import read_targets
+
+
+def create_field(
+    path: str | Path,
+    frames: Sequence[str | Path],
+    config: Config | None = None,
+    *,
+    client: Any = None,
+    progress: Progress | None = None,
+    strict: bool = False,
+) -> IngestSummary:
+    """Make a field of frames.
+
+    Parameters
+    ----------
+    path : path
+        Directory of the new field.
+    frames : sequence of path
+        Files, directories or glob patterns.
+    config : Config, optional
+        Settings; the defaults serve calibrated FITS frames with a WCS or stars.
+    client : distributed.Client or "synchronous", optional
+        Where the work runs; by default an embedded cluster with a process a core.
+    progress : Progress, optional
+        Told what happens.
+    strict : bool
+        Refuse everything if one frame cannot be used.
+
+    Returns
+    -------
+    IngestSummary
+        With every frame left out and why.
+
+    Raises
+    ------
+    FieldError
+        If there is a field at the path already.
+    FrameError, IngestError
+        If no frame is usable.
+    """
+    if (Path(path) / "cube.zarr" / "frames").exists():
+        from survey.io.store import FieldError
+
+        raise FieldError(f"{path}: there is a field already; add to it with append_frames")
+    return append_frames(path, frames, config, client=client, progress=progress, strict=strict)
+
+
+def append_frames(
+    path: str | Path,
+    frames: Sequence[str | Path],
+    config: Config | None = None,
+    *,
+    client: Any = None,
+    progress: Progress | None = None,
+    strict: bool = False,
+) -> IngestSummary:
+    """Add frames to a field; those it holds already are listed as duplicates and left out.
+
+    Parameters as in `create_field`; the field's own settings are used where none are given.
+    """
+    config = config or stored_config(path)
+    with connect(config.cluster, client) as executor:
+        return ingest(path, frames, config, executor, progress=progress, strict=strict, run_id=new_run_id())
+
+
+def stored_config(path: str | Path) -> Config:
+    """Settings stored in a field; the defaults where there is none yet."""
+    if not (Path(path) / "cube.zarr" / "zarr.json").exists():
+        return Config()
+    return make_config(Field.open(path).attrs["config"], source=f"settings stored in {path}")
+
+
+def run(
+    path: str | Path,
+    config: Config | None = None,
+    *,
+    client: Any = None,
+    progress: Progress | None = None,
+    frames: Sequence[str | Path] = (),
+    strict: bool = False,
+    rebuild: bool = False,
+) -> RunSummary:
+    """Run everything that is missing of a field: differences, events, light curves.
+
+    Parameters
+    ----------
+    path : path
+        The field; made of ``frames`` if it does not exist yet.
+    config : Config, optional
+        Settings; by default those stored in the field.
+    client : distributed.Client or "synchronous", optional
+        Where the work runs; by default an embedded cluster with a process a core. The numbers are the
+        same to the last bit whatever runs them.
+    progress : Progress, optional
+        Told what happens.
+    frames : sequence of path
+        Frames to ingest first.
+    strict : bool
+        Stop if a frame cannot be used.
+    rebuild : bool
+        Compute everything again.
+
+    Returns
+    -------
+    RunSummary
+        Also written to ``<field>/runs``.
+
+    Raises
+    ------
+    FieldBusyError
+        If another run writes the field.
+    """
+    config = config or stored_config(path)
+    progress = progress or Silent()
+    summary = RunSummary(new_run_id(), str(path), config.method)
+    summary.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    started = time.monotonic()
+    with connect(config.cluster, client) as executor:
+        if executor.dashboard:
+            progress.message(f"dashboard: {executor.dashboard}")
+        if frames:
+            taken = ingest(
+                path, frames, config, executor, progress=progress, strict=strict, run_id=summary.run_id
+            )
+            summary.rejected, summary.failures = taken.rejected, list(taken.failures)
+            summary.inputs = taken.added
+            for warning in taken.warnings:
+                progress.message(warning)
+        field = Field.open(path)
+        engine = Engine(field, config, executor, progress)
+        try:
+            with field.lease(f"difference/{config.method}", summary.run_id):
+                if rebuild:
+                    _forget(field, config)
+                pipeline = Pipeline(engine, read_targets(field, config))
+                summary.events = len(pipeline.run())
+            engine.finish()
+            summary.status = "failed" if engine.failures or summary.failures else "done"
+        except KeyboardInterrupt:
+            summary.status = "interrupted"
+            raise
+        except Exception as error:
+            summary.status = "failed"
+            from survey.run.engine import Failure
+
+            engine.failures.append(Failure("run", "", f"{type(error).__name__}: {error}"))
+            if not isinstance(error, RunError):
+                raise
+        finally:
+            summary.failures += engine.failures
+            summary.computed, summary.skipped = len(engine.reports), engine.skipped
+            summary.stages = summarise_stages(engine.reports)
+            summary.seconds = time.monotonic() - started
+            write_record(field.path, summary, config, engine.reports)
+    return summary
+
+
+def _forget(field: Field, config: Config) -> None:
+    """Drop the ledgers of a method, so that everything is wanted again."""
+    import shutil
+
+    for folder in (field.path / "ledger").glob(f"{config.method}.*"):
+        shutil.rmtree(folder)

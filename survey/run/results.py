@@ -1,0 +1,163 @@
+"""What came out of a field: events and light curves as tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.table import Table
+
+from survey.config import make_config
+from survey.io.catalogs import as_table, read_table
+from survey.io.store import Field
+from survey.run.targets import TargetError, pixel_to_sky, sky_to_pixel
+from survey.stages import photometry, psf
+from survey.stages.relative import relative_light_curve
+from survey.tiles import Window
+
+
+class ResultError(ValueError):
+    """A result that is not there."""
+
+
+def list_events(path: str | Path, method: str = "oversampled") -> Table:
+    """Events found in a field.
+
+    Parameters
+    ----------
+    path : path
+        The field.
+    method : str
+        Difference method.
+
+    Returns
+    -------
+    astropy.table.Table
+        One row an event, best S/N first, with units.
+
+    Raises
+    ------
+    ResultError
+        If the search has not been run.
+    """
+    field = Field.open(path)
+    file = field.events_path(method)
+    if not file.exists():
+        raise ResultError(
+            f"{path}: no events of method {method!r} yet; `survey run {path} --method {method}`"
+        )
+    return as_table(read_table(file), flux_unit=field.attrs["units"])
+
+
+def light_curve(
+    path: str | Path,
+    method: str = "oversampled",
+    *,
+    event: str | None = None,
+    ra: float | None = None,
+    dec: float | None = None,
+    x: float | None = None,
+    y: float | None = None,
+    relative: bool = False,
+) -> Table:
+    """Light curve of an event, of a position on the sky, or of a pixel position.
+
+    Parameters
+    ----------
+    path : path
+        The field.
+    method : str
+        Difference method.
+    event : str, optional
+        An event's ``object_id``.
+    ra, dec : float, optional
+        Degrees, ICRS.
+    x, y : float, optional
+        Pixels of the reference grid, centres from 0.
+    relative : bool
+        Add the reference flux, divide by it, and correct by an ensemble of comparison stars.
+
+    Returns
+    -------
+    astropy.table.Table
+        Columns time (MJD at mid-exposure), flux, error, flags; difference flux in the field's unit, or
+        with ``relative`` flux in units of the reference flux.
+
+    Raises
+    ------
+    ResultError
+        If the event is unknown.
+    TargetError
+        If the position is not in the field.
+    """
+    field = Field.open(path)
+    config = make_config({**field.attrs["config"], "method": method}, source=f"settings stored in {path}")
+    if not field.has_table("psf"):
+        raise ResultError(f"{path}: no differences yet; `survey run {path}`")
+    model = psf.load(field)
+    item = _item(field, method, event, ra, dec, x, y)
+    if relative:
+        found = relative_light_curve(field, model, item, config)
+        columns = {
+            "time": found.time,
+            "flux": found.psf.flux,
+            "error": found.psf.error,
+            "flags": found.flags,
+            "aperture_flux": found.aperture.flux,
+            "aperture_error": found.aperture.error,
+        }
+        table = Table(columns)
+        table.meta["reference_flux"] = found.reference_flux
+        return table
+    half = config.photometry.size // 2 + 2
+    data = photometry.read_window(field, _window(field, item, half), config, ())
+    measured = photometry.measure(data, model, item, config)
+    columns = {name: measured[name] for name in ("time", "flux", "error", "flags")}
+    ra_, dec_ = pixel_to_sky(field, measured["x"], measured["y"])
+    meta = {
+        name: measured[name]
+        for name in ("x", "y", "position_error", "reference_flux", "reference_flux_error")
+    }
+    return as_table(
+        Table(columns),
+        flux_unit=field.attrs["units"],
+        meta={**meta, "ra": float(ra_[0]), "dec": float(dec_[0])},
+    )
+
+
+def _item(
+    field: Field,
+    method: str,
+    event: str | None,
+    ra: float | None,
+    dec: float | None,
+    x: float | None,
+    y: float | None,
+) -> dict[str, Any]:
+    given = (event is not None, ra is not None and dec is not None, x is not None and y is not None)
+    if sum(given) != 1:
+        raise TargetError("give one of: an event, both RA and Dec, both x and y")
+    if event is not None:
+        rows = list_events(field.path, method)
+        index = np.flatnonzero(np.asarray(rows["object_id"]).astype(str) == event)
+        if not index.size:
+            raise ResultError(f"{field.path}: no event {event!r}; `survey events {field.path}` lists them")
+        return {name: rows[name][index[0]] for name in ("x", "y", "time", "sigma_days")}
+    if ra is not None and dec is not None:
+        x, y = sky_to_pixel(field, ra, dec)
+    assert x is not None
+    assert y is not None
+    if not (-0.5 <= x < field.shape[1] - 0.5 and -0.5 <= y < field.shape[0] - 0.5):
+        raise TargetError(
+            f"pixel ({x:.1f}, {y:.1f}) lies outside the field of {field.shape[1]} x {field.shape[0]} pixels"
+        )
+    return {"x": x, "y": y}
+
+
+def _window(field: Field, item: dict[str, Any], half: int) -> Window:
+    cy, cx = round(float(item["y"])), round(float(item["x"]))
+    return (
+        slice(max(cy - half, 0), min(cy + half + 1, field.shape[0])),
+        slice(max(cx - half, 0), min(cx + half + 1, field.shape[1])),
+    )

@@ -1,0 +1,201 @@
+"""What the search's peaks are: place, amplitude, shape and support of each, and which are events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from survey.config import Config
+from survey.io.catalogs import write_table
+from survey.io.frames import parse_wcs
+from survey.io.store import Field
+from survey.kernels.candidates import EventFlag, measure_candidate
+from survey.stages.calibrated import calibrated_frames, phases
+from survey.stages.detect import Search, search_time, tile_halo, to_days
+from survey.stages.events import Event
+from survey.stages.protocol import Output, Stage, Unit
+
+# Margin beyond the search's own halo: a candidate is measured on a stamp and a rim of its neighbours' rows.
+RIM = 2
+# Share of bad epochs from which on a pixel counts as saturated (or otherwise useless).
+BAD_SHARE = 0.5
+
+
+@dataclass
+class Stamp:
+    """Differences around one peak."""
+
+    peak: tuple[Any, ...]
+    flux: NDArray[np.float32]
+    error: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    fit_mask: NDArray[np.bool_]
+    leverage: NDArray[np.float32]
+    phase_y: NDArray[np.float64]
+    phase_x: NDArray[np.float64]
+    origin: tuple[int, int]
+
+
+@dataclass
+class TilePeaks:
+    """The stamps of a tile's peaks and the search's time axis."""
+
+    stamps: list[Stamp]
+    time: NDArray[np.float64]
+    frames: xr.Dataset
+    edge: tuple[int, int]
+
+
+def units(field: Field, peaks: NDArray[np.void]) -> list[Unit]:
+    """One unit a tile that has peaks; every peak belongs to the tile its pixel lies in."""
+    found = []
+    for tile in field.tiles:
+        mine = tuple(p.item() for p in peaks if tile.contains(float(p["y"]), float(p["x"])))
+        if mine:
+            found.append(Unit(tile.name, tile, mine))
+    return found
+
+
+def read(field: Field, unit: Unit, config: Config) -> TilePeaks:
+    """Differences around every peak of the tile, cut from one read of core and halo."""
+    assert unit.tile is not None
+    margin = tile_halo(config) + RIM
+    window = unit.tile.window(margin, field.shape)
+    frames = calibrated_frames(field)
+    region = (slice(0, frames.sizes["time"]), *window)
+    group = f"difference/{config.method}"
+    names = ("flux", "error", "mask", "fit_mask", "leverage")
+    arrays = {name: np.asarray(field.array(group, name)[region]) for name in names}
+    arrays["mask"] |= (frames["flags"].values != 0)[:, None, None]
+    phase_y, phase_x = phases(frames, window, field.shape)
+    height, width = arrays["flux"].shape[1:]
+    stamps = []
+    for peak in unit.items:
+        cy, cx = int(peak[0]) - window[0].start, int(peak[1]) - window[1].start
+        rows = slice(max(cy - margin, 0), min(cy + margin + 1, height))
+        columns = slice(max(cx - margin, 0), min(cx + margin + 1, width))
+        cut = (slice(None), rows, columns)
+        py, px = (phase_y[cut], phase_x[cut]) if phase_y.ndim == 3 else (phase_y, phase_x)
+        origin = (window[0].start + rows.start, window[1].start + columns.start)
+        values = {name: array[cut] for name, array in arrays.items()}
+        stamps.append(Stamp(peak=tuple(peak), phase_y=py, phase_x=px, origin=origin, **values))
+    return TilePeaks(stamps, search_time(frames, config), frames, field.shape)
+
+
+def apply(data: TilePeaks, state: Search, config: Config) -> Output:
+    """Measure every peak of the tile."""
+    rows = []
+    for stamp in data.stamps:
+        y, x, time, sigma, scale, snr = stamp.peak
+        usable = ~stamp.mask.all(axis=(1, 2))
+        bad = stamp.mask[usable].mean(axis=0) > BAD_SHARE
+        found = measure_candidate(
+            stamp.flux,
+            stamp.error,
+            stamp.mask,
+            y=y - stamp.origin[0],
+            x=x - stamp.origin[1],
+            t0=time,
+            temporal_sigma=sigma,
+            psf=state.psf,
+            phase_y=stamp.phase_y,
+            phase_x=stamp.phase_x,
+            time=data.time,
+            leverage=stamp.leverage,
+            fit_mask=stamp.fit_mask,
+            saturated=bad,
+            n_basis=config.reference.n_basis,
+            extension=config.reference.extension,
+            size=state.stamp,
+        )
+        row = {name: _plain(value) for name, value in asdict(found).items()}
+        row["y"], row["x"] = row["y"] + stamp.origin[0], row["x"] + stamp.origin[1]
+        row["search_snr"], row["scale"] = float(snr), int(scale)
+        row["time"], row["sigma_days"] = to_days(data.frames, config, found.time, found.temporal_sigma)
+        rows.append(row)
+    return Output(payload={"rows": rows})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, int | np.integer):
+        return int(value)
+    return float(value)
+
+
+def is_event(row: dict[str, Any], threshold: float, config: Config) -> bool:
+    """Whether a measured peak counts as an event.
+
+    It must hold its S/N in the exact fit, be seen in several epochs, and not be one epoch's doing.
+    """
+    if not np.isfinite(row["snr"]) or not np.isfinite(row["amplitude"]):
+        return False
+    several = row["n_epochs"] >= config.detect.min_epochs
+    single = config.detect.min_epochs > 1 and bool(row["flags"] & EventFlag.SINGLE_EPOCH)
+    return abs(row["snr"]) >= threshold and several and not single
+
+
+def combine(
+    payloads: Sequence[dict[str, Any]], thresholds: Sequence[float], field: Field, config: Config
+) -> list[Event]:
+    """The list of events, best S/N first, with names and sky positions."""
+    rows = [dict(row) for payload in payloads for row in payload["rows"]]
+    rows = [row for row in rows if is_event(row, thresholds[row["scale"]], config)]
+    rows.sort(key=lambda row: (-abs(row["snr"]), row["y"], row["x"], row["time"]))
+    text = field.attrs.get("wcs")
+    wcs = parse_wcs(text) if text else None
+    for i, row in enumerate(rows):
+        ra, dec = (float("nan"), float("nan"))
+        if wcs is not None:
+            ra, dec = (float(v) for v in wcs.wcs_pix2world([[row["x"], row["y"]]], 0)[0])
+        row.update(object_id=f"E{i + 1:05d}", kind="event", ra=ra, dec=dec, unit=config.detect.unit)
+    return rows
+
+
+EVENT_COLUMNS = (
+    "object_id",
+    "kind",
+    "ra",
+    "dec",
+    "x",
+    "y",
+    "position_error",
+    "time",
+    "sigma_days",
+    "temporal_sigma",
+    "snr",
+    "amplitude",
+    "amplitude_error",
+    "psf_correlation",
+    "psf_chi2",
+    "n_epochs",
+    "snr_without_best",
+    "drift",
+    "drift_error",
+    "flags",
+)
+
+
+def write_events(field: Field, method: str, events: Sequence[Event]) -> None:
+    """Write ``events/<method>.parquet``."""
+    columns: dict[str, Any] = {name: [event[name] for event in events] for name in EVENT_COLUMNS}
+    if not events:
+        columns = {
+            name: np.zeros(0, "U1" if name in ("object_id", "kind") else float) for name in EVENT_COLUMNS
+        }
+    meta = {"method": method, "reference_frame": str(field.attrs["reference_frame"])}
+    write_table(columns, field.events_path(method), flux_unit=field.attrs["units"], meta=meta)
+
+
+STAGE = Stage(
+    "candidates",
+    1,
+    lambda config: config.detect.model_dump(exclude={"refit", "max_events", "min_epochs"}),
+    lambda field, config: [],
+    read,
+    apply=apply,
+)

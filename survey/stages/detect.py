@@ -1,0 +1,207 @@
+"""The search for events: matched filters over time scales, thresholds by false alarms, peaks merged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from survey.config import Config
+from survey.io.store import Field
+from survey.kernels.matched_filter import EventBank, event_bank, matched_filter_bank
+from survey.kernels.peaks import PEAK_DTYPE, find_peaks, merge_peaks, search_halo, search_thresholds
+from survey.kernels.psf import EffectivePSF
+from survey.stages.calibrated import calibrated_frames, phases
+from survey.stages.protocol import Output, Stage, Unit, tile_units
+from survey.tiles import Tile
+
+# Largest stamp of the spatial filter the halo allows for.
+MAX_STAMP = 9
+# A tile with more peaks than this is no search result but a sign that the differences are wrong.
+MAX_PEAKS = 20000
+# Places of the field over which the reference's share of an event is averaged where phases vary.
+PLACES = 4
+
+
+@dataclass
+class Search:
+    """What every tile's search shares: PSF, bank of time scales, thresholds."""
+
+    psf: EffectivePSF
+    bank: EventBank
+    thresholds: tuple[float, ...]
+    stamp: int
+
+
+@dataclass
+class TileDifference:
+    """Differences of a tile's core and halo."""
+
+    tile: Tile
+    halo: int
+    flux: NDArray[np.float32]
+    error: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    phase_y: NDArray[np.float64]
+    phase_x: NDArray[np.float64]
+    origin: tuple[int, int]
+
+
+def tile_halo(config: Config) -> int:
+    """Overlap with which a tile's peaks are exactly the whole image's."""
+    return search_halo(MAX_STAMP)
+
+
+def stamp_edge(psf: EffectivePSF) -> int:
+    """Edge of the filter's stamp: three FWHM, odd, from 5 to `MAX_STAMP` pixels."""
+    return int(min(max(2 * round(1.5 * psf.fwhm) + 1, 5), MAX_STAMP))
+
+
+def search_time(frames: xr.Dataset, config: Config) -> NDArray[np.float64]:
+    """Time axis of the search: days, or the rank of each image in time."""
+    time = frames["time"].values
+    if config.detect.unit == "days":
+        return np.asarray(time - time.min(), np.float64)
+    return np.argsort(np.argsort(time, kind="stable"), kind="stable").astype(np.float64)
+
+
+def prepare(field: Field, psf: EffectivePSF, config: Config) -> Search:
+    """Bank and thresholds of a field; small, made once."""
+    frames = calibrated_frames(field)
+    height, width = field.shape
+    rows = np.unique(np.linspace(0, height - 1, PLACES + 2).astype(int)[1:-1])
+    columns = np.unique(np.linspace(0, width - 1, PLACES + 2).astype(int)[1:-1])
+    py, px = phases(frames, (slice(0, 1), slice(0, 1)), field.shape)
+    if py.ndim == 3:
+        places = [
+            phases(frames, (slice(y, y + 1), slice(x, x + 1)), field.shape) for y in rows for x in columns
+        ]
+        py = np.column_stack([p[0].ravel() for p in places])
+        px = np.column_stack([p[1].ravel() for p in places])
+    weight = np.where(frames["flags"].values == 0, 1.0, 0.0)
+    noise = frames["background_rms"].values / frames["scale"].values
+    weight = weight * np.median(noise) ** 2 / np.maximum(noise, 1e-3 * np.median(noise)) ** 2
+    stamp = stamp_edge(psf)
+    bank = event_bank(
+        config.detect.temporal_sigma,
+        py,
+        px,
+        psf=psf,
+        time=search_time(frames, config),
+        frame_weight=weight,
+        n_basis=config.reference.n_basis,
+        extension=config.reference.extension,
+        size=stamp,
+    )
+    if config.detect.threshold is not None:
+        thresholds = (config.detect.threshold,) * len(bank.temporal_sigma)
+    else:
+        thresholds = search_thresholds(bank, height * width, config.detect.false_alarms)
+    return Search(psf, bank, thresholds, stamp)
+
+
+def read(field: Field, unit: Unit, config: Config) -> TileDifference:
+    """Differences of the core and halo."""
+    assert unit.tile is not None
+    margin = tile_halo(config)
+    window = unit.tile.window(margin, field.shape)
+    frames = calibrated_frames(field)
+    region = (slice(0, frames.sizes["time"]), *window)
+    group = f"difference/{config.method}"
+    flux, error, mask = (np.asarray(field.array(group, name)[region]) for name in ("flux", "error", "mask"))
+    # A flagged frame's light curve is shown, but it does not make an event.
+    mask |= (frames["flags"].values != 0)[:, None, None]
+    phase_y, phase_x = phases(frames, window, field.shape)
+    return TileDifference(
+        unit.tile, margin, flux, error, mask, phase_y, phase_x, (window[0].start, window[1].start)
+    )
+
+
+def apply(data: TileDifference, state: Search, config: Config) -> Output:
+    """S/N maps of the core and its peaks over the thresholds."""
+    core = data.tile.inner(data.halo)
+    shape = data.tile.shape
+    best = np.zeros(shape, np.float32)
+    scale_index = np.full(shape, -1, np.int16)
+    time_index = np.full(shape, -1, np.int32)
+    peaks = []
+    noise = []
+    maps = matched_filter_bank(
+        data.flux,
+        data.error,
+        data.mask,
+        data.phase_y,
+        data.phase_x,
+        state.bank,
+        psf=state.psf,
+        size=state.stamp,
+    )
+    for i, scale_map in enumerate(maps):
+        found = find_peaks(scale_map, state.thresholds[i], scale=i, core=core, origin=data.origin)
+        peaks.append(found)
+        snr = np.where(np.isfinite(scale_map.snr[:, core[0], core[1]]), scale_map.snr[:, core[0], core[1]], 0)
+        noise.append(_robust_width(snr))
+        at = np.abs(snr).argmax(axis=0)
+        value = np.take_along_axis(snr, at[None], axis=0)[0]
+        better = np.abs(value) > np.abs(best)
+        best[better], scale_index[better] = value[better], i
+        time_index[better] = np.searchsorted(state.bank.time, scale_map.t0[at])[better]
+    every = np.concatenate(peaks) if peaks else np.empty(0, PEAK_DTYPE)
+    strongest = np.argsort(-np.abs(every["snr"]), kind="stable")[:MAX_PEAKS]
+    payload = {
+        "candidates": [every[i].item() for i in np.sort(strongest)],
+        "found": len(every),
+        "noise": noise,
+        "thresholds": list(state.thresholds),
+    }
+    arrays: dict[str, NDArray[Any]] = {
+        "significance": best,
+        "scale_index": scale_index,
+        "time_index": time_index,
+    }
+    return Output({f"search/{config.method}": arrays}, data.tile.core, payload=payload)
+
+
+def _robust_width(snr: NDArray[np.float32]) -> float:
+    """Width of the S/N's distribution from its quartiles: 1 on noise, events or not."""
+    known = snr[snr != 0]
+    if not known.size:
+        return float("nan")
+    low, high = np.percentile(known, [25, 75])
+    return float((high - low) / 1.349)
+
+
+def merged(payloads: Sequence[dict[str, Any]], config: Config) -> NDArray[np.void]:
+    """The field's peaks, one an event, best S/N first."""
+    rows = [tuple(row) for payload in payloads for row in payload["candidates"]]
+    return merge_peaks(np.array(rows, PEAK_DTYPE))[: config.detect.max_events]
+
+
+def to_days(frames: xr.Dataset, config: Config, value: float, sigma: float) -> tuple[float, float]:
+    """MJD and sigma in days of a peak given on the search's own time axis."""
+    time = frames["time"].values
+    if config.detect.unit == "days":
+        return float(time.min() + value), float(sigma)
+    ordered = np.sort(time)
+    index = np.arange(len(ordered), dtype=np.float64)
+    cadence = float(np.median(np.diff(ordered))) if len(ordered) > 1 else 1.0
+
+    def at(i: float) -> float:
+        inside = float(np.interp(i, index, ordered))
+        return inside + cadence * (min(i, 0.0) + max(i - index[-1], 0.0))
+
+    return at(value), (at(value + sigma) - at(value - sigma)) / 2
+
+
+STAGE = Stage(
+    "detect",
+    1,
+    lambda config: config.detect.model_dump(exclude={"refit", "max_events", "min_epochs"}),
+    tile_units,
+    read,
+    apply=apply,
+)

@@ -1,0 +1,20 @@
+"""Shared by all tests: calm clocks, and where the real observations are."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Two busy cores: a deadline in milliseconds would test the machine, not the code.
+settings.register_profile("survey", deadline=None, max_examples=40, print_blob=True)
+settings.load_profile("survey")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real observations; tests that need it skip where it is not."""
+    folder = Path(os.environ.get("SURVEY_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real observations are not at {folder} (set SURVEY_TEST_DATA)")
+    return folder

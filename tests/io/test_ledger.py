@@ -1,0 +1,82 @@
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from survey.io.ledger import FieldBusyError, Ledger, Lease
+
+
+def test_records_survive_and_later_ones_win(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.record("a", "k1", {"n": 1})
+    ledger.record("a", "k2", {"n": 2})
+    ledger.flush()
+    again = Ledger(tmp_path)
+    assert again.has("a", "k2")
+    assert not again.has("a", "k1")
+    assert again.records["a"].payload == {"n": 2}
+
+
+def test_invalidation_is_on_disk_at_once(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.record("a", "k")
+    ledger.flush()
+    ledger.invalidate(["a", "unknown"])
+    assert not Ledger(tmp_path).records
+
+
+def test_compaction_changes_no_record(tmp_path):
+    ledger = Ledger(tmp_path)
+    for i in range(5):
+        ledger.record(f"u{i}", f"k{i}")
+        ledger.flush()
+    ledger.invalidate(["u3"])
+    ledger.compact()
+    assert len(list(tmp_path.glob("*.jsonl"))) == 1
+    assert set(Ledger(tmp_path).records) == {"u0", "u1", "u2", "u4"}
+
+
+def test_many_records_share_few_files(tmp_path):
+    ledger = Ledger(tmp_path)
+    for i in range(2000):
+        ledger.record(f"u{i}", "k")
+    ledger.flush()
+    assert len(list(tmp_path.glob("*.jsonl"))) < 20
+    assert len(Ledger(tmp_path).records) == 2000
+
+
+def test_second_run_is_told_who_writes(tmp_path):
+    code = f"""
+import time
+from survey.io.ledger import Lease
+from pathlib import Path
+with Lease(Path({str(tmp_path)!r}) / "group.json", "first"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process, process.stdout:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(FieldBusyError, match="run first"), Lease(tmp_path / "group.json", "second"):
+            pass
+        process.kill()
+        process.wait()
+        with Lease(tmp_path / "group.json", "second"):
+            assert json.loads((tmp_path / "group.json").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / "group.json").exists()
+
+
+def test_a_silent_holder_on_another_host_is_dead(tmp_path):
+    claim = {"owner": "old", "host": "elsewhere", "pid": 1, "beat": time.time() - 3600}
+    path = tmp_path / "group.json"
+    path.write_text(json.dumps(claim))
+    with Lease(path, "new"):
+        pass
+    claim["beat"] = time.time()
+    path.write_text(json.dumps(claim))
+    with pytest.raises(FieldBusyError, match="elsewhere"), Lease(path, "new"):
+        pass

@@ -1,0 +1,82 @@
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from survey.io.store import Field, FieldError, open_field
+from survey.schema import ARRAYS, SchemaError, arrays_of
+
+
+@pytest.fixture
+def field(tmp_path):
+    return Field.create(tmp_path / "f", (100, 90), {"tile_size": 64, "time_block": 16, "units": "count"})
+
+
+def test_regions_come_back_and_the_rest_is_masked(field):
+    field.require_group("images/sky", {"time": 20, "y": 100, "x": 90})
+    values = np.arange(20 * 64 * 26, dtype=np.float32).reshape(20, 64, 26)
+    tile = field.tiles[1]
+    region = (slice(0, 20), *tile.core)
+    first = field.write("images/sky", {"flux": values, "mask": values < 0}, region)
+    assert first == field.write("images/sky", {"flux": values, "mask": values < 0}, region)
+    np.testing.assert_array_equal(field.array("images/sky", "flux")[region], values)
+    assert np.isnan(field.array("images/sky", "flux")[:, 0, 0]).all()
+    assert field.array("images/sky", "mask")[:, 0, 0].all()
+
+
+def test_growing_in_time_keeps_what_is_there(field):
+    field.require_group("images/sky", {"time": 3, "y": 100, "x": 90})
+    field.write("images/sky", {"flux": np.ones((3, 100, 90))}, (slice(0, 3), slice(0, 100), slice(0, 90)))
+    field.require_group("images/sky", {"time": 40, "y": 100, "x": 90})
+    flux = field.array("images/sky", "flux")
+    assert flux.shape == (40, 100, 90)
+    assert (flux[:3] == 1).all()
+    assert np.isnan(flux[3:]).all()
+
+
+def test_a_group_of_another_shape_is_refused(field):
+    field.require_group("images/sky", {"time": 3, "y": 100, "x": 90})
+    with pytest.raises(FieldError, match="rebuild"):
+        field.require_group("images/sky", {"time": 3, "y": 50, "x": 90})
+
+
+def test_no_field_second_field_and_unknown_schema(tmp_path, field):
+    with pytest.raises(FieldError, match="not a field"):
+        Field.open(tmp_path / "nothing")
+    with pytest.raises(FieldError, match="a field already"):
+        Field.create(field.path, (10, 10), {})
+    meta = field.cube / "zarr.json"
+    document = json.loads(meta.read_text())
+    document["attributes"]["schema_version"] = 99
+    meta.write_text(json.dumps(document))
+    with pytest.raises(SchemaError, match="schema version 99"):
+        Field.open(field.path)
+
+
+def test_tables_are_replaced_whole_and_half_replacements_undone(field):
+    table = xr.Dataset({"frame_id": ("time", np.array(["a", "b"], object))}, {"time": [1.0, 2.0]})
+    field.write_table("frames", table)
+    field.write_table("frames", table.isel(time=[0]))
+    assert Field.open(field.path).frames().sizes["time"] == 1
+    (field.cube / "frames").rename(field.cube / ".frames.old")
+    assert list(Field.open(field.path).frames()["frame_id"].values) == ["a"]
+
+
+def test_the_cube_opens_as_a_tree(field):
+    field.require_group("difference/oversampled", {"time": 20, "y": 100, "x": 90})
+    field.write_table("frames", xr.Dataset(coords={"time": ("time", np.arange(20.0))}))
+    tree = open_field(field.path)
+    flux = tree["difference/oversampled/flux"]
+    assert flux.dims == ("time", "y", "x")
+    assert flux.attrs["units"] == "count"
+    tree.close()
+
+
+def test_schema_describes_every_array_once():
+    names = [(spec.group, spec.name) for spec in ARRAYS]
+    assert len(set(names)) == len(names)
+    assert all(spec.meaning for spec in ARRAYS)
+    assert {spec.name for spec in arrays_of("difference/anything")} >= {"flux", "error", "mask", "fit_mask"}
+    with pytest.raises(SchemaError, match="no group"):
+        arrays_of("nonsense")

@@ -1,0 +1,41 @@
+import pytest
+
+from survey.config import Config, ConfigError, load_config, make_config, settings_hash
+
+
+def test_unknown_key_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"unknown setting 'reference\.clp'; did you mean 'clip'"):
+        make_config({"reference": {"clp": 3}})
+
+
+def test_unknown_table_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'reference'"):
+        make_config({"refrence": {}})
+
+
+def test_bad_value_names_key_and_value():
+    with pytest.raises(ConfigError, match=r"reference\.clip = -3: .*greater than 0"):
+        make_config({"reference": {"clip": -3}})
+
+
+def test_paths_are_relative_to_the_file(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('[input]\nframes = ["night/*.fits"]\n[photometry]\ntargets = "t.csv"\n')
+    config = load_config(file)
+    assert config.input.frames == [str(tmp_path / "night/*.fits")]
+    assert config.photometry.targets == str(tmp_path / "t.csv")
+
+
+def test_missing_and_broken_files(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("[input\n")
+    with pytest.raises(ConfigError, match="not a TOML file"):
+        load_config(tmp_path / "bad.toml")
+
+
+def test_stored_settings_make_the_same_config():
+    config = Config(detect={"threshold": 7.5})
+    again = make_config(config.model_dump(mode="json"))
+    assert again == config
+    assert settings_hash(again) == settings_hash(config) != settings_hash(Config())
