@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from survey.kernels._event_model import retained_variance, temporal_profile
 from survey.kernels._psf_pass import PSFModel, drop_spikes, psf_model, psf_pass, stamp_size
+from survey.kernels._subpixel import SubpixelFilter, subpixel_filter
 from survey.kernels._temporal_pass import temporal_pass
 
 Array = NDArray[np.float64]
@@ -41,12 +42,15 @@ class EventBank:
     ratio : tuple of array (n_t0,)
         Variance relative to independent leave-one-out residuals (`retained_variance`); NaN where the
         reference absorbs such an event.
+    subpixel : SubpixelFilter
+        For the S/N between pixel centres (`survey.kernels.peaks.find_peaks`).
     """
 
     time: Array
     temporal_sigma: tuple[float, ...]
     t0: tuple[Array, ...]
     ratio: tuple[Array, ...]
+    subpixel: SubpixelFilter
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,8 @@ def event_bank(
     ]
     ratio = np.mean(places, axis=0)
     edges = np.cumsum([len(c) for c in centers])[:-1]
-    return EventBank(t, scales, centers, tuple(np.split(ratio, edges)))
+    subpixel = subpixel_filter(model, stamp_size(model, size))
+    return EventBank(t, scales, centers, tuple(np.split(ratio, edges)), subpixel)
 
 
 def matched_filter_bank(
