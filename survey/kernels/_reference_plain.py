@@ -44,23 +44,19 @@ def noise_slopes(z, v, model, used):
     terms = np.where(used[..., None], terms - ((terms * used[..., None]).sum(1) / n)[:, None, :], 0.0)
     rhs = np.where(used, v - (v * used).sum(1, keepdims=True) / n, 0.0)
     normal = np.einsum("pma,pmb->pab", terms, terms)
-    diagonal = np.einsum("paa->pa", normal)
-    diagonal += 1e-9 * diagonal + np.finfo(float).tiny ** 0.5
+    diagonal = np.einsum("paa->pa", normal)  # a view
+    diagonal += 0.1 * np.finfo(float).eps ** 0.5 * diagonal + 1e-30
+    # An arm shorter than a third of a sigma measures no slope.
+    diagonal[:, 1:] += 0.1 * (v * used).sum(1, keepdims=True) / n
     return np.linalg.solve(normal, np.einsum("pma,pm->pa", terms, rhs)[..., None])[:, 1:, 0]
 
 
-def model_variance(z, v, model, used, slope):
-    """Variance at the model's flux; `slope` (pixels, time-rows) or None to measure it."""
-    if slope is None:
-        above, below = noise_slopes(z, v, model, used).T[:, :, None]
-        up = np.maximum(z, 0) - np.maximum(model, 0)
-        down = np.minimum(z, 0) - np.minimum(model, 0)
-        s2 = v - above * up - below * down
-    else:
-        s2 = v - slope * (z - model)
-    floor = 0.25 * np.where(used, v, np.inf).min(1)[:, None]
-    s2 = np.maximum(s2, np.where(np.isfinite(floor), floor, 0.0))
-    return np.where(v > 0, s2, 1.0)
+def model_variance(z, v, model, slopes, least):
+    """Variance at the model's flux; `slopes` d error^2 / d flux above and below zero flux."""
+    above, below = slopes
+    up = np.maximum(z, 0) - np.maximum(model, 0)
+    down = np.minimum(z, 0) - np.minimum(model, 0)
+    return np.maximum(v - above * up - below * down, least[:, None])
 
 
 def solve(design, z, w, ridge):
@@ -90,6 +86,8 @@ def fit_pixels(rows, n_time, settings):
     z, v, py, px, s = rows
     used = s == USED
     mean = (z * used).sum(1) / np.maximum(used.sum(1), 1)
+    least = 0.25 * np.where(used, v, np.inf).min(1)
+    least[~np.isfinite(least)] = 1.0
     slope = None if settings.slope is None else np.tile(settings.slope, len(NEIGHBOURS))[None, :]
     design = design_matrix(py, px, settings.n_basis, settings.extension)
     start, _ = solve(design, z - mean[:, None], used.astype(float), settings.ridge)
@@ -99,7 +97,7 @@ def fit_pixels(rows, n_time, settings):
     out: list[np.ndarray] = []
     for iteration in range(settings.iterations + 1):
         a = active
-        fresh = one_pass(design[a], z[a], v[a], s[a], model[a], mean[a], slope, settings.ridge)
+        fresh = one_pass(design[a], z[a], v[a], s[a], model[a], mean[a], slope, settings.ridge, least[a])
         if not out:
             out = list(fresh)
         for store, values in zip(out, fresh, strict=True):
@@ -119,16 +117,17 @@ def fit_pixels(rows, n_time, settings):
     return theta, difference[:, own], variance[:, own], leverage[:, own], s
 
 
-def one_pass(design, z, v, s, model, mean, slope, ridge):
+def one_pass(design, z, v, s, model, mean, slope, ridge, least):
     """One weighted fit and the leave-one-out difference of every row."""
     used = s == USED
-    s2 = model_variance(z, v, model, used, slope)
+    slopes = (slope, slope) if slope is not None else noise_slopes(z, v, model, used).T[:, :, None]
+    s2 = model_variance(z, v, model, slopes, least)
     w = np.where(used, 1.0 / s2, 0.0)
     theta, inverse = solve(design, z - mean[:, None], w, ridge)
     theta[:, 0] += mean
     model = np.matmul(design, theta[..., None])[..., 0]
     q = np.einsum("pmi,pij,pmj->pm", design, inverse, design, optimize=True)
-    s2 = model_variance(z, v, model, used, slope)
+    s2 = model_variance(z, v, model, slopes, least)
     h = np.clip(w * q, 0.0, 1.0 - 1e-9)
     r = z - model
     difference = np.where(used, r / (1 - h), r)

@@ -1,0 +1,179 @@
+"""Vectors of pixels for numba: one 64-byte vector holds eight float64 or sixteen float32 pixels.
+
+LLVM's loop vectoriser keeps no accumulators in registers across a loop over rows when the innermost loop runs
+over pixels (measured: 7 Gflop/s in a batched Cholesky, against 30 with these), and BLAS gives bits that depend
+on the width of a matrix. Here every lane sees the same operations in the same order, with explicit fused
+multiply-adds, so that a pixel's result depends neither on its place in a block nor on the processor's width.
+Processors with narrower registers split a vector in halves or quarters.
+"""
+
+from __future__ import annotations
+
+import operator
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+VECTOR_BYTES = 64
+
+
+class Vector(types.Type):
+    """Numba type of a vector of pixels of one float type."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        self.lanes = VECTOR_BYTES * 8 // dtype.bitwidth
+        super().__init__(name=f"Vector({dtype}x{self.lanes})")
+
+
+def _llvm(vector: Vector) -> ir.VectorType:
+    element = ir.DoubleType() if vector.dtype.bitwidth == 64 else ir.FloatType()
+    return ir.VectorType(element, vector.lanes)
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, _llvm(fe_type))
+
+
+def _arithmetic(op, build):
+    @infer_global(op)
+    class _Template(AbstractTemplate):
+        def generic(self, args, kws):
+            if not kws and len(args) == 2 and isinstance(args[0], Vector) and args[0] == args[1]:
+                return signature(args[0], *args)
+            return None
+
+    @lower_builtin(op, Vector, Vector)
+    def _lower(context, builder, sig, args):
+        return getattr(builder, build)(*args)
+
+
+for _op, _build in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    _arithmetic(_op, _build)
+
+
+def _pointer(context, builder, array_type, array, index):
+    data = context.make_array(array_type)(context, builder, array).data
+    vector = _llvm(Vector(array_type.dtype))
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+def _call(builder, name, vector, args):
+    llvm = _llvm(vector)
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(llvm, [llvm] * len(args)),
+        f"llvm.{name}.v{vector.lanes}f{vector.dtype.bitwidth}",
+    )
+    return builder.call(function, args)
+
+
+@intrinsic
+def load(typingctx, array, index):
+    """Vector of the pixels from flat element `index` on of a contiguous array."""
+
+    def codegen(context, builder, sig, args):
+        value = builder.load(_pointer(context, builder, sig.args[0], args[0], args[1]))
+        value.align = array.dtype.bitwidth // 8
+        return value
+
+    return Vector(array.dtype)(array, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx, array, index, value):
+    """Write a vector at flat element `index` of a contiguous array."""
+
+    def codegen(context, builder, sig, args):
+        done = builder.store(args[2], _pointer(context, builder, sig.args[0], args[0], args[1]))
+        done.align = array.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), codegen
+
+
+@intrinsic
+def splat(typingctx, array, value):
+    """Vector of the array's type with the same number in every lane."""
+    vector = Vector(array.dtype)
+
+    def codegen(context, builder, sig, args):
+        number = context.cast(builder, args[1], sig.args[1], vector.dtype)
+        zero = ir.Constant(ir.IntType(32), 0)
+        single = builder.insert_element(ir.Constant(_llvm(vector), ir.Undefined), number, zero)
+        lanes = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), [0] * vector.lanes)
+        return builder.shuffle_vector(single, ir.Constant(_llvm(vector), ir.Undefined), lanes)
+
+    return vector(array, value), codegen
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """a * b + c, rounded once."""
+
+    def codegen(context, builder, sig, args):
+        return _call(builder, "fma", a, args)
+
+    return a(a, a, a), codegen
+
+
+@intrinsic
+def fnma(typingctx, a, b, c):
+    """c - a * b, rounded once."""
+
+    def codegen(context, builder, sig, args):
+        return _call(builder, "fma", a, [builder.fneg(args[0]), args[1], args[2]])
+
+    return a(a, a, a), codegen
+
+
+@intrinsic
+def sqrt(typingctx, a):
+    """Square root of every lane."""
+
+    def codegen(context, builder, sig, args):
+        return _call(builder, "sqrt", a, args)
+
+    return a(a), codegen
+
+
+@intrinsic
+def where_greater(typingctx, a, b, x, y):
+    """x in the lanes where a > b, y in the others (and where a or b is NaN)."""
+
+    def codegen(context, builder, sig, args):
+        return builder.select(builder.fcmp_ordered(">", args[0], args[1]), args[2], args[3])
+
+    return a(a, a, a, a), codegen
+
+
+@intrinsic
+def where_equal(typingctx, a, b, x, y):
+    """x in the lanes where a == b, y in the others."""
+
+    def codegen(context, builder, sig, args):
+        return builder.select(builder.fcmp_ordered("==", args[0], args[1]), args[2], args[3])
+
+    return a(a, a, a, a), codegen
+
+
+@intrinsic
+def any_greater(typingctx, a, b):
+    """Whether a > b in any lane."""
+
+    def codegen(context, builder, sig, args):
+        test = builder.fcmp_ordered(">", args[0], args[1])
+        bits = builder.bitcast(test, ir.IntType(a.lanes))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(a.lanes), 0))
+
+    return types.boolean(a, a), codegen
