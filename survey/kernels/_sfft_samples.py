@@ -10,6 +10,9 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import spline_filter
 
+from survey.kernels.legendre import design_matrix
+from survey.kernels.reference import ReferenceFit
+
 Array = NDArray[np.float64]
 # A continuous template: (phase_y, phase_x), scalars or (y, x), -> its value at (y + phase_y, x + phase_x).
 TemplateFunction = Callable[[ArrayLike, ArrayLike], ArrayLike]
@@ -66,6 +69,36 @@ class SplineSamples:
         return out.reshape(-1, side * side)
 
 
+class ReferenceSamples:
+    """R(p - a + phase(p)) of an oversampled reference: pixel p - a evaluated at the phase of p."""
+
+    def __init__(
+        self, reference: ReferenceFit, kernel_shape: tuple[int, int], phase_y: ArrayLike, phase_x: ArrayLike
+    ) -> None:
+        shape, n = reference.valid.shape, reference.n_basis
+        self._kernel_shape = kernel_shape
+        self.invalid = ~reference.valid
+        coefficients = np.where(self.invalid[:, :, None, None], 0.0, reference.coefficients)
+        self._coefficients = np.ascontiguousarray(coefficients.reshape(*shape, n * n), float)
+        by, bx = (
+            np.moveaxis(
+                phase_basis(np.broadcast_to(np.asarray(p, float), shape), n, reference.extension), 0, -1
+            )
+            for p in (phase_y, phase_x)
+        )
+        self._basis = np.ascontiguousarray((by[..., :, None] * bx[..., None, :]).reshape(*shape, n * n))
+
+    def subtract(self, level: float) -> None:
+        """Take a pedestal away, which is all in the constant term."""
+        self._coefficients[..., 0] -= np.where(self.invalid, 0.0, level)
+
+    def block(self, y0: int, x0: int, side: int) -> Array:
+        """Samples (n_kernel, side**2)."""
+        out = np.zeros((*self._kernel_shape, side, side))
+        _reference_block(self._coefficients, self._basis, y0, x0, out)
+        return out.reshape(-1, side * side)
+
+
 class StoredSamples:
     """Samples given as an array (n_kernel, y, x)."""
 
@@ -110,6 +143,28 @@ def _spline_block(coefficients, phase_y, phase_x, y0, x0, reach, out):
                     for t in range(4):
                         s += wy[t] * along[r + t, c]
                     out[ky - 1 - r, kx - 1 - c, i, j] = s
+
+
+@njit(cache=True, nogil=True)
+def _reference_block(coefficients, basis, y0, x0, out):
+    """Coefficients of pixel p - a times the basis at the phase of p; zero outside the image."""
+    ky, kx, size = out.shape[0], out.shape[1], out.shape[2]
+    ny, nx, n = coefficients.shape
+    for i in range(min(size, ny - y0)):
+        for j in range(min(size, nx - x0)):
+            b = basis[y0 + i, x0 + j]
+            for r in range(ky):
+                y = y0 + i - (r - ky // 2)
+                if y < 0 or y >= ny:
+                    continue
+                for c in range(kx):
+                    x = x0 + j - (c - kx // 2)
+                    if x < 0 or x >= nx:
+                        continue
+                    s = 0.0
+                    for t in range(n):
+                        s += coefficients[y, x, t] * b[t]
+                    out[r, c, i, j] = s
 
 
 @njit(cache=True, nogil=True)

@@ -14,6 +14,7 @@ from scipy.ndimage import maximum_filter
 
 from survey.kernels._sfft_fit import KernelModel, evaluate_model, normal_sums, solve_step
 from survey.kernels._sfft_samples import (
+    ReferenceSamples,
     Samples,
     ShiftedSamples,
     SplineSamples,
@@ -22,6 +23,7 @@ from survey.kernels._sfft_samples import (
     sample_function,
 )
 from survey.kernels.background import measure_background, noise_model
+from survey.kernels.reference import ReferenceFit
 from survey.kernels.subtraction import MatchingKernel, Subtraction
 
 Array = NDArray[np.float64]
@@ -53,7 +55,7 @@ def subtract_sfft(
     star_radius: float | None = None,
     phase_y: ArrayLike | None = None,
     phase_x: ArrayLike | None = None,
-    template_samples: ArrayLike | TemplateFunction | None = None,
+    template_samples: ArrayLike | TemplateFunction | ReferenceFit | None = None,
 ) -> Subtraction:
     """Convolve a template to an image's PSF, scale and background, and subtract it.
 
@@ -83,10 +85,10 @@ def subtract_sfft(
         (y, x) positions; only pixels within ``star_radius`` (by default the kernel's size) enter the fit.
     phase_y, phase_x : float or array (y, x), optional
         Pixel p of the image was taken at p + phase(p) of the template's grid.
-    template_samples : array (n_kernel, y, x) or function, optional
-        R(p - a + phase(p)) for kernel offsets a in [y, x] order; or a continuous template
-        ``f(phase_y, phase_x) -> (y, x)``, its value at each pixel plus phase (a Legendre reference's
-        ``evaluate``). By default the template's cubic spline, good only if it is well sampled.
+    template_samples : ReferenceFit, function or array (n_kernel, y, x), optional
+        A continuous template: an oversampled reference; or ``f(phase_y, phase_x) -> (y, x)``, its value at
+        each pixel plus phase; or R(p - a + phase(p)) itself for kernel offsets a in [y, x] order. By default
+        the template's cubic spline, good only if it is well sampled.
 
     Returns
     -------
@@ -181,7 +183,7 @@ def _samples(
     kernel_shape: tuple[int, int],
     phase_y: ArrayLike | None,
     phase_x: ArrayLike | None,
-    given: ArrayLike | TemplateFunction | None,
+    given: ArrayLike | TemplateFunction | ReferenceFit | None,
 ) -> tuple[Samples, Mask]:
     """Template samples less its pedestal, and the pixels that have none."""
     py, px = (np.asarray(0.0 if p is None else p, float) for p in (phase_y, phase_x))
@@ -190,6 +192,11 @@ def _samples(
         if not py.any() and not px.any():
             return ShiftedSamples(template, kernel_shape), nowhere
         return SplineSamples(template, kernel_shape, py, px), nowhere
+    if isinstance(given, ReferenceFit):
+        reference = ReferenceSamples(given, kernel_shape, py, px)
+        reference.subtract(level)
+        reach = maximum_filter(reference.invalid, size=kernel_shape, mode="constant", cval=True)
+        return reference, nowhere | reach
     if not callable(given):
         values = np.asarray(given, float)
     elif py.ndim == 0 and px.ndim == 0:

@@ -7,7 +7,9 @@ from scipy.special import erf
 
 from survey.kernels._sfft_fit import KernelModel
 from survey.kernels._sfft_samples import ShiftedSamples, SplineSamples, StoredSamples, sample_function
+from survey.kernels.legendre import phase_basis
 from survey.kernels.pixelmap import PixelMap, nearest_pixels
+from survey.kernels.reference import ReferenceFit
 from survey.kernels.sfft import subtract_sfft
 
 SHAPE = (160, 192)
@@ -258,6 +260,34 @@ def test_sfft__given_samples_equal_the_function(placed):
     )
     b = subtract_sfft(image, template, phase_y=phase_y, phase_x=phase_x, template_samples=samples, **kwargs)
     np.testing.assert_array_equal(a.difference, b.difference)
+
+
+def test_sfft__oversampled_reference_as_template(placed):
+    """A reference's coefficients give the samples that its `evaluate` gives."""
+    image, noise, _, continuous, phase_y, phase_x = placed
+    nodes = np.linspace(-0.6, 0.6, 7)
+    values = np.array([[continuous(v, u) for u in nodes] for v in nodes])
+    inverse = np.linalg.pinv(phase_basis(nodes, 5, 1.2).T)
+    coefficients = np.einsum("lv,mu,vuyx->yxlm", inverse, inverse, values)
+    valid = np.ones(SHAPE, bool)
+    valid[100, 120] = False
+    zero = np.zeros(SHAPE)
+    reference = ReferenceFit(coefficients, zero.astype(int), zero, valid)
+    kwargs = {
+        "error": noise,
+        "kernel_shape": (5, 3),
+        "kernel_poly_order": 1,
+        "phase_y": phase_y,
+        "phase_x": phase_x,
+    }
+    template = reference.evaluate(np.zeros(1), np.zeros(1))[0]
+    a = subtract_sfft(image, template, template_samples=reference, **kwargs)
+    b = subtract_sfft(
+        image, template, template_samples=lambda py, px: reference.evaluate([py], [px])[0], **kwargs
+    )
+    np.testing.assert_array_equal(a.mask, b.mask)
+    assert a.mask[102, 119]
+    assert_allclose(a.difference[~a.mask], b.difference[~a.mask], atol=1e-6)
 
 
 def test_sfft__one_phase_a_frame_equals_a_field_of_it(placed):
