@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.special import erf
 
+from survey.kernels._event_model import retained_variance
 from survey.kernels._psf_pass import GaussianPSF
+from survey.kernels.legendre import design_matrix
 from survey.kernels.matched_filter import event_bank, matched_filter, matched_filter_bank
 from survey.kernels.reference import difference_images
 
@@ -29,8 +32,6 @@ def star_field(rng, shape, phase_y, phase_x, density=0.3, brightest=1e5):
 
 
 def pixel_profile(d):
-    from scipy.special import erf
-
     return 0.5 * (erf((d + 0.5) / SIGMA / 2**0.5) - erf((d - 0.5) / SIGMA / 2**0.5))
 
 
@@ -95,6 +96,98 @@ def test_two_tiles_with_halo_equal_the_whole_image_bit_for_bit():
     for w, a, b in zip(whole, left, right, strict=True):
         np.testing.assert_array_equal(w.snr[:, :, :41], a.snr[:, :, :-2])
         np.testing.assert_array_equal(w.snr[:, :, 41:], b.snr[:, :, 2:])
+
+
+def direct_snr(flux, error, mask, phase_y, phase_x, time, sigma, t0, y, x):
+    """The statistic written down: sums over a 5 x 5 stamp and all epochs."""
+    stamps = PSF.evaluate(-phase_y, -phase_x, 5)
+    here = np.s_[:, y - 2 : y + 3, x - 2 : x + 3]
+    s = np.exp(-0.5 * ((time - t0) / sigma) ** 2)[:, None, None] * stamps
+    w = np.where(mask[here], 0, 1 / error[here] ** 2)
+    return (s * w * np.where(mask, 0, flux)[here]).sum() / np.sqrt((s**2 * w).sum())
+
+
+@pytest.mark.parametrize("field", [False, True])
+def test_filter_is_the_sum_written_down(field):
+    rng = np.random.default_rng(3)
+    shape = (30, 12, 14)
+    # Phases on the table's nodes, so that those of fields are exact too.
+    py, px = rng.integers(-8, 9, (2, shape[0])) / 16
+    flux = 50 * rng.normal(size=shape)
+    error = rng.uniform(20, 80, shape)
+    mask = rng.random(shape) < 0.1
+    flux[mask] = np.nan
+    time = np.cumsum(rng.uniform(0.1, 2, shape[0]))
+    given = [np.broadcast_to(p[:, None, None], shape).copy() for p in (py, px)] if field else (py, px)
+    snr = matched_filter(
+        flux, error, mask, temporal_sigma=3, spatial_sigma=SIGMA, phase_y=given[0], phase_x=given[1],
+        time=time, n_basis=0, size=5,
+    )  # fmt: skip
+    for k, y, x in [(4, 5, 6), (20, 2, 2), (29, 9, 11)]:
+        expected = direct_snr(flux, error, mask, py, px, time, 3.0, time[k], y, x)
+        assert snr[k, y, x] == pytest.approx(expected, rel=2e-3)
+
+
+def test_retained_variance_is_that_of_the_joint_fit():
+    rng = np.random.default_rng(4)
+    n = 60
+    py, px = rng.uniform(-0.5, 0.5, (2, n))
+    v = rng.uniform(0.5, 2, n)
+    design = design_matrix(py, px, 5, 1.0)
+    hat = design @ np.linalg.solve((design * v[:, None]).T @ design, (design * v[:, None]).T)
+    profiles = np.exp(-0.5 * ((np.arange(n) - np.array([[20.0], [45.0]])) / 6) ** 2)
+    stamps = PSF.evaluate(-py, -px, 5)
+    joint, independent = np.zeros((2, 2))
+    for j in range(5):
+        for i in range(5):
+            s = profiles * stamps[:, j, i]
+            joint += np.einsum("ak,k,kl,al->a", s, v, np.eye(n) - hat, s)
+            independent += s**2 @ (v * (1 - np.diag(hat)))
+    ratio = retained_variance(PSF, py, px, profiles, v, extension=1.0, size=5)
+    np.testing.assert_allclose(ratio, joint / independent, rtol=1e-6)
+
+
+def test_an_event_the_reference_absorbs_is_unknown():
+    rng = np.random.default_rng(4)
+    py, px = rng.uniform(-0.5, 0.5, (2, 40))
+    bank = event_bank([500.0], py, px, spatial_sigma=SIGMA, step=None)
+    assert np.isnan(bank.ratio[0]).all()
+    few = event_bank([2.0], py[:20], px[:20], spatial_sigma=SIGMA)
+    assert np.isnan(few.ratio[0]).all()
+
+
+def test_fading_is_negative_and_masked_pixels_are_unknown():
+    flux = np.zeros((30, 20, 20))
+    flux[10:20, 5, 5] = -9
+    mask = np.zeros(flux.shape, bool)
+    mask[:, 10:, 10:] = True
+    snr = matched_filter(flux, np.ones_like(flux), mask, temporal_sigma=3, spatial_sigma=SIGMA, n_basis=0)
+    assert np.unravel_index(np.nanargmin(snr), snr.shape)[1:] == (5, 5)
+    assert np.nanmin(snr) < -15
+    assert np.isnan(snr[:, 13:, 13:]).all()
+    assert np.isfinite(snr[:, :8, :8]).all()
+
+
+def test_a_spike_is_left_out_and_an_event_is_not():
+    flux = np.zeros((40, 20, 20))
+    flux[10, 5, 5] = 100
+    flux[20:30, 14, 14] = 20
+    search = {"temporal_sigma": 3, "spatial_sigma": SIGMA, "n_basis": 0}
+    cube = flux, np.ones_like(flux), flux > 1e9
+    kept, cleaned = matched_filter(*cube, **search), matched_filter(*cube, spike=6.0, **search)
+    assert kept[10, 5, 5] > 20
+    # What is left are the neighbours' centres, where the ray's own S/N is below the limit.
+    assert np.abs(cleaned[:, 2:9, 2:9]).max() < 3
+    np.testing.assert_array_equal(kept[:, 12:, 12:], cleaned[:, 12:, 12:])
+
+
+def test_centres_follow_the_samples_and_leave_gaps_out():
+    time = np.r_[np.arange(0, 10, 0.5), np.arange(100, 110, 0.5)]
+    bank = event_bank([1.0, 4.0], *np.zeros((2, 40)), spatial_sigma=SIGMA, time=time, n_basis=0)
+    short, long = bank.t0
+    assert np.allclose(np.diff(short)[:10], 0.5)
+    assert np.allclose(np.diff(long)[:4], 2.0)
+    assert not ((short > 12) & (short < 98)).any()
 
 
 def test_wrong_shapes_are_refused():
