@@ -133,13 +133,13 @@ def find_stars(
     variance[bad | saturated] = np.inf
 
     guess = 1.8 if fwhm is None else fwhm
-    peaks = _peaks(signal, noise, bad, guess, threshold, 3 * max_stars + 50)
+    peaks = _peaks(signal, noise, bad, guess, threshold, (3 * max_stars) // 2 + 100)
     if len(peaks[0]) == 0:
         return _empty()
     shape, fitted = _common_shape(signal, variance, peaks, guess)
     width = _axes(shape[None])[0][0]
     if not 0.7 < width / guess < 1.4:
-        peaks = _peaks(signal, noise, bad, width, threshold, 3 * max_stars + 50)
+        peaks = _peaks(signal, noise, bad, width, threshold, (3 * max_stars) // 2 + 100)
         shape, fitted = _common_shape(signal, variance, peaks, width)
     stars = _measure(signal, variance, noise, saturated | bad, saturated, fitted, shape, edge)
     if not keep_sharp:
