@@ -80,13 +80,8 @@ class ReferenceSamples:
         self.invalid = ~reference.valid
         coefficients = np.where(self.invalid[:, :, None, None], 0.0, reference.coefficients)
         self._coefficients = np.ascontiguousarray(coefficients.reshape(*shape, n * n), float)
-        by, bx = (
-            np.moveaxis(
-                phase_basis(np.broadcast_to(np.asarray(p, float), shape), n, reference.extension), 0, -1
-            )
-            for p in (phase_y, phase_x)
-        )
-        self._basis = np.ascontiguousarray((by[..., :, None] * bx[..., None, :]).reshape(*shape, n * n))
+        phases = (np.broadcast_to(np.asarray(phase, float), shape) for phase in (phase_y, phase_x))
+        self._basis = design_matrix(*phases, n, reference.extension)
 
     def subtract(self, level: float) -> None:
         """Take a pedestal away, which is all in the constant term."""
