@@ -80,8 +80,8 @@ class ReferenceSamples:
         self.invalid = ~reference.valid
         coefficients = np.where(self.invalid[:, :, None, None], 0.0, reference.coefficients)
         self._coefficients = np.ascontiguousarray(coefficients.reshape(*shape, n * n), float)
-        phases = (np.broadcast_to(np.asarray(phase, float), shape) for phase in (phase_y, phase_x))
-        self._basis = design_matrix(*phases, n, reference.extension)
+        py, px = (np.broadcast_to(np.asarray(phase, float), shape) for phase in (phase_y, phase_x))
+        self._basis = design_matrix(py, px, n, reference.extension)
 
     def subtract(self, level: float) -> None:
         """Take a pedestal away, which is all in the constant term."""
