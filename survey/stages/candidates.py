@@ -24,6 +24,8 @@ from survey.stages.protocol import Output, Stage, Unit
 RIM = 2
 # Share of bad epochs from which on a pixel counts as saturated (or otherwise useless).
 BAD_SHARE = 0.5
+# Peaks closer than this, in pixels, are one source.
+SOURCE_RADIUS = 1.5
 
 
 @dataclass
@@ -116,6 +118,7 @@ def apply(data: TilePeaks, state: Search, config: Config) -> Output:
         row = {name: _plain(value) for name, value in asdict(found).items()}
         row["y"], row["x"] = row["y"] + stamp.origin[0], row["x"] + stamp.origin[1]
         row["search_snr"], row["scale"] = float(snr), int(scale)
+        row["unit"] = config.detect.unit
         row["time"], row["sigma_days"] = to_days(data.frames, config, found.time, found.temporal_sigma)
         rows.append(row)
     return Output(payload={"rows": rows})
@@ -146,14 +149,34 @@ def combine(
     rows = [dict(row) for payload in payloads for row in payload["rows"]]
     rows = [row for row in rows if is_event(row, thresholds[row["scale"]], config)]
     rows.sort(key=lambda row: (-abs(row["snr"]), row["y"], row["x"], row["time"]))
+    rows = one_per_source(rows)
     text = field.attrs.get("wcs")
     wcs = parse_wcs(text) if text else None
     for i, row in enumerate(rows):
         ra, dec = (float("nan"), float("nan"))
         if wcs is not None:
             ra, dec = (float(v) for v in wcs.wcs_pix2world([[row["x"], row["y"]]], 0)[0])
-        row.update(object_id=f"E{i + 1:05d}", kind="event", ra=ra, dec=dec, unit=config.detect.unit)
+        row.update(object_id=f"E{i + 1:05d}", ra=ra, dec=dec)
     return rows
+
+
+def one_per_source(rows: Sequence[dict[str, Any]]) -> list[Event]:
+    """The strongest event of every place, with the number of its peaks.
+
+    A source that peaks three times or more, or brightens and fades both, is a ``variable``: it has no
+    baseline, and its samples stay in the reference.
+    """
+    kept: list[Event] = []
+    for row in rows:
+        same = [k for k in kept if np.hypot(k["y"] - row["y"], k["x"] - row["x"]) <= SOURCE_RADIUS]
+        if same:
+            same[0]["n_peaks"] += 1
+            opposite = row["snr"] * same[0]["snr"] < 0
+            if same[0]["n_peaks"] >= 3 or opposite:
+                same[0]["kind"] = "variable"
+        else:
+            kept.append({**row, "kind": "event", "n_peaks": 1})
+    return kept
 
 
 EVENT_COLUMNS = (
@@ -173,6 +196,7 @@ EVENT_COLUMNS = (
     "psf_correlation",
     "psf_chi2",
     "n_epochs",
+    "n_peaks",
     "snr_without_best",
     "drift",
     "drift_error",

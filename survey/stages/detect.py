@@ -192,9 +192,9 @@ def to_days(frames: xr.Dataset, config: Config, value: float, sigma: float) -> t
 
     def at(i: float) -> float:
         inside = float(np.interp(i, index, ordered))
-        return inside + cadence * (min(i, 0.0) + max(i - index[-1], 0.0))
+        return float(inside + cadence * (min(i, 0.0) + max(i - index[-1], 0.0)))
 
-    return at(value), (at(value + sigma) - at(value - sigma)) / 2
+    return at(value), float(at(value + sigma) - at(value - sigma)) / 2
 
 
 STAGE = Stage(

@@ -20,8 +20,10 @@ MINIMUM_BASELINE = 0.4
 
 
 def touching(events: Sequence[Event], tile: Tile, radius: float) -> list[Event]:
-    """Events whose samples reach into a tile, in their own order."""
-    return [event for event in events if tile.touches(event["y"], event["x"], radius)]
+    """Events with a baseline whose samples reach into a tile, in their own order."""
+    return [
+        event for event in events if event["kind"] == "event" and tile.touches(event["y"], event["x"], radius)
+    ]
 
 
 def event_epochs(event: Event, time: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -17,7 +17,8 @@ from scipy.ndimage import maximum_filter
 
 from survey.config import Config, ConfigError
 from survey.io.store import Field
-from survey.kernels.psf import EffectivePSF, build_epsf, from_oversampled
+from survey.kernels._epsf_build import build_epsf
+from survey.kernels.psf import EffectivePSF, from_oversampled
 from survey.kernels.reference import ReferenceFit
 from survey.stages.protocol import Stage, Unit, tile_units
 

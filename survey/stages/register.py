@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from survey.config import Config
 from survey.io.frames import FrameError, FrameHeader, FrameSource, parse_wcs, read_frame
 from survey.io.times import quiet
+from survey.kernels.aperture import aperture_flux
 from survey.kernels.background import measure_background
 from survey.kernels.frame_quality import flag_frames, photometric_scale
 from survey.kernels.pixelmap import PixelMap, fit_pixel_map, n_terms
@@ -28,14 +29,25 @@ logger = logging.getLogger(__name__)
 
 # A WCS is followed to this many pixels by the polynomial map that stands for it.
 WCS_TOLERANCE = 2e-3
+# Below this FWHM in pixels a frame counts as undersampled; aperture and sky ring of its scale, pixels.
+UNDERSAMPLED = 2.0
+SCALE_RADIUS = 4.0
+SCALE_RING = (6.0, 10.0)
+# With a WCS, the stars of this many pixels a side in the frame's middle give scale, sky and PSF width.
+MEASURED_EDGE = 384
 
 
 @dataclass
 class FrameMeasure:
-    """What is known of one frame after it has been looked at alone."""
+    """What is known of one frame after it has been looked at alone.
+
+    ``scale_flux`` and ``scale_error`` are the stars' fluxes that the photometric scale is taken from.
+    """
 
     header: FrameHeader
     stars: StarList
+    scale_flux: NDArray[np.float64]
+    scale_error: NDArray[np.float64]
     background: NDArray[np.float64]
     background_rms: float
     psf_fwhm: float
@@ -67,32 +79,81 @@ def measure_frame(header: FrameHeader, config: Config) -> FrameMeasure:
     FrameError
         If the file cannot be read, or holds no good pixel.
     """
-    frame = read_frame(header, config.input)
-    order = {"level": 0, "surface": 2, "none": 0}[config.calibrate.background]
+    surface = config.calibrate.background == "surface"
+    rows, columns = _measured_window(header, config)
+    frame = read_frame(header, config.input, rows=None if surface else rows)
+    cut = (slice(*rows) if surface else slice(None), slice(*columns))
+    flux = np.ascontiguousarray(frame.flux[cut])
+    error = np.ascontiguousarray(frame.error[cut])
+    mask = np.ascontiguousarray(frame.mask[cut])
     try:
-        sky = measure_background(frame.flux, frame.mask, order=order)
-    except ValueError as error:
-        raise FrameError(header.source.path, f"no sky level can be measured: {error}") from None
-    stars = find_stars(
-        frame.flux,
-        frame.error,
-        frame.mask,
+        if surface:
+            sky = measure_background(frame.flux, frame.mask, order=2)
+        else:
+            sky = measure_background(flux, mask)
+    except ValueError as reason:
+        raise FrameError(header.source.path, f"no sky level can be measured: {reason}") from None
+    found = find_stars(
+        flux,
+        error,
+        mask,
         threshold=config.registration.threshold,
         max_stars=config.registration.max_stars,
         saturation=header.saturation,
     )
+    fwhm = psf_width(found)[0] if found.clean.sum() >= 3 else np.nan
+    scale_flux, scale_error = _scale_fluxes(flux, error, mask, found, float(fwhm))
+    stars = replace(found, x=found.x + columns[0], y=found.y + rows[0])
     clean = stars.select(stars.clean)
-    fwhm = psf_width(stars)[0] if len(clean) >= 3 else np.nan
     background = (
         np.zeros_like(sky.coefficients) if config.calibrate.background == "none" else sky.coefficients
     )
     return FrameMeasure(
         header=header,
         stars=stars,
+        scale_flux=scale_flux,
+        scale_error=scale_error,
         background=background,
         background_rms=sky.rms,
         psf_fwhm=float(fwhm),
         elongation=float(np.median(clean.elongation)) if len(clean) else np.nan,
+    )
+
+
+def _measured_window(header: FrameHeader, config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns in which stars are looked for: all, or the middle where the WCS does the rest."""
+    by_wcs = config.registration.mode in ("auto", "wcs") and header.wcs_text is not None
+    window = []
+    for size in header.shape:
+        edge = min(size, MEASURED_EDGE) if by_wcs else size
+        window.append(((size - edge) // 2, (size - edge) // 2 + edge))
+    return window[0], window[1]
+
+
+def _scale_fluxes(
+    flux: NDArray[np.float32],
+    error: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    stars: StarList,
+    fwhm: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Fluxes for the photometric scale.
+
+    A star fitted in an undersampled, crowded frame carries an error that depends on its sub-pixel phase,
+    the same for all stars of a frame, so that no number of stars averages it away; and a reference over
+    phases would take it for a property of the PSF. A wide aperture does not know the phase.
+    """
+    if not fwhm < UNDERSAMPLED:
+        return stars.flux, stars.flux_error
+    bad = mask | ~np.isfinite(flux) | ~np.isfinite(error)
+    return aperture_flux(
+        np.where(bad, 0.0, flux).astype(np.float64),
+        np.where(bad, 1.0, error).astype(np.float64),
+        bad,
+        stars.x,
+        stars.y,
+        SCALE_RADIUS,
+        SCALE_RING,
     )
 
 
@@ -199,10 +260,10 @@ def register_frame(m: FrameMeasure, ref: FrameMeasure, config: Config) -> Regist
 
 
 def _scale(m: FrameMeasure, ref: FrameMeasure, match: Match) -> tuple[float, float]:
-    a, b = m.stars.select(match.index), ref.stars.select(match.reference_index)
-    good = ((a.flags | b.flags) & StarFlag.SATURATED) == 0
-    a, b = a.select(good), b.select(good)
-    return photometric_scale(a.flux, b.flux, a.flux_error, b.flux_error)
+    i, j = match.index, match.reference_index
+    good = ((m.stars.flags[i] | ref.stars.flags[j]) & StarFlag.SATURATED) == 0
+    i, j = i[good], j[good]
+    return photometric_scale(m.scale_flux[i], ref.scale_flux[j], m.scale_error[i], ref.scale_error[j])
 
 
 def combine(
@@ -317,6 +378,8 @@ def stored_headers(frames: xr.Dataset) -> list[FrameHeader]:
 def star_table(reference: FrameMeasure) -> xr.Dataset:
     """The reference frame's stars and what else later nights need of it."""
     columns = {f.name: ("star", getattr(reference.stars, f.name)) for f in fields(StarList)}
+    columns["scale_flux"] = ("star", reference.scale_flux)
+    columns["scale_error"] = ("star", reference.scale_error)
     table = xr.Dataset(columns)
     table.attrs = {
         "header": _header_json(reference.header),
@@ -335,6 +398,8 @@ def stored_reference(table: xr.Dataset) -> FrameMeasure:
     return FrameMeasure(
         header=header,
         stars=StarList(**{f.name: table[f.name].values for f in fields(StarList)}),
+        scale_flux=table["scale_flux"].values,
+        scale_error=table["scale_error"].values,
         background=np.array(table.attrs["background"], float),
         background_rms=float(table.attrs["background_rms"]),
         psf_fwhm=float(table.attrs["psf_fwhm"]),
