@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import comb
 
 import numpy as np
@@ -11,102 +10,14 @@ from scipy.spatial import cKDTree
 
 from survey.kernels.frame_quality import RegistrationError
 from survey.kernels.stars import StarList
+from survey.kernels.tangent import FieldSolution, field_from_positions, fit_affine, tangent_plane
+
+__all__ = ["FieldSolution", "field_from_positions", "solve_field", "tangent_plane"]
 
 Array = NDArray[np.float64]
 
 _MAX_HYPOTHESES = 200_000
 _CHANCE = 1e-2
-
-
-@dataclass(frozen=True)
-class FieldSolution:
-    """Tangent-plane (TAN) solution of a frame.
-
-    Parameters
-    ----------
-    crval : tuple of float
-        Right ascension and declination of the tangent point, degrees.
-    crpix : tuple of float
-        Its pixel (x, y), counted from 0 (FITS counts from 1: `header` adds it).
-    cd : array (2, 2)
-        Degrees per pixel, rows xi (east) and eta (north), columns x and y.
-    n_matched : int
-        Table stars that were found.
-    rms : float
-        2-D rms of their residuals, pixels.
-    index, table_index : int arrays (n_matched,)
-        Matched stars in the star list and in the table.
-    """
-
-    crval: tuple[float, float]
-    crpix: tuple[float, float]
-    cd: Array
-    n_matched: int
-    rms: float
-    index: NDArray[np.intp]
-    table_index: NDArray[np.intp]
-
-    @property
-    def scale(self) -> float:
-        """Arcseconds per pixel."""
-        return float(3600 * np.sqrt(abs(np.linalg.det(self.cd))))
-
-    def sky_to_pixel(self, ra: ArrayLike, dec: ArrayLike) -> tuple[Array, Array]:
-        """Pixel (x, y), counted from 0, of positions in degrees."""
-        plane = np.stack(tangent_plane(ra, dec, *self.crval))
-        x, y = np.tensordot(np.linalg.inv(self.cd), plane, axes=1)
-        return x + self.crpix[0], y + self.crpix[1]
-
-    def pixel_to_sky(self, x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
-        """Right ascension and declination in degrees of pixels counted from 0."""
-        offset = np.stack([np.asarray(x, float) - self.crpix[0], np.asarray(y, float) - self.crpix[1]])
-        xi, eta = np.radians(np.tensordot(self.cd, offset, axes=1))
-        ra0, dec0 = np.radians(self.crval)
-        down = np.cos(dec0) - eta * np.sin(dec0)
-        ra = ra0 + np.arctan2(xi, down)
-        dec = np.arctan2(np.sin(dec0) + eta * np.cos(dec0), np.hypot(xi, down))
-        return np.degrees(ra) % 360.0, np.degrees(dec)
-
-    def header(self) -> dict[str, float | str]:
-        """FITS keywords of the solution."""
-        return {
-            "CTYPE1": "RA---TAN",
-            "CTYPE2": "DEC--TAN",
-            "CUNIT1": "deg",
-            "CUNIT2": "deg",
-            "CRVAL1": self.crval[0],
-            "CRVAL2": self.crval[1],
-            "CRPIX1": self.crpix[0] + 1,
-            "CRPIX2": self.crpix[1] + 1,
-            "CD1_1": float(self.cd[0, 0]),
-            "CD1_2": float(self.cd[0, 1]),
-            "CD2_1": float(self.cd[1, 0]),
-            "CD2_2": float(self.cd[1, 1]),
-        }
-
-
-def tangent_plane(ra: ArrayLike, dec: ArrayLike, ra0: float, dec0: float) -> tuple[Array, Array]:
-    """Gnomonic coordinates (xi east, eta north) in degrees about a tangent point.
-
-    Raises
-    ------
-    ValueError
-        For positions 90 degrees or more away.
-
-    Examples
-    --------
-    >>> xi, eta = tangent_plane([10.0], [21.0], 10.0, 20.0)
-    >>> xi.round(6), eta.round(4)
-    (array([0.]), array([1.0001]))
-    """
-    a, d = np.radians(np.asarray(ra, float) - ra0), np.radians(np.asarray(dec, float))
-    d0 = np.radians(dec0)
-    cosine = np.sin(d0) * np.sin(d) + np.cos(d0) * np.cos(d) * np.cos(a)
-    if np.any(cosine <= 0):
-        raise ValueError("positions 90 degrees or more from the tangent point")
-    xi = np.cos(d) * np.sin(a) / cosine
-    eta = (np.cos(d0) * np.sin(d) - np.sin(d0) * np.cos(d) * np.cos(a)) / cosine
-    return np.degrees(xi), np.degrees(eta)
 
 
 def solve_field(
@@ -262,7 +173,7 @@ def _solution(
         distance, close = tree.query(placed, distance_upper_bound=1.5 * tolerance)
         rows = np.flatnonzero(np.isfinite(distance))
         nearest = close[rows]
-        affine = _fit_affine(table[rows], found[nearest], affine)
+        affine = fit_affine(table[rows], found[nearest], affine)
     residual = found[nearest] - (table[rows] @ affine[:, :2].T + affine[:, 2])
     cd = np.linalg.inv(affine[:, :2]) * scale / 3600
     return FieldSolution(
@@ -274,14 +185,3 @@ def _solution(
         index=order[nearest],
         table_index=rows,
     )
-
-
-def _fit_affine(table: Array, found: Array, affine: Array) -> Array:
-    """Affine map from 6 stars on, else a similarity of the same parity."""
-    if len(table) >= 6:
-        design = np.column_stack([table, np.ones(len(table))])
-        return np.asarray(np.linalg.lstsq(design, found, rcond=None)[0].T)
-    sign = np.sign(np.linalg.det(affine[:, :2]))
-    z, w = table[:, 0] + 1j * sign * table[:, 1], found[:, 0] + 1j * found[:, 1]
-    turn, shift = np.linalg.lstsq(np.column_stack([z, np.ones(len(z))]), w, rcond=None)[0]
-    return np.array([[turn.real, -sign * turn.imag, shift.real], [turn.imag, sign * turn.real, shift.imag]])
