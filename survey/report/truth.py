@@ -1,0 +1,268 @@
+"""Found events against the known truth of a simulated field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from survey.io.catalogs import read_table
+from survey.io.frames import parse_wcs
+from survey.io.store import Field
+from survey.kernels.pixelmap import PixelMap
+from survey.stages.calibrated import calibrated_frames, frame_map
+
+Row = dict[str, Any]
+
+TRUTH_FILE = "truth.ecsv"
+RADIUS = 2.0
+# An event is seen over this many of its time scales, a truth over this many of its durations (full width
+# at half maximum), on either side.
+EVENT_REACH, TRUTH_REACH = 2.0, 1.0
+PERIODIC = ("sinusoid", "rrlyrae")
+# Lower edges of the bins of true S/N in which completeness is counted.
+SNR_BINS = (0.0, 6.0, 8.0, 12.0, 20.0, 50.0)
+
+
+def compare_with_truth(
+    events: Any,
+    truth: Any,
+    *,
+    light_curves: Any = None,
+    radius: float = RADIUS,
+) -> Row:
+    """Match a list of events with the true sources of a simulated field.
+
+    A source is found by the strongest event within `radius` pixels whose time overlaps its own; a periodic
+    or moving source has no time of its own. Further events of a found source are its duplicates; events of
+    no source are false alarms.
+
+    Parameters
+    ----------
+    events : table, dict of columns or list of dict
+        Columns object_id, x, y, time, sigma_days, snr, amplitude, as in ``events/<method>.parquet``.
+    truth : table, dict of columns or list of dict
+        As the simulator's ``truth.ecsv``, with x and y on the field's grid: see `field_truth`.
+    light_curves : table or list of dict, optional
+        Columns object_id, time, flux, error. With them a found microlensing event gets ``flux_ratio``: the
+        true light curve's least-squares factor in the measured one.
+    radius : float
+        Pixels.
+
+    Returns
+    -------
+    dict
+        ``rows`` (one a source: id, kind, x, y, time, duration, snr_true, amplitude_true, found, and for a
+        found one object_id, snr, position_error, time_error, amplitude, amplitude_ratio, flux_ratio,
+        flux_ratio_error, duplicates), ``false_alarms`` (rows of events), ``completeness`` (per bin of true
+        S/N: low, high, true, found; microlensing only), ``summary`` (counts). Plain data, ready for JSON.
+
+    Examples
+    --------
+    >>> truth = [{"id": 0, "kind": "microlensing", "x": 10.0, "y": 20.0, "t0": 5.0, "duration": 1.0,
+    ...           "snr": 30.0, "peak_difference_flux": 8.0}]
+    >>> events = [{"object_id": "a", "x": 10.3, "y": 20.4, "time": 5.2, "sigma_days": 0.5, "snr": 29.0,
+    ...            "amplitude": 7.6}]
+    >>> row = compare_with_truth(events, truth)["rows"][0]
+    >>> row["found"], round(row["position_error"], 2), round(row["amplitude_ratio"], 2)
+    (True, 0.5, 0.95)
+    """
+    found = sorted(as_rows(events), key=lambda row: -abs(_value(row, "snr", 0.0)))
+    sources = as_rows(truth)
+    curves = {row["object_id"]: row for row in as_rows(light_curves)} if light_curves is not None else {}
+    owner = _owners(found, sources, radius)
+    rows = [_compare(source, [e for e, o in zip(found, owner, strict=True) if o == i], curves)
+            for i, source in enumerate(sources)]  # fmt: skip
+    alarms = [_plain(event) for event, o in zip(found, owner, strict=True) if o < 0]
+    events_of = [row for row in rows if row["kind"] == "microlensing"]
+    return {
+        "rows": rows,
+        "false_alarms": alarms,
+        "completeness": _completeness(events_of),
+        "summary": {
+            "events_true": len(events_of),
+            "events_found": sum(row["found"] for row in events_of),
+            "others_true": len(rows) - len(events_of),
+            "others_found": sum(row["found"] for row in rows) - sum(row["found"] for row in events_of),
+            "events_listed": len(found),
+            "duplicates": sum(max(row["duplicates"], 0) for row in rows),
+            "false_alarms": len(alarms),
+            "radius": radius,
+        },
+    }
+
+
+def _owners(events: list[Row], sources: list[Row], radius: float) -> list[int]:
+    """For each event the index of the source it belongs to, -1 for none."""
+    owner = []
+    for event in events:
+        near = [
+            (float(np.hypot(event["x"] - s["x"], event["y"] - s["y"])), i)
+            for i, s in enumerate(sources)
+            if overlaps(event, s)
+        ]
+        distance, i = min(near, default=(np.inf, -1))
+        owner.append(i if distance <= radius else -1)
+    return owner
+
+
+def overlaps(event: Row, source: Row) -> bool:
+    """Whether an event happens while a source is known to change."""
+    if str(source.get("kind")) != "microlensing":
+        return True
+    t0, duration = _value(source, "t0", np.nan), _value(source, "duration", 0.0)
+    if not np.isfinite(t0):
+        return True
+    reach = EVENT_REACH * _value(event, "sigma_days", 0.0) + TRUTH_REACH * duration
+    return abs(_value(event, "time", np.nan) - t0) <= reach
+
+
+def _compare(source: Row, events: list[Row], curves: Mapping[str, Row]) -> Row:
+    true_amplitude = _value(source, "peak_difference_flux", np.nan)
+    row: Row = {
+        "id": source.get("id"),
+        "kind": str(source.get("kind", "")),
+        "x": _value(source, "x", np.nan),
+        "y": _value(source, "y", np.nan),
+        "time": _value(source, "t0", np.nan),
+        "duration": _value(source, "duration", np.nan),
+        "snr_true": _value(source, "snr", np.nan),
+        "amplitude_true": true_amplitude,
+        "found": bool(events),
+        "duplicates": max(len(events) - 1, 0),
+    }
+    if not events:
+        return _plain(row)
+    best = events[0]
+    row |= {
+        "object_id": best.get("object_id"),
+        "snr": _value(best, "snr", np.nan),
+        "position_error": float(np.hypot(best["x"] - row["x"], best["y"] - row["y"])),
+        "amplitude": _value(best, "amplitude", np.nan),
+    }
+    if row["kind"] == "microlensing":
+        row["time_error"] = _value(best, "time", np.nan) - row["time"]
+        row["amplitude_ratio"] = row["amplitude"] / true_amplitude if true_amplitude else np.nan
+        curve = curves.get(str(best.get("object_id")))
+        if curve is not None:
+            row["flux_ratio"], row["flux_ratio_error"] = flux_ratio(curve, source)
+    return _plain(row)
+
+
+def flux_ratio(curve: Row, source: Row) -> tuple[float, float]:
+    """Factor of the true light curve in a measured one, and its error; a constant is fitted along."""
+    time, flux, error = (np.asarray(curve[name], float) for name in ("time", "flux", "error"))
+    model = excess(source, time)
+    good = np.isfinite(flux) & (error > 0) & np.isfinite(model)
+    if good.sum() < 3:
+        return np.nan, np.nan
+    design = np.column_stack([model[good], np.ones(good.sum())]) / error[good, None]
+    normal = design.T @ design
+    if np.linalg.matrix_rank(normal) < 2:
+        return np.nan, np.nan
+    covariance = np.linalg.inv(normal)
+    answer = covariance @ design.T @ (flux[good] / error[good])
+    return float(answer[0]), float(np.sqrt(covariance[0, 0]))
+
+
+def excess(source: Row, time: ArrayLike) -> NDArray[np.float64]:
+    """True flux change of a microlensing source; point lens (Paczynski 1986, ApJ 304, 1, eq. 5)."""
+    tau = (np.asarray(time, float) - source["t0"]) / source["tE"]
+    u2 = source["u0"] ** 2 + tau**2
+    return np.asarray(source["flux"] * ((u2 + 2) / np.sqrt(u2 * (u2 + 4)) - 1))
+
+
+def _completeness(rows: list[Row]) -> list[Row]:
+    table = []
+    for low, high in zip(SNR_BINS, (*SNR_BINS[1:], np.inf), strict=True):
+        inside = [row for row in rows if row["snr_true"] is not None and low <= row["snr_true"] < high]
+        if inside:
+            found = sum(row["found"] for row in inside)
+            end = None if np.isinf(high) else high
+            table.append({"low": low, "high": end, "true": len(inside), "found": found})
+    return table
+
+
+def field_truth(field: Field, path: str | Path | None = None) -> list[Row]:
+    """The truth of a field's sources on its own grid; empty where none is known.
+
+    Parameters
+    ----------
+    field : Field
+        A field made of simulated frames.
+    path : path, optional
+        Table of the truth; by default ``truth.ecsv`` beside the frames.
+
+    Notes
+    -----
+    The simulator states positions on the pixels of frame 0. Where the field holds that frame, its measured
+    map takes them to the field's grid; else right ascension and declination do, by the field's WCS; else
+    they are taken as they are.
+    """
+    if not field.has_table("frames"):
+        return []
+    frames = calibrated_frames(field)
+    files = [Path(str(name)) for name in frames["path"].values]
+    if path is None:
+        beside = (file.parent / TRUTH_FILE for file in files[:1])
+        path = next((p for p in beside if p.exists()), None)
+    if path is None:
+        return []
+    rows = as_rows(read_table(path))
+    names = [file.name.split(".")[0] for file in files]
+    if "frame_00000" in names:
+        return _placed(rows, frame_map(frames, names.index("frame_00000")))
+    return _from_sky(rows, field)
+
+
+def _placed(rows: list[Row], pixel_map: PixelMap) -> list[Row]:
+    for row in rows:
+        x, y = pixel_map.inverse(row["x"], row["y"])
+        row["x"], row["y"] = float(x), float(y)
+    return rows
+
+
+def _from_sky(rows: list[Row], field: Field) -> list[Row]:
+    text = field.attrs.get("wcs")
+    if text and rows and {"ra", "dec"} <= rows[0].keys():
+        wcs = parse_wcs(text)
+        for row in rows:
+            x, y = wcs.wcs_world2pix([[row["ra"], row["dec"]]], 0)[0]
+            row["x"], row["y"] = float(x), float(y)
+    return rows
+
+
+def as_rows(table: Any) -> list[Row]:
+    """Rows of an astropy or Arrow table, a dict of columns, or a list of dict, as plain dicts."""
+    if table is None:
+        return []
+    if hasattr(table, "to_pylist"):
+        return list(table.to_pylist())
+    if hasattr(table, "colnames"):
+        table = {name: table[name] for name in table.colnames}
+    if isinstance(table, Mapping):
+        columns = {name: _items(values) for name, values in table.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return [dict(row) for row in table]
+
+
+def _items(values: Iterable[Any]) -> list[Any]:
+    filled = np.ma.filled(np.ma.asarray(values)) if hasattr(values, "mask") else values
+    return filled.tolist() if hasattr(filled, "tolist") else list(filled)
+
+
+def _value(row: Mapping[str, Any], name: str, default: float) -> float:
+    value = row.get(name)
+    return default if value is None else float(value)
+
+
+def _plain(row: Row) -> Row:
+    """A row that JSON can hold: no arrays, no NaN."""
+    plain = {}
+    for name, value in row.items():
+        item = value.item() if isinstance(value, np.generic) else value
+        plain[name] = None if isinstance(item, float) and not np.isfinite(item) else item
+    return plain
