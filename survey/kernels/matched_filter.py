@@ -55,11 +55,15 @@ class EventBank:
 
 @dataclass(frozen=True)
 class ScaleMap:
-    """S/N of one time scale: `snr` (n_t0, y, x) float32 at the centres `t0`; NaN where nothing is known."""
+    """S/N of one time scale: `snr` (n_t0, y, x) float32 at the centres `t0`; NaN where nothing is known.
+
+    `subpixel` gives the S/N between pixel centres from it.
+    """
 
     temporal_sigma: float
     t0: Array
     snr: NDArray[np.float32]
+    subpixel: SubpixelFilter | None = None
 
 
 def event_centers(time: Array, sigma: float, step: float | None) -> Array:
@@ -201,7 +205,8 @@ def matched_filter_bank(
     for sigma, t0, ratio in zip(bank.temporal_sigma, bank.t0, bank.ratio, strict=True):
         profiles = temporal_profile(time, t0, sigma)
         offsets = (time - t0[:, None]) / sigma
-        yield ScaleMap(sigma, t0, temporal_pass(signal, weight, profiles, offsets, ratio))
+        snr = temporal_pass(signal, weight, profiles, offsets, ratio)
+        yield ScaleMap(sigma, t0, snr, bank.subpixel)
 
 
 def matched_filter(

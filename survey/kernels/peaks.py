@@ -125,7 +125,6 @@ def search_thresholds(bank: EventBank, n_pixels: float, false_alarms: float = 1.
 def find_peaks(
     scale_map: ScaleMap,
     threshold: float,
-    subpixel: SubpixelFilter | None = None,
     *,
     scale: int = 0,
     core: tuple[slice, slice] | None = None,
@@ -136,11 +135,10 @@ def find_peaks(
     Parameters
     ----------
     scale_map : ScaleMap
-        Core and halo of one tile (`search_halo`).
+        Core and halo of one tile (`search_halo`). With its `subpixel` filter the S/N is the highest of the
+        places within the pixel; else that of its centre.
     threshold : float
         From `search_thresholds`.
-    subpixel : SubpixelFilter, optional
-        The bank's: the S/N is then the highest of the places within the pixel; else that of its centre.
     scale : int
         Index of the scale in the bank, kept in the record.
     core : tuple of slice, optional
@@ -154,7 +152,7 @@ def find_peaks(
         Higher than the 26 neighbours of the same sign in (t0, y, x); of equal neighbours the first in that
         order counts.
     """
-    snr = scale_map.snr
+    snr, subpixel = scale_map.snr, scale_map.subpixel
     rows, columns = core if core is not None else (slice(None), slice(None))
     y0, y1, _ = rows.indices(snr.shape[1])
     x0, x1, _ = columns.indices(snr.shape[2])

@@ -43,7 +43,7 @@ def test_search_speed(dtype, field, record_property):
         for result, threshold in zip(
             matched_filter_bank(flux, error, mask, py, px, bank, spatial_sigma=0.47), thresholds, strict=True
         ):
-            find_peaks(result, threshold, bank.subpixel)
+            find_peaks(result, threshold)
 
     cost = best_seconds(search) / flux.size * 1e6
     print(f"search {dtype}, phases {'per pixel' if field else 'per frame'}: {cost:.4f} us/px/image")  # noqa: T201

@@ -60,7 +60,7 @@ def search(field, thresholds=(4.5, 4.5, 4.5), columns=slice(None), core=None, or
     bank = event_bank([2, 4, 8], py, px, spatial_sigma=SIGMA)
     maps = matched_filter_bank(flux, error, mask, py, px, bank, spatial_sigma=SIGMA)
     return [
-        find_peaks(m, u, bank.subpixel, scale=i, core=core, origin=origin)
+        find_peaks(m, u, scale=i, core=core, origin=origin)
         for i, (m, u) in enumerate(zip(maps, thresholds, strict=True))
     ]
 
@@ -170,7 +170,7 @@ def test_number_of_false_alarms_is_the_expected_one():
     for _ in range(3):
         noise, error = rng.normal(size=shape), np.ones(shape)
         maps = matched_filter_bank(noise, error, noise > 9, py, px, bank, spatial_sigma=SIGMA)
-        counts += [len(find_peaks(m, u, bank.subpixel)) for m, u in zip(maps, thresholds, strict=True)]
+        counts += [len(find_peaks(m, u)) for m, u in zip(maps, thresholds, strict=True)]
     # Rice's formula counts maxima of a continuous field: from above, since places are tried on a grid.
     assert np.all(counts / 3 < 1.1 * wanted)
     assert np.all(counts / 3 > 0.5 * wanted)
@@ -185,7 +185,7 @@ def test_an_event_on_a_pixel_corner_is_found_where_it_is(offset):
     ideal = np.sqrt((flux**2).sum())
     bank = event_bank([4], py, px, spatial_sigma=SIGMA, n_basis=0)
     (result,) = matched_filter_bank(flux, np.ones_like(flux), flux > 99, py, px, bank, spatial_sigma=SIGMA)
-    (peak,) = merge_peaks(find_peaks(result, 5.0, bank.subpixel))
+    (peak,) = merge_peaks(find_peaks(result, 5.0))
     assert peak["snr"] > 0.9 * ideal
     assert peak["y"] + peak["offset_y"] == pytest.approx(7 + offset, abs=0.26)
     assert peak["x"] + peak["offset_x"] == pytest.approx(7 - offset, abs=0.26)
