@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
-from ._spline import pad_table, points, spline_coefficients, spline_samples, value_stamps
+from survey.kernels._spline import pad_table, points, spline_coefficients, spline_samples, value_stamps
 
 Array = NDArray[np.float64]
 

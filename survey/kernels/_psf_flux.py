@@ -9,8 +9,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
-from ._epsf import EffectivePSF
-from ._spline import PAD, spline_weights, taps
+from survey.kernels._epsf import EffectivePSF
+from survey.kernels._spline import PAD, spline_weights, taps
 
 Array = NDArray[np.float64]
 
@@ -57,6 +57,7 @@ def fit_psf_flux(
 
     Examples
     --------
+    >>> from survey.kernels.psf import gaussian_epsf
     >>> psf = gaussian_epsf(1.1).evaluate([0.1, -0.4], [0.2, 0.0], 7)
     >>> flux, error = fit_psf_flux(50 * psf, np.ones((2, 7, 7)), None, psf)
     >>> [round(float(f), 3) for f in flux]

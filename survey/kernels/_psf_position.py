@@ -10,8 +10,8 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
-from ._epsf import EffectivePSF
-from ._psf_flux import as_phases, epoch_psf, fit_psf_flux, inverse_variance, stamp_psf
+from survey.kernels._epsf import EffectivePSF
+from survey.kernels._psf_flux import as_phases, epoch_psf, fit_psf_flux, inverse_variance, stamp_psf
 
 Array = NDArray[np.float64]
 

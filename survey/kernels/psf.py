@@ -6,20 +6,28 @@ function. `_epsf` holds that function, `_epsf_build` makes it from the field's o
 `_psf_position` fit it.
 """
 
-from ._epsf import EffectivePSF, from_oversampled, gaussian_epsf
-from ._psf_flux import Magnitudes, fit_psf_flux, psf_magnitudes, stamp_psf
-from ._psf_position import Motion, PositionFit, measure_motion, refine_position
+from survey.kernels._epsf import EffectivePSF, from_oversampled, gaussian_epsf
+from survey.kernels._epsf_build import EPSFFit, build_epsf, fit_epsf
+from survey.kernels._epsf_reference import build_epsf_from_reference, reference_stamps, select_psf_stars
+from survey.kernels._psf_flux import Magnitudes, fit_psf_flux, psf_magnitudes, stamp_psf
+from survey.kernels._psf_position import Motion, PositionFit, measure_motion, refine_position
 
 __all__ = [
+    "EPSFFit",
     "EffectivePSF",
     "Magnitudes",
     "Motion",
     "PositionFit",
+    "build_epsf",
+    "build_epsf_from_reference",
+    "fit_epsf",
     "fit_psf_flux",
     "from_oversampled",
     "gaussian_epsf",
     "measure_motion",
     "psf_magnitudes",
+    "reference_stamps",
     "refine_position",
+    "select_psf_stars",
     "stamp_psf",
 ]
