@@ -82,7 +82,7 @@ class DaskExecutor:
 
     def submit(self, function: Callable[..., Any], *args: Any, name: str) -> distributed.Future:
         """Submit; futures among the arguments are dependencies."""
-        return self.client.submit(function, *args, key=f"{name}-{os.urandom(4).hex()}", pure=False, retries=1)
+        return self.client.submit(function, *args, key=f"{name}-{os.urandom(4).hex()}", pure=False)
 
     def completed(
         self, futures: Iterable[distributed.Future]
@@ -90,7 +90,7 @@ class DaskExecutor:
         """As they end. A lost scheduler is an error here: Dask itself would just stop yielding."""
         waiting = list(futures)
         seen = 0
-        for future in distributed.as_completed(waiting):
+        for future in distributed.as_completed(waiting, loop=self.client.loop):
             seen += 1
             if future.status == "finished":
                 yield future, future.result(), None

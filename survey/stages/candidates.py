@@ -15,6 +15,7 @@ from survey.io.catalogs import write_table
 from survey.io.frames import parse_wcs
 from survey.io.store import Field
 from survey.kernels.candidates import EventFlag, measure_candidate
+from survey.kernels.peaks import PEAK_DTYPE
 from survey.stages.calibrated import calibrated_frames, phases
 from survey.stages.detect import Search, search_time, tile_halo, to_days
 from survey.stages.events import Event
@@ -78,7 +79,8 @@ def read(field: Field, unit: Unit, config: Config) -> TilePeaks:
     height, width = arrays["flux"].shape[1:]
     stamps = []
     for peak in unit.items:
-        cy, cx = int(peak[0]) - window[0].start, int(peak[1]) - window[1].start
+        place = dict(zip(PEAK_DTYPE.names or (), peak, strict=True))
+        cy, cx = round(place["y"]) - window[0].start, round(place["x"]) - window[1].start
         rows = slice(max(cy - margin, 0), min(cy + margin + 1, height))
         columns = slice(max(cx - margin, 0), min(cx + margin + 1, width))
         cut = (slice(None), rows, columns)
@@ -93,17 +95,17 @@ def apply(data: TilePeaks, state: Search, config: Config) -> Output:
     """Measure every peak of the tile."""
     rows = []
     for stamp in data.stamps:
-        y, x, time, sigma, scale, snr = stamp.peak
+        peak = dict(zip(PEAK_DTYPE.names or (), stamp.peak, strict=True))
         usable = ~stamp.mask.all(axis=(1, 2))
         bad = stamp.mask[usable].mean(axis=0) > BAD_SHARE
         found = measure_candidate(
             stamp.flux,
             stamp.error,
             stamp.mask,
-            y=y - stamp.origin[0],
-            x=x - stamp.origin[1],
-            t0=time,
-            temporal_sigma=sigma,
+            y=peak["y"] - stamp.origin[0],
+            x=peak["x"] - stamp.origin[1],
+            t0=peak["time"],
+            temporal_sigma=peak["temporal_sigma"],
             psf=state.psf,
             phase_y=stamp.phase_y,
             phase_x=stamp.phase_x,
@@ -117,7 +119,7 @@ def apply(data: TilePeaks, state: Search, config: Config) -> Output:
         )
         row = {name: _plain(value) for name, value in asdict(found).items()}
         row["y"], row["x"] = row["y"] + stamp.origin[0], row["x"] + stamp.origin[1]
-        row["search_snr"], row["scale"] = float(snr), int(scale)
+        row["search_snr"], row["scale"] = float(peak["snr"]), int(peak["scale"])
         row["unit"] = config.detect.unit
         row["time"], row["sigma_days"] = to_days(data.frames, config, found.time, found.temporal_sigma)
         rows.append(row)

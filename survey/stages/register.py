@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -29,10 +31,10 @@ logger = logging.getLogger(__name__)
 
 # A WCS is followed to this many pixels by the polynomial map that stands for it.
 WCS_TOLERANCE = 2e-3
-# Below this FWHM in pixels a frame counts as undersampled; aperture and sky ring of its scale, pixels.
-UNDERSAMPLED = 2.0
-SCALE_RADIUS = 4.0
-SCALE_RING = (6.0, 10.0)
+# Apertures for the photometric scale in pixels, the sky ring beyond them, and how many FWHM one must hold.
+SCALE_RADII = (4.0, 6.0, 9.0, 13.0)
+RING = (3.0, 9.0)
+SCALE_WIDTHS = 1.6
 # With a WCS, the stars of this many pixels a side in the frame's middle give scale, sky and PSF width.
 MEASURED_EDGE = 384
 
@@ -41,7 +43,7 @@ MEASURED_EDGE = 384
 class FrameMeasure:
     """What is known of one frame after it has been looked at alone.
 
-    ``scale_flux`` and ``scale_error`` are the stars' fluxes that the photometric scale is taken from.
+    ``scale_flux`` and ``scale_error`` (radii, stars) are what the photometric scale is taken from.
     """
 
     header: FrameHeader
@@ -102,7 +104,7 @@ def measure_frame(header: FrameHeader, config: Config) -> FrameMeasure:
         saturation=header.saturation,
     )
     fwhm = psf_width(found)[0] if found.clean.sum() >= 3 else np.nan
-    scale_flux, scale_error = _scale_fluxes(flux, error, mask, found, float(fwhm))
+    scale_flux, scale_error = _scale_fluxes(flux, error, mask, found)
     stars = replace(found, x=found.x + columns[0], y=found.y + rows[0])
     clean = stars.select(stars.clean)
     background = (
@@ -131,30 +133,30 @@ def _measured_window(header: FrameHeader, config: Config) -> tuple[tuple[int, in
 
 
 def _scale_fluxes(
-    flux: NDArray[np.float32],
-    error: NDArray[np.float32],
-    mask: NDArray[np.bool_],
-    stars: StarList,
-    fwhm: float,
+    flux: NDArray[np.float32], error: NDArray[np.float32], mask: NDArray[np.bool_], stars: StarList
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Fluxes for the photometric scale.
+    """Aperture fluxes (radii, stars) and errors for the photometric scale.
 
     A star fitted in an undersampled, crowded frame carries an error that depends on its sub-pixel phase,
-    the same for all stars of a frame, so that no number of stars averages it away; and a reference over
-    phases would take it for a property of the PSF. A wide aperture does not know the phase.
+    the same for all stars of a frame, so that no number of stars averages it away, and a reference over
+    phases would take it for a property of the PSF; and where the PSF changes, a fitted profile is wrong by
+    percents. A wide aperture knows neither.
     """
-    if not fwhm < UNDERSAMPLED:
-        return stars.flux, stars.flux_error
     bad = mask | ~np.isfinite(flux) | ~np.isfinite(error)
-    return aperture_flux(
-        np.where(bad, 0.0, flux).astype(np.float64),
-        np.where(bad, 1.0, error).astype(np.float64),
-        bad,
-        stars.x,
-        stars.y,
-        SCALE_RADIUS,
-        SCALE_RING,
-    )
+    image = np.where(bad, 0.0, flux).astype(np.float64)
+    sigma = np.where(bad, 1.0, error).astype(np.float64)
+    sums = [
+        aperture_flux(image, sigma, bad, stars.x, stars.y, radius, (radius + RING[0], radius + RING[1]))
+        for radius in SCALE_RADII
+    ]
+    return np.array([flux for flux, _ in sums]), np.array([error for _, error in sums])
+
+
+def _scale_radius(psf_fwhm: Sequence[float]) -> int:
+    """Index of the smallest aperture that holds nearly all of the stars' light in all frames."""
+    widths = [fwhm for fwhm in psf_fwhm if np.isfinite(fwhm)]
+    needed = SCALE_WIDTHS * float(np.median(widths)) if widths else 0.0
+    return next((i for i, radius in enumerate(SCALE_RADII) if radius >= needed), len(SCALE_RADII) - 1)
 
 
 def choose_reference(measures: list[FrameMeasure], name: str) -> int:
@@ -218,8 +220,8 @@ def _residual(m: FrameMeasure, ref: FrameMeasure, match: Match, pixel_map: Pixel
     return float(np.median(np.hypot(m.stars.x[match.index] - x, m.stars.y[match.index] - y)))
 
 
-def register_frame(m: FrameMeasure, ref: FrameMeasure, config: Config) -> Registered:
-    """Map, residual and photometric scale of one frame.
+def register_frame(m: FrameMeasure, ref: FrameMeasure, config: Config, radius: int = 0) -> Registered:
+    """Map, residual and photometric scale (from the aperture of index ``radius``) of one frame.
 
     Raises
     ------
@@ -255,15 +257,20 @@ def register_frame(m: FrameMeasure, ref: FrameMeasure, config: Config) -> Regist
             logger.info("%s: residual not measured: %s", m.name, error)
     scale, scale_error = 1.0, np.nan
     if config.calibrate.scale == "stars" and match is not None:
-        scale, scale_error = _scale(m, ref, match)
+        scale, scale_error = _scale(m, ref, match, radius)
     return Registered(m, pixel_map, rms, match.n_matched if match else 0, scale, scale_error)
 
 
-def _scale(m: FrameMeasure, ref: FrameMeasure, match: Match) -> tuple[float, float]:
+def _scale(m: FrameMeasure, ref: FrameMeasure, match: Match, radius: int) -> tuple[float, float]:
     i, j = match.index, match.reference_index
     good = ((m.stars.flags[i] | ref.stars.flags[j]) & StarFlag.SATURATED) == 0
     i, j = i[good], j[good]
-    return photometric_scale(m.scale_flux[i], ref.scale_flux[j], m.scale_error[i], ref.scale_error[j])
+    return photometric_scale(
+        m.scale_flux[radius][i],
+        ref.scale_flux[radius][j],
+        m.scale_error[radius][i],
+        ref.scale_error[radius][j],
+    )
 
 
 def combine(
@@ -293,9 +300,11 @@ def combine(
     )
     done: list[Registered] = []
     rejected = []
+    # From the reference frame alone, so that later nights are measured in the same aperture.
+    radius = _scale_radius([ref.psf_fwhm])
     for m in measures:
         try:
-            done.append(register_frame(m, ref, config))
+            done.append(register_frame(m, ref, config, radius))
         except RegistrationError as error:
             rejected.append((m.header.source, f"{m.name}: {error}"))
     return _table(done), ref, rejected
@@ -377,9 +386,9 @@ def stored_headers(frames: xr.Dataset) -> list[FrameHeader]:
 
 def star_table(reference: FrameMeasure) -> xr.Dataset:
     """The reference frame's stars and what else later nights need of it."""
-    columns = {f.name: ("star", getattr(reference.stars, f.name)) for f in fields(StarList)}
-    columns["scale_flux"] = ("star", reference.scale_flux)
-    columns["scale_error"] = ("star", reference.scale_error)
+    columns: dict[str, Any] = {f.name: ("star", getattr(reference.stars, f.name)) for f in fields(StarList)}
+    columns["scale_flux"] = (("radius", "star"), reference.scale_flux)
+    columns["scale_error"] = (("radius", "star"), reference.scale_error)
     table = xr.Dataset(columns)
     table.attrs = {
         "header": _header_json(reference.header),

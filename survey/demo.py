@@ -1,0 +1,67 @@
+"""`survey demo`: a simulated field through the whole pipeline, compared with the truth."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from survey.config import Config
+from survey.report import write_report
+from survey.run.api import run
+from survey.run.record import RunSummary
+from survey.simulate import simulate_field
+
+
+def demo(
+    directory: str | Path,
+    *,
+    size: int = 256,
+    frames: int = 96,
+    seed: int = 1,
+    progress: Any = None,
+    client: Any = None,
+) -> tuple[RunSummary, dict[str, Any], Path]:
+    """Simulate a Roman-like field, run everything on it, compare the events with the truth.
+
+    Returns
+    -------
+    summary : RunSummary
+    comparison : dict
+        Which of the simulated sources were found, and which events are none of them.
+    report : Path
+        The page to look at.
+    """
+    directory = Path(directory)
+    images = directory / "frames"
+    if progress is not None:
+        progress.start("simulate", frames, 0)
+    started = time.monotonic()
+    simulate_field(
+        images,
+        size=size,
+        frames=frames,
+        seed=seed,
+        overwrite=True,
+        progress=None if progress is None else lambda done, total: progress.advance("simulate", None),
+    )
+    if progress is not None:
+        progress.message(f"{frames} frames of {size} x {size} pixels in {time.monotonic() - started:.1f} s")
+    field = directory / "field"
+    summary = run(field, Config(), frames=[images], client=client, progress=progress)
+    comparison = compare(field, images / "truth.ecsv")
+    return summary, comparison, write_report(field)
+
+
+def compare(field: Path, truth: Path) -> dict[str, Any]:
+    """Compare a field's events with a truth table and keep the result beside them."""
+    import json
+
+    from survey.io.catalogs import read_table
+    from survey.io.files import write_atomic
+    from survey.report import compare_with_truth
+    from survey.run.results import list_events
+
+    comparison = compare_with_truth(list_events(field), read_table(truth))
+    write_atomic(field / "truth_comparison.json", json.dumps(comparison, default=float, indent=1).encode())
+    return comparison

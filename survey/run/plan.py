@@ -1,0 +1,146 @@
+"""What a run would do, and what it would take: units, memory, disk, time."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from survey.config import Config
+from survey.io.frames import combine_scans, find_files, scan_file
+from survey.io.store import Field
+from survey.tiles import choose_tile_size, tile_bytes, tile_grid
+
+# Measured on one core of a two-core machine (tests/benchmarks); microseconds a pixel and epoch.
+MICROSECONDS = {
+    "ingest": 1.0,
+    "refine": 0.35,
+    "oversampled": 0.30,
+    "detect": 0.10,
+    "photometry": 0.05,
+}
+# Bytes a pixel and epoch on disk after compression: images, then differences.
+DISK_BYTES = {"images": 8.5, "differences": 13.0}
+
+
+@dataclass
+class Plan:
+    """The forecast of a run.
+
+    Parameters
+    ----------
+    frames, shape : int, tuple
+        Epochs and (y, x) pixels.
+    tile, n_tiles : int
+    units : dict
+        Stage -> (units to do, units there already).
+    memory : float
+        Bytes a worker needs for its largest tile above the import baseline.
+    disk : float
+        Bytes that the run will add.
+    seconds : float
+        Wall time on ``workers`` cores.
+    """
+
+    frames: int
+    shape: tuple[int, int]
+    tile: int
+    n_tiles: int
+    workers: int
+    units: dict[str, tuple[int, int]] = field(default_factory=dict)
+    memory: float = 0.0
+    disk: float = 0.0
+    seconds: float = 0.0
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and value of everything, for a table."""
+        height, width = self.shape
+        rows = [
+            ("frames", f"{self.frames} of {height} x {width} pixels"),
+            ("tiles", f"{self.n_tiles} of {self.tile} pixels"),
+            *((f"{name}", f"{todo} units to do, {done} there") for name, (todo, done) in self.units.items()),
+            ("memory", f"{self.memory / 2**30:.2f} GiB a worker"),
+            ("disk", f"{self.disk / 2**30:.2f} GiB"),
+            ("time", f"about {_duration(self.seconds)} on {self.workers} workers"),
+        ]
+        if self.rejected:
+            rows.append(("left out", f"{len(self.rejected)} frames"))
+        return rows
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def plan(path: str | Path, config: Config, frames: Sequence[str | Path] = ()) -> Plan:
+    """Forecast a run without starting anything: headers are read, nothing is written.
+
+    Parameters
+    ----------
+    path : path
+        The field, existing or not.
+    config : Config
+        Settings of the run.
+    frames : sequence of path
+        Frames that would be ingested first.
+
+    Raises
+    ------
+    FieldError
+        If there is neither a field nor frames.
+    """
+    workers = config.cluster.workers or os.cpu_count() or 1
+    exists = (Path(path) / "cube.zarr" / "frames").exists()
+    old = Field.open(path).frames().sizes["time"] if exists or not frames else 0
+    rejected: list[tuple[str, str]] = []
+    new = 0
+    shape = Field.open(path).shape if old else (0, 0)
+    if frames:
+        scans = [scan_file(file, config.input) for file in find_files([str(f) for f in frames])]
+        known: list[Any] = []
+        if exists:
+            from survey.stages.register import stored_headers
+
+            known = stored_headers(Field.open(path).frames())
+        found = combine_scans(scans, config.input, known)
+        rejected = [(r.source.path, r.reason) for r in found.rejected]
+        new = len(found.headers)
+        if found.headers and not old:
+            shape = found.headers[0].shape
+    epochs = old + new
+    if old:
+        tile = Field.open(path).tile_size
+    else:
+        tile = config.grid.tile or choose_tile_size(shape, max(epochs, 1), config.grid.memory * 2**30)
+    tiles = tile_grid(shape, tile) if shape[0] else []
+    forecast = Plan(epochs, shape, tile, len(tiles), workers, rejected=rejected)
+    samples = shape[0] * shape[1]
+    done = _done(Field.open(path), config) if old and not new else {}
+    forecast.units = {"ingest": (math.ceil(new / config.grid.time_block) if new else 0, 0)}
+    work = samples * new * MICROSECONDS["ingest"]
+    for stage in ("oversampled", "detect"):
+        there = min(done.get(stage, 0), len(tiles))
+        forecast.units[stage] = (len(tiles) - there, there)
+        work += samples * epochs * MICROSECONDS[stage] * (len(tiles) - there) / max(len(tiles), 1)
+    if forecast.units["oversampled"][0]:
+        work += samples * epochs * min(9 / max(len(tiles), 1), 1) * 2 * MICROSECONDS["refine"]
+    share = forecast.units["oversampled"][0] / max(len(tiles), 1)
+    forecast.seconds = work * 1e-6 / workers + 8
+    forecast.memory = tile_bytes(tile, epochs)
+    forecast.disk = samples * (new * DISK_BYTES["images"] + epochs * share * DISK_BYTES["differences"])
+    return forecast
+
+
+def _done(field: Field, config: Config) -> dict[str, int]:
+    """Units whose data carry a key, per stage (whether it is the wanted one only a run can tell)."""
+    from survey.run.engine import ledger_name
+
+    return {s: len(field.ledger(ledger_name(s, config.method)).records) for s in ("oversampled", "detect")}
