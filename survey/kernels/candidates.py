@@ -246,12 +246,16 @@ def _best_time(stamp: EventStamp, shape: Array, t: Array, t0: float, sigma: floa
 
 
 def _locate(
-    stamp: EventStamp, model: PSFModel, profile: Array, start: tuple[float, float] = (0.0, 0.0)
+    stamp: EventStamp,
+    model: PSFModel,
+    profile: Array,
+    start: tuple[float, float] = (0.0, 0.0),
+    steps: int = 4,
 ) -> tuple[float, float, float]:
     """Offset from the centre pixel, by Gauss-Newton on flux and place together, and its error per axis."""
     (y, x), delta = start, 0.05
     error = np.nan
-    for _ in range(4):
+    for _ in range(steps):
         shape = stamp.psf(model, y, x)
         slope_y = (stamp.psf(model, y + delta, x) - stamp.psf(model, y - delta, x)) / (2 * delta)
         slope_x = (stamp.psf(model, y, x + delta) - stamp.psf(model, y, x - delta)) / (2 * delta)
@@ -263,7 +267,7 @@ def _locate(
         step = np.clip(amplitude[1:] / amplitude[0], -0.3, 0.3)
         # A source further off than this would have peaked in the next pixel.
         y, x = (float(np.clip(a, -1, 1)) for a in (y + step[0], x + step[1]))
-        if np.abs(step).max() < 1e-3:
+        if np.abs(step).max() < 0.01:
             break
     return y, x, error
 
@@ -307,8 +311,8 @@ def _drift(
     stamp: EventStamp, model: PSFModel, profile: Array, t: Array, t0: float, place: tuple[float, float]
 ) -> tuple[float, float]:
     """Distance in px between the places of the two halves, and its error."""
-    first = _locate(stamp, model, np.where(t < t0, profile, 0.0), place)
-    second = _locate(stamp, model, np.where(t > t0, profile, 0.0), place)
+    first = _locate(stamp, model, np.where(t < t0, profile, 0.0), place, steps=2)
+    second = _locate(stamp, model, np.where(t > t0, profile, 0.0), place, steps=2)
     error = float(np.hypot(first[2], second[2]))
     if not np.isfinite(error):
         return np.nan, np.nan

@@ -185,6 +185,10 @@ def matched_filter_bank(
     ------
     ScaleMap
         In the bank's order. Both signs: fading sources have negative S/N.
+
+    Notes
+    -----
+    Memory: two float32 cubes of the input's shape and one scale's map, (8 + 4 n_t0 / n_time) bytes a sample.
     """
     shape = flux.shape
     if flux.ndim != 3 or error.shape != shape or mask.shape != shape:

@@ -46,14 +46,14 @@ def phases(rng, n_time, shape, rotation=0.0):
     return dy - np.rint(dy), dx - np.rint(dx)
 
 
-def noise_difference(seed, *, n_time=96, shape=(40, 40), rotation=0.0, masked=0.05, stars=True):
+def noise_difference(seed, *, n_time=96, shape=(64, 64), rotation=0.0, masked=0.05, stars=True):
     rng = np.random.default_rng(seed)
     py, px = phases(rng, n_time, shape, rotation)
     model = star_field(rng, shape, py, px) if stars else np.full((n_time, *shape), 100.0)
     error = np.sqrt(model)
     flux = model + error * rng.normal(size=model.shape)
     mask = rng.random(model.shape) < masked
-    return difference_images(flux, error, mask, py, px, iterations=2), py, px, model
+    return difference_images(flux, error, mask, py, px, iterations=3), py, px, model
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_noise_through_the_real_fit_has_unit_variance(rotation, masked, irregula
     inner = np.s_[:, 4:-4, 4:-4]
     snr = {s: [] for s in SCALES}
     star_snr = {s: [] for s in SCALES}
-    for seed in range(2):
+    for seed in range(3):
         difference, py, px, model = noise_difference(seed, rotation=rotation, masked=masked)
         time = np.sort(np.random.default_rng(seed).uniform(0, 96, 96)) if irregular else None
         places = (py[:, 4::12, 4::12], px[:, 4::12, 4::12]) if rotation else (py, px)
@@ -76,7 +76,7 @@ def test_noise_through_the_real_fit_has_unit_variance(rotation, masked, irregula
             star_snr[result.temporal_sigma].append(result.snr[inner][:, star].ravel())
     for s in SCALES:
         assert np.concatenate(snr[s]).std() == pytest.approx(1, abs=0.03), s
-        assert np.concatenate(star_snr[s]).std() == pytest.approx(1, abs=0.06), s
+        assert np.concatenate(star_snr[s]).std() == pytest.approx(1, abs=0.04), s
 
 
 def test_two_tiles_with_halo_equal_the_whole_image_bit_for_bit():

@@ -124,6 +124,36 @@ def test_exact_significance_is_calibrated_and_leverage_can_be_left_out(field):
     assert quiet[2].amplitude_error == pytest.approx(quiet[3].amplitude_error, rel=0.02)
 
 
+def test_amplitudes_are_unbiased_once_the_events_are_out_of_the_fit():
+    rng = np.random.default_rng(6)
+    shape = (96, 60, 60)
+    py, px = rng.uniform(-0.5, 0.5, (2, shape[0]))
+    flux = rng.normal(size=shape)
+    fit_mask = np.zeros(shape, bool)
+    rows, columns = np.mgrid[:60, :60]
+    t = np.arange(shape[0])
+    places = [(6 + 12 * i + rng.uniform(-0.5, 0.5), 6 + 12 * j + rng.uniform(-0.5, 0.5), rng.uniform(30, 66))
+              for i in range(5) for j in range(5)]  # fmt: skip
+    for y, x, t0 in places:
+        add_event(flux, py, px, y=y, x=x, t0=t0, sigma=8, amplitude=60)
+        near = np.hypot(rows - y, columns - x) <= 4
+        fit_mask |= (np.abs(t - t0) <= 24)[:, None, None] & near
+    difference = difference_images(flux, np.ones(shape), None, py, px, fit_mask=fit_mask)
+    cube = difference.flux, difference.error, difference.mask
+    fits = [
+        exact_significance(
+            *cube, y=y, x=x, t0=t0, temporal_sigma=8, psf=PSF, phase_y=py, phase_x=px,
+            leverage=difference.leverage, fit_mask=difference.fit_mask,
+        )
+        for y, x, t0 in places
+    ]  # fmt: skip
+    amplitude = np.array([f.amplitude for f in fits])
+    error = np.array([f.amplitude_error for f in fits])
+    assert np.average(amplitude, weights=error**-2) == pytest.approx(60, rel=0.02)
+    assert np.std((amplitude - 60) / error) == pytest.approx(1, abs=0.4)
+    assert np.median(amplitude / error) > 30
+
+
 def test_two_tiles_with_halo_give_exactly_the_whole_list(field):
     whole = merge_peaks(search(field, (3.5,) * 3))
     halo, cut = search_halo(5), 17
@@ -133,6 +163,20 @@ def test_two_tiles_with_halo_give_exactly_the_whole_list(field):
     )
     np.testing.assert_array_equal(merge_peaks([*right, *left]), whole)
     assert len(whole) > 10
+
+
+def test_a_candidate_is_measured_the_same_on_a_tile(field):
+    difference, py, px = field
+    tile = np.s_[:, 4:20, 5:]
+    names = ("flux", "error", "mask", "leverage", "fit_mask")
+    cut = {name: np.ascontiguousarray(getattr(difference, name)[tile]) for name in names}
+    peak = {"t0": 30.0, "temporal_sigma": 4.0, "psf": PSF, "phase_y": py, "phase_x": px}
+    whole, part = (
+        measure(field, y=8, x=9, t0=30.0, temporal_sigma=4.0),
+        measure_candidate(**cut, y=4, x=4, **peak),
+    )
+    assert (part.y + 4, part.x + 5) == pytest.approx((whole.y, whole.x), abs=1e-12)
+    assert (part.snr, part.amplitude, part.psf_chi2) == (whole.snr, whole.amplitude, whole.psf_chi2)
 
 
 def test_equal_neighbours_make_one_peak():
