@@ -127,7 +127,7 @@ class Tile:
         spread = np.full((len(predicted), len(pixels)), np.median(inflation, axis=0))
         spread[self.train] = inflation
         own = np.where(noise > 0, noise**2, typical * self.epoch_error[:, None] ** 2)
-        total = (own + self.noise[:, chosen] ** 2 @ a**2) * spread
+        total = own * spread + self.noise[:, chosen] ** 2 @ a**2
         prediction[:, alive] = predicted * self.scale[pixels]
         variance[:, alive] = total * self.scale[pixels] ** 2
         return prediction, variance, len(chosen)

@@ -24,6 +24,9 @@ class ResidualMatrix(Protocol):
     def block(self, rows: NDArray[np.int64]) -> Array:
         """R[rows, rows]."""
 
+    def square(self, rows: NDArray[np.int64]) -> Array:
+        """(R R)[rows, rows]: R is no projection once there is a ridge."""
+
     def coefficients(self, y: Array) -> tuple[Array, Array]:
         """Coefficients (n, targets) and constants (targets,)."""
 
@@ -56,6 +59,7 @@ class PrimalResidual:
             normal = np.block([[normal, cross[:, None]], [cross[None, :], np.array([[one @ one]])]])
         low = cho_factor(normal, lower=True, check_finite=False)[0]
         self._low = low
+        self._uu: Array | None = None
         self._u = solve_triangular(low, z.T, lower=True, check_finite=False).T
 
     def apply(self, y: Array) -> Array:
@@ -66,6 +70,13 @@ class PrimalResidual:
         """R[rows, rows]."""
         u = self._u[rows]
         return np.eye(len(rows)) - u @ u.T
+
+    def square(self, rows: NDArray[np.int64]) -> Array:
+        """(R R)[rows, rows]."""
+        if self._uu is None:
+            self._uu = self._u.T @ self._u
+        u = self._u[rows]
+        return np.eye(len(rows)) - 2 * u @ u.T + u @ self._uu @ u.T
 
     def coefficients(self, y: Array) -> tuple[Array, Array]:
         """Coefficients (n, targets) and constants (targets,)."""
@@ -95,6 +106,10 @@ class DualResidual:
     def block(self, rows: NDArray[np.int64]) -> Array:
         """R[rows, rows]."""
         return self._r[np.ix_(rows, rows)]
+
+    def square(self, rows: NDArray[np.int64]) -> Array:
+        """(R R)[rows, rows]."""
+        return self._r[rows] @ self._r[rows].T
 
     def coefficients(self, y: Array) -> tuple[Array, Array]:
         """Coefficients (n, targets) and constants (targets,)."""
@@ -140,7 +155,8 @@ def held_out(
     Returns
     -------
     residual, variance : arrays (rows, targets)
-        Variance ``diag(R_SS^-1)``: 1 for the noise of the row itself, the rest for the prediction.
+        Variance ``diag(R_SS^-1 (R R)_SS R_SS^-1)`` under white noise: 1 for the row itself, the rest for what
+        the noise of the training rows does to the prediction. It does not know of a model that does not fit.
     """
     ry = r.apply(y)
     residual, variance = np.empty_like(y), np.empty_like(y)
@@ -149,11 +165,15 @@ def held_out(
     for fold in folds:
         inverse = np.linalg.inv(r.block(fold))
         residual[np.ix_(fold, whole)] = inverse @ ry[np.ix_(fold, whole)]
-        variance[np.ix_(fold, whole)] = np.diag(inverse)[:, None]
+        variance[np.ix_(fold, whole)] = _white_variance(inverse, r.square(fold))[:, None]
         for j in partial:
             rows = np.union1d(fold, np.nonzero(missing[:, j])[0])
             inverse = np.linalg.inv(r.block(rows))
             at = np.searchsorted(rows, fold)
             residual[fold, j] = (inverse @ ry[rows, j])[at]
-            variance[fold, j] = np.diag(inverse)[at]
+            variance[fold, j] = _white_variance(inverse, r.square(rows))[at]
     return residual, variance
+
+
+def _white_variance(inverse: NDArray[np.floating], square: Array) -> Array:
+    return np.einsum("ij,jk,ik->i", inverse, square, inverse, optimize=True)
