@@ -13,9 +13,9 @@ from astropy.wcs import WCS
 
 from survey.io.files import write_json, write_parquet
 from survey.io.store import Field, FieldError
-from survey.report import compare_with_truth, field_truth, write_report
+from survey.report import compare_field, compare_with_truth, field_truth, write_report
 from survey.report.data import load
-from survey.report.residuals import accumulate
+from survey.report.residuals import STAR, accumulate
 
 SHAPE = (64, 64)
 EPOCHS = 24
@@ -289,23 +289,23 @@ def test_failures_and_rejected_frames_are_listed_and_escaped(full):
 
 def test_residuals_are_a_unit_gaussian(full):
     found = accumulate(load(full[0].path, "oversampled"))
-    assert abs(found.every.std - 1.0) < 0.02
-    assert abs(found.every.mean) < 0.02
+    assert abs(found.of().std - 1.0) < 0.02
+    assert abs(found.of().mean) < 0.02
     assert found.pixels == 64 * 64
-    assert found.histogram.sum() == found.every.n
+    assert found.histogram.sum() == found.of().n
     assert np.nanmax(np.abs(found.frame_std - 1)) < 0.06
-    assert 0.04 < found.moments["star"].n / found.every.n < 0.06
+    assert 0.04 < found.of(STAR).n / found.of().n < 0.06
 
 
 def test_large_cube_is_sampled_by_a_fixed_draw(full):
     data = load(full[0].path, "oversampled")
     one, two = (accumulate(data, budget=EPOCHS * 32 * 32 * 2) for _ in range(2))
     assert one.pixels == 2 * 32 * 32
-    assert one.every == two.every
+    assert one.of() == two.of()
 
 
-def test_output_goes_where_it_is_asked(full, tmp_path):
-    path = write_report(full[0].path, output=tmp_path / "page.html")
+def test_output_goes_where_it_is_asked(tmp_path):
+    path = write_report(empty_field(tmp_path / "field").path, output=tmp_path / "page.html")
     assert path == tmp_path / "page.html"
     assert path.read_text().startswith("<!DOCTYPE html>")
 
@@ -486,3 +486,14 @@ def test_truth_is_placed_by_the_sky_where_its_frame_is_missing(tmp_path):
     )
     row = field_truth(field, tmp_path / "truth.ecsv")[0]
     assert (row["x"], row["y"]) == pytest.approx((31.0, 31.0))
+
+
+def test_field_is_compared_on_its_own_grid(full, tmp_path):
+    field = full[0]
+    offset = field.frames()["map"].values[0, :, 0] - 31.5
+    row = {"id": 0, "kind": "sinusoid", "x": EVENT["x"] + offset[0], "y": EVENT["y"] + offset[1], "snr": 20.0}
+    Table([row]).write(tmp_path / "truth.ecsv")
+    found = compare_field(field.path, truth=tmp_path / "truth.ecsv")
+    assert found["rows"][0]["object_id"] == "event-0001"
+    assert found["summary"]["median_offset_x"] == pytest.approx(0, abs=1e-9)
+    assert compare_field(field.path) is None

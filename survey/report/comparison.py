@@ -20,6 +20,9 @@ def comparison(data: ReportData) -> str:
         f"{summary.get('others_found', 0)} of {summary.get('others_true', 0)} other changing sources, "
         f"{summary.get('false_alarms', 0)} false alarms."
     )
+    if finite(summary.get("median_offset_x")):
+        x, y = (fixed(summary[f"median_offset_{axis}"], 3, sign=True) for axis in "xy")
+        lead += f" Median offset of the found places: {x}, {y} pixel in x, y."
     parts = [
         figure(
             snr_figure(found["rows"]),

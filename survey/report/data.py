@@ -97,7 +97,9 @@ def load(path: str | Path, method: str) -> ReportData:
     if events is not None:
         events.sort(key=lambda row: -abs(_number(row.get("snr"))))
     curves = {row["object_id"]: row for row in _rows(target.light_curves_path(method)) or []}
-    return ReportData(target, method, frames, events, curves, _runs(target), _json(target, "relative.json"))
+    return ReportData(
+        target, method, frames, events, curves, _runs(target), read_json(target.path / "relative.json")
+    )
 
 
 def _number(value: Any) -> float:
@@ -108,8 +110,8 @@ def _rows(path: Path) -> list[Row] | None:
     return pq.read_table(path).to_pylist() if path.exists() else None
 
 
-def _json(target: Field, name: str) -> Row | None:
-    path = target.path / name
+def read_json(path: Path) -> Row | None:
+    """A JSON object, None where there is no such file."""
     return json.loads(path.read_text()) if path.exists() else None
 
 

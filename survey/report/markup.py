@@ -93,8 +93,10 @@ def duration(seconds: Any) -> str:
 
 
 def date(mjd: Any) -> str:
-    """Day and minute of an MJD, as a calendar has them."""
-    return str(Time(float(mjd), format="mjd").iso)[:16].replace(" ", "\u00a0") if finite(mjd) else "–"
+    """Day and minute of an MJD as a calendar has them, on one line."""
+    if not finite(mjd):
+        return "–"
+    return f'<span class="whole">{str(Time(float(mjd), format="mjd").iso)[:16]}</span>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: Sequence[int] = (0,)) -> str:

@@ -13,7 +13,7 @@ from astropy.wcs.utils import proj_plane_pixel_scales
 
 from survey.io.files import write_atomic
 from survey.report.comparison import comparison
-from survey.report.data import ReportData, _json, load
+from survey.report.data import ReportData, load, read_json
 from survey.report.events import events
 from survey.report.markup import date, duration, fixed, number
 from survey.report.noise import noise
@@ -21,10 +21,11 @@ from survey.report.pictures import pictures
 from survey.report.quality import quality
 from survey.report.residuals import Residuals, accumulate
 from survey.report.runs import runs
+from survey.report.sources import field_truth
 from survey.report.style import STYLE
 from survey.report.target import target
 from survey.report.theme import drawing
-from survey.report.truth import compare_with_truth, field_truth
+from survey.report.truth import compare_with_truth
 
 
 def write_report(
@@ -69,12 +70,13 @@ def write_report(
 
 
 def add_truth(data: ReportData, truth: str | Path | None) -> None:
-    """The comparison that a demo wrote, or one made now where the truth is known."""
+    """A comparison made now where the truth is known, else the one that a demo left in the field."""
     data.truth = field_truth(data.field, truth)
-    data.comparison = _json(data.field, "truth_comparison.json")
-    if data.comparison is None and data.truth and data.events is not None:
+    if data.truth and data.events is not None:
         curves = list(data.curves.values())
         data.comparison = compare_with_truth(data.events, data.truth, light_curves=curves)
+    else:
+        data.comparison = read_json(data.field.path / "truth_comparison.json")
 
 
 def render(data: ReportData) -> str:
@@ -143,8 +145,8 @@ def tiles(data: ReportData, residuals: Residuals | None) -> str:
         best = f"best S/N {fixed(abs(data.events[0]['snr']), 1)}" if count else "none above the threshold"
         items.append(("events", str(count), best))
     if residuals is not None:
-        mean = f"mean {fixed(residuals.every.mean, 4, sign=True)}"
-        items.append(("difference / error", f"{fixed(residuals.every.std, 3)} σ", f"width; {mean}"))
+        mean = f"mean {fixed(residuals.of().mean, 4, sign=True)}"
+        items.append(("difference / error", f"{fixed(residuals.of().std, 3)} σ", f"width; {mean}"))
     cells = "".join(
         f"<div{' class=broad' if len(v) > 16 else ''}><dt>{k}</dt><dd>{v}</dd><dd class=note>{n}</dd></div>"
         for k, v, n in items

@@ -60,7 +60,7 @@ def quality(data: ReportData, residuals: Residuals | None) -> str:
     )
     lead = f"{len(time)} frames, {int((flags != 0).sum())} of them flagged and kept out of the reference."
     if (flags != 0).any():
-        lead += " Flagged frames are crosses."
+        lead += " Flagged frames are red crosses; triangles lie beyond the axis."
     return section("frames", title, f'<div class="grid small">{"".join(parts)}</div>{flagged(data)}', lead)
 
 

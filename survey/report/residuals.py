@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from survey.report.data import ReportData, native_reference
 from survey.tiles import Tile
 
-CLASSES = ("faint", "middle", "star")
+# Shares of the pixels, by flux in the reference, at which the classes of brightness end.
+QUANTILES = (0.25, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98, 0.995)
+# Classes that count as faint and as stars: the fainter half, the brightest twentieth.
+FAINT, STAR = slice(0, 2), slice(6, None)
 EDGES = np.linspace(-8.0, 8.0, 161)
 # Samples that give the width of a Gaussian to 1e-4; more would only cost time.
 BUDGET = 40_000_000
-# Shares of the pixels, by flux in the reference, that count as faint (below) and as stars (above).
-FAINT, STAR = 0.5, 0.95
 
 
 @dataclass
@@ -47,27 +48,34 @@ class Residuals:
     Parameters
     ----------
     histogram : int array (class, bin)
-        Counts in `EDGES`; what lies outside is in the first and last bin.
+        Counts in `EDGES`, classes of brightness from faint to bright; what lies outside is in the first
+        and last bin.
     kept_out : int array (bin)
         Good samples that the fit did not use: outliers, events, flagged frames.
-    moments : dict
-        Of each of `CLASSES`.
+    moments : list of Moments
+        Of each class.
+    flux : array (class,)
+        Median reference flux of each class's pixels; NaN without a reference.
+    limits : array (class - 1,)
+        Reference flux that parts the classes.
     frame_mean, frame_std : array (time,)
     pixels, all_pixels : int
         Pixels looked at, and of the field.
-    limits : tuple of float
-        Reference flux below which a pixel is faint, above which it is a star.
     """
 
     histogram: NDArray[np.int64]
     kept_out: NDArray[np.int64]
-    moments: dict[str, Moments]
+    moments: list[Moments]
+    flux: NDArray[np.float64]
+    limits: NDArray[np.float64]
     frame_mean: NDArray[np.float64]
     frame_std: NDArray[np.float64]
     pixels: int
     all_pixels: int
-    limits: tuple[float, float] = (float("nan"), float("nan"))
-    every: Moments = field(default_factory=Moments)
+
+    def of(self, classes: slice = slice(None)) -> Moments:
+        """Moments of several classes together, by default of all."""
+        return sum(self.moments[classes], Moments())
 
 
 def chosen_tiles(data: ReportData, epochs: int, budget: int, seed: int) -> list[Tile]:
@@ -88,14 +96,10 @@ def accumulate(data: ReportData, *, budget: int = BUDGET, seed: int = 1) -> Resi
     shape = data.field.array(group, "flux").shape
     tiles = chosen_tiles(data, shape[0], budget, seed)
     references = [native_reference(data, tile.core) for tile in tiles]
-    known = [r[np.isfinite(r)] for r in references if r is not None]
-    limits = (np.nan, np.nan)
-    if known and sum(map(len, known)):
-        low, high = np.quantile(np.concatenate(known), [FAINT, STAR])
-        limits = (float(low), float(high))
+    limits, flux = brightness(references)
     nbins = len(EDGES) - 1
-    counts = np.zeros((len(CLASSES) + 1, nbins), np.int64)
-    sums = np.zeros((3, len(CLASSES)))
+    counts = np.zeros((len(flux) + 1, nbins), np.int64)
+    sums = np.zeros((3, len(flux)))
     by_frame = np.zeros((3, shape[0]))
     step = max(data.field.time_block, 1)
     for tile, reference in zip(tiles, references, strict=True):
@@ -104,28 +108,40 @@ def accumulate(data: ReportData, *, budget: int = BUDGET, seed: int = 1) -> Resi
             _add(data, group, tile, slice(start, min(start + step, shape[0])), kind, counts, sums, by_frame)
     if not counts.sum():
         return None
-    moments = {name: Moments(*map(float, sums[:, i])) for i, name in enumerate(CLASSES)}
+    moments = [Moments(*map(float, column)) for column in sums.T]
     n = np.where(by_frame[0] > 0, by_frame[0], np.nan)
     mean = by_frame[1] / n
     return Residuals(
         counts[:-1],
         counts[-1],
         moments,
+        flux,
+        limits,
         mean,
         np.sqrt(np.maximum(by_frame[2] / n - mean**2, 0)),
         sum(tile.shape[0] * tile.shape[1] for tile in tiles),
         shape[1] * shape[2],
-        limits,
-        sum(moments.values(), Moments()),
     )
 
 
+def brightness(
+    references: list[NDArray[np.float64] | None],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Reference flux that parts the classes of brightness, and the median flux of each."""
+    known = [r[np.isfinite(r)] for r in references if r is not None]
+    if not sum(map(len, known)):
+        return np.full(len(QUANTILES), np.nan), np.full(len(QUANTILES) + 1, np.nan)
+    every = np.concatenate(known)
+    edges = np.array([0, *QUANTILES, 1])
+    return np.quantile(every, QUANTILES), np.quantile(every, (edges[1:] + edges[:-1]) / 2)
+
+
 def _classes(
-    reference: NDArray[np.float64] | None, limits: tuple[float, float], shape: tuple[int, int]
+    reference: NDArray[np.float64] | None, limits: NDArray[np.float64], shape: tuple[int, int]
 ) -> NDArray[np.int64]:
-    if reference is None:
-        return np.ones(shape, np.int64)
-    return np.where(reference >= limits[1], 2, np.where(reference < limits[0], 0, 1))
+    if reference is None or not np.isfinite(limits).all():
+        return np.zeros(shape, np.int64)
+    return np.searchsorted(limits, np.where(np.isfinite(reference), reference, -np.inf), side="right")
 
 
 def _add(
@@ -152,7 +168,7 @@ def _add(
     used = good & ~kept_out
     which = np.broadcast_to(kind, used.shape)[used]
     values = scaled[used].astype(np.float64)
-    size = len(CLASSES)
+    size = sums.shape[1]
     counts[:-1] += np.bincount(which * nbins + at[used], minlength=size * nbins).reshape(size, nbins)
     for row, weights in zip(sums, (None, values, values**2), strict=True):
         row += np.bincount(which, weights, minlength=size)

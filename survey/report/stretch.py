@@ -45,7 +45,7 @@ def asinh_norm(image: Image, *, noise: float | None = None) -> Normalize:
     low, high = ZScaleInterval().get_limits(known)
     low = max(low, float(np.percentile(known, 0.5)))
     top = max(float(np.percentile(known, 99.8)), high)
-    width = max((high - low) / 3, (top - low) / 200, 1e-12)
+    width = max(float(np.percentile(known, 50)) - low, (top - low) / 500, 1e-12)
     if noise is not None and np.isfinite(noise) and noise > 0:
         low, width = min(low, -10 * noise), 5 * noise
     return AsinhNorm(linear_width=width, vmin=low, vmax=top)

@@ -32,7 +32,7 @@ figure svg{display:block;width:100%;height:auto;margin:0 auto;overflow:visible}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
 .grid{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,370px),1fr));
 align-items:start;margin-bottom:1rem}
-.grid.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr))}
+.grid.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr))}
 .grid.wide{grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr))}
 .tiles{display:grid;gap:.7rem;grid-template-columns:repeat(auto-fill,minmax(138px,1fr));margin:0 0 1rem}
 .tiles div{background:var(--panel);border:1px solid var(--line);border-radius:8px;padding:.55rem .8rem}
@@ -51,7 +51,9 @@ font-weight:500;margin-left:.25rem}
 @media (min-width:1180px){.card>div{grid-template-columns:350px minmax(0,1fr)}}
 @media (max-width:820px){.card{grid-template-columns:minmax(0,1fr)}}
 .cutouts{display:grid;grid-template-columns:repeat(auto-fit,minmax(110px,1fr));gap:.5rem}
-@media (min-width:1180px){.cutouts{grid-template-columns:1fr 1fr}}
+@media (min-width:1180px),(max-width:560px){.cutouts{grid-template-columns:1fr 1fr}}
+.wide-figure{overflow-x:auto}
+.wide-figure svg{min-width:430px}
 .cutout{padding:.35rem}
 .cutout figcaption{font-size:.78rem;margin-top:.2rem}
 .stamp{position:relative;max-width:170px;margin:0 auto}
@@ -66,13 +68,14 @@ dl{margin:0}
 border-bottom:1px solid var(--line);padding:.16rem 0}
 .card dt,section>dl dt{color:var(--muted);white-space:nowrap}
 .card dd,section>dl dd{margin:0;text-align:right;font-variant-numeric:tabular-nums}
-section>dl{max-width:560px}
+section>dl{max-width:560px;margin-top:.8rem}
 .scroll{overflow-x:auto;margin:.4rem 0}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;
 background:var(--panel);border:1px solid var(--line)}
 th,td{padding:.28rem .7rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th{color:var(--muted);font-weight:600;vertical-align:bottom;white-space:normal}
 .left{text-align:left}
+.whole{white-space:nowrap}
 td.left{white-space:normal;min-width:7ch}
 .track{display:inline-block;width:110px;height:.7em;background:var(--tag);border-radius:3px;
 overflow:hidden}

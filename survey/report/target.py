@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from survey.report.data import ReportData, Row
-from survey.report.markup import facts, figure, finite, fixed, number, section
+from survey.report.markup import facts, figure, finite, fixed, section
 from survey.report.theme import BLUE, MUTED, ORANGE, light_grid, new_figure, to_svg
+
+NAMES = ("name", "object_id")
 
 
 def target(data: ReportData) -> str:
@@ -19,9 +23,13 @@ def target(data: ReportData) -> str:
     words = (
         "Flux relative to its median, corrected by the same comparison stars. Grey: frames flagged as poor."
     )
-    pairs = [(name.replace("_", " "), _text(value)) for name, value in found.items() if _scalar(value)]
+    pairs = [
+        (name.replace("_", " "), _text(value))
+        for name, value in found.items()
+        if name not in NAMES and _scalar(value)
+    ]
     body = figure(relative_figure(found, origin), words, css="wide-figure")
-    name = str(found.get("name") or found.get("object_id") or "The target")
+    name = escape(next((str(found[key]) for key in NAMES if found.get(key)), "The target"))
     return section("target", name, body + facts(pairs))
 
 
@@ -30,7 +38,7 @@ def _scalar(value: object) -> bool:
 
 
 def _text(value: object) -> str:
-    return number(value, 4) if finite(value) else str(value)
+    return f"{value:.4g}" if finite(value) else escape(str(value))
 
 
 def relative_figure(found: Row, origin: int) -> str:

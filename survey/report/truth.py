@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from survey.io.catalogs import read_table
-from survey.io.frames import parse_wcs
 from survey.io.store import Field
-from survey.kernels.pixelmap import PixelMap
-from survey.stages.calibrated import calibrated_frames, frame_map
+from survey.report.sources import Row, as_rows, field_truth
 
-Row = dict[str, Any]
-
-TRUTH_FILE = "truth.ecsv"
 RADIUS = 2.0
 # An event is seen over this many of its time scales, a truth over this many of its durations (full width
 # at half maximum), on either side.
 EVENT_REACH, TRUTH_REACH = 2.0, 1.0
-PERIODIC = ("sinusoid", "rrlyrae")
 # Lower edges of the bins of true S/N in which completeness is counted.
 SNR_BINS = (0.0, 6.0, 8.0, 12.0, 20.0, 50.0)
 
@@ -55,10 +49,11 @@ def compare_with_truth(
     Returns
     -------
     dict
-        ``rows`` (one a source: id, kind, x, y, time, duration, snr_true, amplitude_true, found, and for a
-        found one object_id, snr, position_error, time_error, amplitude, amplitude_ratio, flux_ratio,
-        flux_ratio_error, duplicates), ``false_alarms`` (rows of events), ``completeness`` (per bin of true
-        S/N: low, high, true, found; microlensing only), ``summary`` (counts). Plain data, ready for JSON.
+        ``rows`` (one a source: id, kind, x, y, time, duration, snr_true, amplitude_true, found, duplicates,
+        and for a found one object_id, snr, position_error, offset_x, offset_y, time_error, amplitude,
+        amplitude_ratio, flux_ratio, flux_ratio_error), ``false_alarms`` (rows of events), ``completeness``
+        (per bin of true S/N: low, high, true, found; microlensing only), ``summary`` (counts and median
+        offsets). Plain data, ready for JSON.
 
     Examples
     --------
@@ -90,9 +85,39 @@ def compare_with_truth(
             "events_listed": len(found),
             "duplicates": sum(max(row["duplicates"], 0) for row in rows),
             "false_alarms": len(alarms),
+            "median_offset_x": _median(rows, "offset_x"),
+            "median_offset_y": _median(rows, "offset_y"),
             "radius": radius,
         },
     }
+
+
+def compare_field(
+    path: str | Path, method: str = "oversampled", truth: str | Path | None = None
+) -> Row | None:
+    """Compare a field's events with the truth on the field's own grid.
+
+    Parameters
+    ----------
+    path : path
+        The field.
+    method : str
+        Difference method.
+    truth : path, optional
+        Table of the truth; by default ``truth.ecsv`` beside the frames.
+
+    Returns
+    -------
+    dict or None
+        As `compare_with_truth`; None where the field was not searched or no truth is known.
+    """
+    field = Field.open(path)
+    sources = field_truth(field, truth)
+    events, curves = field.events_path(method), field.light_curves_path(method)
+    if not sources or not events.exists():
+        return None
+    measured = pq.read_table(curves) if curves.exists() else None
+    return compare_with_truth(pq.read_table(events), sources, light_curves=measured)
 
 
 def _owners(events: list[Row], sources: list[Row], radius: float) -> list[int]:
@@ -141,6 +166,8 @@ def _compare(source: Row, events: list[Row], curves: Mapping[str, Row]) -> Row:
         "object_id": best.get("object_id"),
         "snr": _value(best, "snr", np.nan),
         "position_error": float(np.hypot(best["x"] - row["x"], best["y"] - row["y"])),
+        "offset_x": best["x"] - row["x"],
+        "offset_y": best["y"] - row["y"],
         "amplitude": _value(best, "amplitude", np.nan),
     }
     if row["kind"] == "microlensing":
@@ -175,6 +202,11 @@ def excess(source: Row, time: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(source["flux"] * ((u2 + 2) / np.sqrt(u2 * (u2 + 4)) - 1))
 
 
+def _median(rows: list[Row], name: str) -> float | None:
+    known = [row[name] for row in rows if row.get(name) is not None]
+    return float(np.median(known)) if known else None
+
+
 def _completeness(rows: list[Row]) -> list[Row]:
     table = []
     for low, high in zip(SNR_BINS, (*SNR_BINS[1:], np.inf), strict=True):
@@ -184,74 +216,6 @@ def _completeness(rows: list[Row]) -> list[Row]:
             end = None if np.isinf(high) else high
             table.append({"low": low, "high": end, "true": len(inside), "found": found})
     return table
-
-
-def field_truth(field: Field, path: str | Path | None = None) -> list[Row]:
-    """The truth of a field's sources on its own grid; empty where none is known.
-
-    Parameters
-    ----------
-    field : Field
-        A field made of simulated frames.
-    path : path, optional
-        Table of the truth; by default ``truth.ecsv`` beside the frames.
-
-    Notes
-    -----
-    The simulator states positions on the pixels of frame 0. Where the field holds that frame, its measured
-    map takes them to the field's grid; else right ascension and declination do, by the field's WCS; else
-    they are taken as they are.
-    """
-    if not field.has_table("frames"):
-        return []
-    frames = calibrated_frames(field)
-    files = [Path(str(name)) for name in frames["path"].values]
-    if path is None:
-        beside = (file.parent / TRUTH_FILE for file in files[:1])
-        path = next((p for p in beside if p.exists()), None)
-    if path is None:
-        return []
-    rows = as_rows(read_table(path))
-    names = [file.name.split(".")[0] for file in files]
-    if "frame_00000" in names:
-        return _placed(rows, frame_map(frames, names.index("frame_00000")))
-    return _from_sky(rows, field)
-
-
-def _placed(rows: list[Row], pixel_map: PixelMap) -> list[Row]:
-    for row in rows:
-        x, y = pixel_map.inverse(row["x"], row["y"])
-        row["x"], row["y"] = float(x), float(y)
-    return rows
-
-
-def _from_sky(rows: list[Row], field: Field) -> list[Row]:
-    text = field.attrs.get("wcs")
-    if text and rows and {"ra", "dec"} <= rows[0].keys():
-        wcs = parse_wcs(text)
-        for row in rows:
-            x, y = wcs.wcs_world2pix([[row["ra"], row["dec"]]], 0)[0]
-            row["x"], row["y"] = float(x), float(y)
-    return rows
-
-
-def as_rows(table: Any) -> list[Row]:
-    """Rows of an astropy or Arrow table, a dict of columns, or a list of dict, as plain dicts."""
-    if table is None:
-        return []
-    if hasattr(table, "to_pylist"):
-        return list(table.to_pylist())
-    if hasattr(table, "colnames"):
-        table = {name: table[name] for name in table.colnames}
-    if isinstance(table, Mapping):
-        columns = {name: _items(values) for name, values in table.items()}
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return [dict(row) for row in table]
-
-
-def _items(values: Iterable[Any]) -> list[Any]:
-    filled = np.ma.filled(np.ma.asarray(values)) if hasattr(values, "mask") else values
-    return filled.tolist() if hasattr(filled, "tolist") else list(filled)
 
 
 def _value(row: Mapping[str, Any], name: str, default: float) -> float:
