@@ -20,7 +20,10 @@ _LEFT_WITHOUT_BEST = 0.4
 _LEAST_WITHOUT_BEST = 3.0
 # A half's position is believed to differ when it does so by this many sigma and by this many px.
 _DRIFT_SIGMA, _DRIFT_PX = 4.0, 0.2
-_LEAST_CORRELATION = 0.5
+# A point source's stamp correlates with the PSF below 0.8 only when it is faint, and then its chi2 is fair:
+# the PSF may be wrong by this fraction of the source, and noise leaves chi2 within 5 sigma of 1.
+_LEAST_CORRELATION, _POINT_CORRELATION = 0.5, 0.8
+_PSF_ERROR, _CHI2_SIGMA = 0.3, 5.0
 _LEAST_COVERAGE = 0.7
 
 
@@ -206,7 +209,7 @@ def measure_candidate(
         flags |= EventFlag.SINGLE_EPOCH
     if drift > max(_DRIFT_SIGMA * drift_error, _DRIFT_PX):
         flags |= EventFlag.MOVING
-    if correlation < _LEAST_CORRELATION:
+    if _unlike_psf(correlation, chi2, fit.snr, side**2 - 1):
         flags |= EventFlag.UNLIKE_PSF
     return Candidate(
         y=iy + d_y, x=ix + d_x, position_error=place_error, time=t0, temporal_sigma=temporal_sigma,
@@ -305,6 +308,12 @@ def _likeness(stamp: EventStamp, template: Array) -> tuple[float, float]:
     amplitude = expected @ inverse @ scaled / (expected @ inverse @ expected)
     left = scaled - amplitude * expected
     return abs(correlation), float(left @ inverse @ left / (np.count_nonzero(known) - 1))
+
+
+def _unlike_psf(correlation: float, chi2: float, snr: float, n_free: int) -> bool:
+    """Whether a stamp's pixels do not look like a point source of that S/N."""
+    limit = 1 + _CHI2_SIGMA * np.sqrt(2 / n_free) + (_PSF_ERROR * snr) ** 2 / n_free
+    return bool(correlation < _LEAST_CORRELATION or (correlation < _POINT_CORRELATION and chi2 > limit))
 
 
 def _drift(
