@@ -61,6 +61,7 @@ class InputSettings(Settings):
     gain: float | None = Field(None, gt=0, description="electrons per unit; overrides the keyword")
     read_noise: float | None = Field(None, ge=0, description="electrons; overrides the keyword")
     saturation: float | None = Field(None, description="level at and above which a pixel is saturated")
+    minimum: float | None = Field(None, description="level below which a pixel holds no data")
     grow_saturated: int = Field(1, ge=0, description="pixels by which saturated areas are grown")
     band: str | None = Field(None, description="keep this band only")
     detector: str | None = Field(None, description="keep this detector only")
@@ -102,7 +103,12 @@ class RegisterSettings(Settings):
     threshold: float = Field(10.0, gt=0, description="S/N of the stars used")
     max_stars: int = Field(300, ge=10)
     refine_offsets: bool = Field(False, description="analytic offset correction after a first reference")
-    catalog: str | None = Field(None, description="table with ra, dec of the brightest stars, to set the WCS")
+    catalog: str | None = Field(
+        None, description="table of bright stars, for frames without WCS: ra, dec; x, y where known"
+    )
+    pixel_scale: float | None = Field(None, gt=0, description="arcsec a pixel, for the catalog")
+    rotation: float = Field(0.0, description="degrees from the y axis to north, for a catalog of one star")
+    parity: Literal[1, -1] | None = Field(None, description="1: east left of north, -1: mirrored")
 
 
 class CalibrateSettings(Settings):

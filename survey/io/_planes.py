@@ -45,7 +45,7 @@ def build_frame(
     top, bottom = max(y0 - grow, 0), min(y1 + grow, ny)
     planes = read((top, bottom))
     core = slice(y0 - top, y1 - top)
-    dq = _bits(header, planes, grow)[core]
+    dq = _bits(header, planes, grow, settings.minimum)[core]
     flux = planes.flux[core]
     bad = (dq & np.uint32(planes.bad_bits | DQ_SATURATED | DQ_NO_DATA)) != 0
     if planes.error is None:
@@ -73,11 +73,13 @@ def build_frame(
     )
 
 
-def _bits(header: FrameHeader, planes: Planes, grow: int) -> NDArray[np.uint32]:
+def _bits(header: FrameHeader, planes: Planes, grow: int, minimum: float | None) -> NDArray[np.uint32]:
     dq = np.zeros(planes.flux.shape, np.uint32) if planes.dq is None else planes.dq.copy()
     no_data = ~np.isfinite(planes.flux)
     if planes.outside is not None:
         no_data |= planes.outside
+    if minimum is not None:
+        no_data |= planes.flux < minimum
     saturated = (dq & np.uint32(planes.saturated_bits)) != 0
     if header.saturation is not None:
         saturated |= planes.flux >= header.saturation
@@ -183,7 +185,7 @@ def _sample(
     images, masks = [], []
     for window in windows:
         planes = read(window)
-        bits = _bits(header, planes, 0) & np.uint32(planes.bad_bits | DQ_SATURATED | DQ_NO_DATA)
+        bits = _bits(header, planes, 0, None) & np.uint32(planes.bad_bits | DQ_SATURATED | DQ_NO_DATA)
         images.append(planes.flux)
         masks.append(bits != 0)
     return np.concatenate(images), np.concatenate(masks)

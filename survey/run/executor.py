@@ -160,7 +160,7 @@ def connect(settings: ClusterSettings, client: Any = None) -> Iterator[Executor]
             dashboard_address=settings.dashboard,
             host="127.0.0.1",
             env=THREADS,
-            silence_logs=logging.ERROR,
+            silence_logs=logging.CRITICAL,
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as local,
     ):

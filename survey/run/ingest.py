@@ -164,7 +164,7 @@ def _open_or_create(path: str | Path, config: Config, reference: register.FrameM
         "time_block": config.grid.time_block,
         "units": header.units or "count",
         "zero_point": header.zero_point,
-        "wcs": header.wcs_text,
+        "wcs": header.wcs_text or register.catalog_wcs(reference, config),
         "detector_shape": list(header.shape),
         "band": header.band,
         "detector": header.detector,

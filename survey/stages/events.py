@@ -12,11 +12,12 @@ from survey.tiles import Tile, Window
 
 Event = dict[str, Any]
 
-# An event's samples leave the fit out to this many temporal sigmas: a Gaussian profile has fallen to
-# 1 % there, a microlensing event to a few.
-TEMPORAL_REACH = 3.0
-# At least this share of a pixel's epochs stays in the fit, else there is no reference to subtract.
-MINIMUM_BASELINE = 0.4
+# An event's samples leave the fit out to this many temporal sigmas: a microlensing event's wings are wider
+# than those of the Gaussian that found it.
+TEMPORAL_REACH = 5.0
+# What stays in the fit: this share of the epochs, and so many epochs a coefficient of the reference.
+MINIMUM_SHARE = 0.4
+MINIMUM_PER_COEFFICIENT = 1.5
 
 
 def touching(events: Sequence[Event], tile: Tile, radius: float) -> list[Event]:
@@ -26,10 +27,11 @@ def touching(events: Sequence[Event], tile: Tile, radius: float) -> list[Event]:
     ]
 
 
-def event_epochs(event: Event, time: NDArray[np.float64]) -> NDArray[np.bool_]:
+def event_epochs(event: Event, time: NDArray[np.float64], n_basis: int) -> NDArray[np.bool_]:
     """Epochs (time,) within an event's reach, never more than leave a baseline."""
     distance = np.abs(time - event["time"]) / max(event["sigma_days"], 1e-12)
-    allowed = int((1 - MINIMUM_BASELINE) * len(time))
+    baseline = max(MINIMUM_SHARE * len(time), MINIMUM_PER_COEFFICIENT * n_basis**2)
+    allowed = max(int(len(time) - baseline), 0)
     nearest = np.argsort(distance, kind="stable")[:allowed]
     inside = np.zeros(len(time), bool)
     inside[nearest] = distance[nearest] <= TEMPORAL_REACH
@@ -37,7 +39,7 @@ def event_epochs(event: Event, time: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def event_mask(
-    events: Sequence[Event], time: NDArray[np.float64], window: Window, radius: float
+    events: Sequence[Event], time: NDArray[np.float64], window: Window, radius: float, n_basis: int
 ) -> NDArray[np.bool_]:
     """Samples (time, y, x) of a window that belong to events: good data to keep out of the fit."""
     rows, columns = window
@@ -47,5 +49,5 @@ def event_mask(
     for event in events:
         near = (y - event["y"]) ** 2 + (x - event["x"]) ** 2 <= radius**2
         if near.any():
-            mask |= event_epochs(event, time)[:, None, None] & near
+            mask |= event_epochs(event, time, n_basis)[:, None, None] & near
     return mask

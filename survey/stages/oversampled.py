@@ -52,7 +52,7 @@ def apply(data: TileData, state: Sequence[Event] | None, config: Config) -> Outp
     samples, settings = data.samples, config.reference
     excluded = np.broadcast_to((samples.flags != 0)[:, None, None], samples.flux.shape)
     if state:
-        excluded = excluded | event_mask(state, samples.time, samples.window, EVENT_RADIUS)
+        excluded = excluded | event_mask(state, samples.time, samples.window, EVENT_RADIUS, settings.n_basis)
     result = difference_images(
         samples.flux,
         samples.error,

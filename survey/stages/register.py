@@ -14,13 +14,16 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from astropy.io import fits
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from survey.config import Config
+from survey.io.catalogs import read_target_table
 from survey.io.frames import FrameError, FrameHeader, FrameSource, parse_wcs, read_frame
 from survey.io.times import quiet
 from survey.kernels.aperture import aperture_flux
+from survey.kernels.astrometry import field_from_positions, solve_field
 from survey.kernels.background import measure_background
 from survey.kernels.frame_quality import flag_frames, photometric_scale
 from survey.kernels.pixelmap import PixelMap, fit_pixel_map, n_terms
@@ -370,6 +373,45 @@ def flag_table(frames: xr.Dataset) -> xr.Dataset:
 def _header_json(header: FrameHeader) -> str:
     source = {"path": header.source.path, "index": header.source.index}
     return json.dumps({**asdict(header), "source": source}, default=str)
+
+
+def catalog_wcs(reference: FrameMeasure, config: Config) -> str | None:
+    """WCS header text of a frame without one, from the table of bright stars the user gives.
+
+    Rows with pixel positions of the reference frame fix the solution directly; without them the table's
+    stars are looked for among the frame's brightest.
+
+    Raises
+    ------
+    RegistrationError
+        If the table's stars are not found.
+    ValueError
+        If the pixel scale is missing.
+    """
+    settings = config.registration
+    if settings.catalog is None:
+        return None
+    if settings.pixel_scale is None:
+        raise ValueError("[registration] catalog needs pixel_scale (arcsec a pixel) beside it")
+    rows = read_target_table(settings.catalog)
+    known = [row for row in rows if "x" in row and "ra" in row]
+    if known:
+        ra, dec, x, y = (np.array([row[name] for row in known]) for name in ("ra", "dec", "x", "y"))
+        solution = field_from_positions(
+            ra, dec, x, y, scale=settings.pixel_scale, rotation=settings.rotation, parity=settings.parity or 1
+        )
+    else:
+        ra, dec = (np.array([row[name] for row in rows]) for name in ("ra", "dec"))
+        solution = solve_field(
+            reference.stars,
+            ra,
+            dec,
+            center_ra=float(np.mean(ra)),
+            center_dec=float(np.mean(dec)),
+            scale=settings.pixel_scale,
+            parity=settings.parity,
+        )
+    return str(fits.Header(solution.header()).tostring())
 
 
 def stored_headers(frames: xr.Dataset) -> list[FrameHeader]:
