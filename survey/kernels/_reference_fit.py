@@ -1,8 +1,8 @@
 """All passes of reference, clipping and leave-one-out difference over one tile, block by block.
 
-Every pixel is fitted from its own and its eight neighbours' samples and judges these rows itself; no result of
-one pixel enters another's. So a block goes through all its work while it lies in the cache, and after the first
-pass only pixels whose rows changed are solved again: results are those of solving all pixels every time.
+Every pixel is fitted from its own and its eight neighbours' samples and judges these rows itself; no
+result of one pixel enters another's. So a block goes through all its work while it lies in the cache,
+and after the first pass only pixels whose rows changed are solved again.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from survey.kernels._simd import fma, load, splat, store
 from survey.kernels.legendre import design_matrix, phase_basis
 
 CHUNK = 8192  # pixels that go through all passes together
+LATE = 255
 
 
 class Plan(NamedTuple):
@@ -100,7 +101,9 @@ class Result(NamedTuple):
     right: NDArray[np.floating]
 
 
-def make_plan(phase_y, phase_x, n_time, n, extension, ridge, iterations, clip, positive_only, slope, dtype):
+def make_plan(
+    phase_y, phase_x, slope, *, n_time, n, extension, ridge, iterations, clip, positive_only, dtype
+):  # fmt: skip
     """Tables for a tile; phases (time,) or (time, y, x)."""
     shared = phase_y.ndim == 1
     degrees, size = 2 * n - 1, n * n
@@ -266,7 +269,8 @@ def _start(rows, plan, n_rows, n_used, work, own):
         _sum_rows(rows, plan, n_rows, n_used, work)
         for s in range(n_used):
             rows.lane[PENALTY * WIDTH + s] = plan.ridge
-        _solve(rows, plan, n_used, work, False)
+        # Numba compiles a function anew for a literal True or False: a test gives a plain boolean.
+        _solve(rows, plan, n_used, work, n_used < 0)
     else:
         multiply(plan.start, _panels(n * n), n_rows, rows.weighted, work.theta, WIDTH, n_used)
         for s in range(0, n_used, lanes):
@@ -283,7 +287,7 @@ def _one_pass(rows, plan, n_rows, n_time, n_used, work):
             _rows.measure_slopes(rows, n_rows, s, plan.tiny)
         _rows.weigh(rows, n_rows, s, plan.ridge)
     _sum_rows(rows, plan, n_rows, n_used, work)
-    _solve(rows, plan, n_used, work, True)
+    _solve(rows, plan, n_used, work, n_used > 0)
     _evaluate(rows, plan, n_rows, n_used, work, plan.n, work.theta, rows.model, plan.surface)
     _evaluate(rows, plan, n_rows, n_used, work, 2 * plan.n - 1, work.inverse, rows.form, plan.form)
     suspect = False
@@ -339,7 +343,7 @@ def _write(rows, plan, pixels, skip, n_time, work, out, min_images, leave_one_ou
             out.error[k, p] = np.nan if bad else rows.weight[i] * keep
             out.leverage[k, p] = 0.0 if bad else leverage
             out.mask[k, p] = bad
-            out.fit_mask[k, p] = state == HELD or state == CLIPPED
+            out.fit_mask[k, p] = state in (HELD, CLIPPED)
 
 
 @njit(cache=True, nogil=True)
@@ -351,14 +355,16 @@ def _all_in_use(rows, n_rows, s):
 def _first_pass(cube, plan, rows, work, out, queue, n_queue, own, kept, min_images, leave_one_out):
     """First pass over `queue`; pixels with changed rows go to its front, their states to `kept`.
 
-    Without `own`, pixels that miss a row are left for later: they go to the front with kept[:, 0] = 255.
+    Without `own`, pixels that miss a row are left for later: they go to the front with kept[:, 0] = LATE.
     """
     n_time, n_pending = cube.flux.shape[0], 0
     lanes = 64 // rows.flux.itemsize
-    skip = np.zeros(WIDTH, np.bool_)
+    skip, block = np.zeros(WIDTH, np.bool_), np.empty(WIDTH, np.int64)
     for first in range(0, n_queue, WIDTH):
-        pixels = queue[first : min(first + WIDTH, n_queue)].copy()
-        n = len(pixels)
+        n = min(WIDTH, n_queue - first)
+        for s in range(n):
+            block[s] = queue[first + s]
+        pixels = block[:n]
         n_rows = _gather(cube, pixels, plan, rows)
         for s in range(0, n, lanes):
             _rows.summarise(rows, n_rows, s)
@@ -375,20 +381,21 @@ def _first_pass(cube, plan, rows, work, out, queue, n_queue, own, kept, min_imag
         for s in range(n):
             if skip[s]:
                 queue[n_pending] = pixels[s]
-                kept[n_pending, 0] = 255
+                kept[n_pending, 0] = LATE
                 n_pending += 1
             elif suspect and plan.iterations > 0 and _rows.clip_rows(rows, n_rows, s, plan.clip):
-                n_pending = _keep(rows, n_rows, s, pixels[s], queue, kept, n_pending, 1)
+                _keep(rows, n_rows, s, pixels[s], queue, kept, n_pending, n > 0)
+                n_pending += 1
     return n_pending
 
 
 @njit(cache=True, nogil=True)
-def _keep(rows, n_rows, s, pixel, queue, kept, n_pending, changed):
-    queue[n_pending] = pixel
-    kept[n_pending, 0] = changed
+def _keep(rows, n_rows, s, pixel, queue, kept, slot, changed):
+    """Put a pixel and its rows' states into a slot of the queue; kept[:, 0] says whether they changed."""
+    queue[slot] = pixel
+    kept[slot, 0] = changed
     for r in range(n_rows):
-        kept[n_pending, 1 + r] = int(rows.state[r * WIDTH + s])
-    return n_pending + 1
+        kept[slot, 1 + r] = int(rows.state[r * WIDTH + s])
 
 
 @njit(cache=True, nogil=True)
@@ -396,11 +403,13 @@ def _next_pass(cube, plan, rows, work, out, queue, n_queue, kept, last, min_imag
     """One more pass over the queue; a pixel leaves it when its rows and its weights have settled."""
     n_time, n_pending = cube.flux.shape[0], 0
     lanes = 64 // rows.flux.itemsize
-    skip = np.zeros(WIDTH, np.bool_)
+    skip, block = np.zeros(WIDTH, np.bool_), np.empty(WIDTH, np.int64)
     changed_before = np.zeros(WIDTH, np.bool_)
     for first in range(0, n_queue, WIDTH):
-        pixels = queue[first : min(first + WIDTH, n_queue)].copy()
-        n = len(pixels)
+        n = min(WIDTH, n_queue - first)
+        for s in range(n):
+            block[s] = queue[first + s]
+        pixels = block[:n]
         n_rows = _gather(cube, pixels, plan, rows)
         for s in range(0, n, lanes):
             _rows.summarise(rows, n_rows, s)
@@ -420,7 +429,8 @@ def _next_pass(cube, plan, rows, work, out, queue, n_queue, kept, last, min_imag
         for s in range(n):
             changed = _rows.clip_rows(rows, n_rows, s, plan.clip)
             if changed or changed_before[s]:
-                n_pending = _keep(rows, n_rows, s, pixels[s], queue, kept, n_pending, 1 if changed else 0)
+                _keep(rows, n_rows, s, pixels[s], queue, kept, n_pending, changed)
+                n_pending += 1
     return n_pending
 
 
@@ -436,26 +446,29 @@ def fit_tile(cube, plan, rows, work, out, min_images, leave_one_out):
         n = min(CHUNK, n_pixels - first)
         for i in range(n):
             queue[i] = first + i
-        n_late = 0
+        n_late, n_pending = n, 0
         if plan.shared:
-            n = _first_pass(cube, plan, rows, work, out, queue, n, False, kept, min_images, leave_one_out)
-            n_pending = 0
+            n = _first_pass(cube, plan, rows, work, out, queue, n, n < 0, kept, min_images, leave_one_out)
+            n_late = n_pending = 0
             for i in range(n):
-                if kept[i, 0] == 255:
+                if kept[i, 0] == LATE:
                     late[n_late] = queue[i]
                     n_late += 1
                 else:
                     queue[n_pending] = queue[i]
-                    kept[n_pending] = kept[i]
+                    for r in range(n_rows + 1):
+                        kept[n_pending, r] = kept[i, r]
                     n_pending += 1
         else:
             for i in range(n):
                 late[i] = queue[i]
-            n_late, n_pending = n, 0
-        n = _first_pass(cube, plan, rows, work, out, late, n_late, True, late_kept, min_images, leave_one_out)
+        n = _first_pass(
+            cube, plan, rows, work, out, late, n_late, n >= 0, late_kept, min_images, leave_one_out
+        )
         for i in range(n):
             queue[n_pending] = late[i]
-            kept[n_pending] = late_kept[i]
+            for r in range(n_rows + 1):
+                kept[n_pending, r] = late_kept[i, r]
             n_pending += 1
         for iteration in range(1, plan.iterations + 1):
             last = iteration == plan.iterations

@@ -1,7 +1,8 @@
 """Rows of the pixels' fits: gathered from the cube, weighted, judged.
 
-A block holds `WIDTH` pixels side by side, its arrays are flat with index ``row * WIDTH + pixel``. The first rows
-are the pixel's own samples, one an epoch; the samples of its neighbours that fall into its domain follow.
+A block holds `WIDTH` pixels side by side, its arrays are flat with index ``row * WIDTH + pixel``. The
+first rows are the pixel's own samples, one an epoch; the samples of its neighbours that fall into its
+domain follow.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ def gather_shared(cube, pixels, own_ok, extra, gain_slope, rows):
                 _put(cube, k, pixels[s] + step, inside[o, s], rows, base + s)
         _clear(rows, base + n, WIDTH - n)
         if gain_slope.size:
-            rows.slope[base : base + WIDTH] = gain_slope[k]
+            for s in range(WIDTH):
+                rows.slope[base + s] = gain_slope[k]
     return n_rows
 
 
@@ -130,9 +132,10 @@ def _put(cube, k, p, inside, rows, i):
 
 @njit(cache=True, nogil=True)
 def _clear(rows, first, n):
-    rows.flux[first : first + n] = 0.0
-    rows.variance[first : first + n] = 0.0
-    rows.state[first : first + n] = BAD
+    for i in range(first, first + n):
+        rows.flux[i] = 0.0
+        rows.variance[i] = 0.0
+        rows.state[i] = BAD
 
 
 @njit(cache=True, nogil=True)
@@ -166,7 +169,9 @@ def gather_own_phases(cube, pixels, extension, gain_slope, rows):
                 rows.x[i] = x * scale if inside else 0.0
                 if gain_slope.size:
                     rows.slope[i] = gain_slope[k]
-    n_rows = count[:n].max()
+    n_rows = n_time
+    for s in range(n):
+        n_rows = max(n_rows, count[s])
     for s in range(WIDTH):
         for r in range(count[s] if s < n else 0, n_rows):
             i = r * WIDTH + s
@@ -238,7 +243,7 @@ def measure_slopes(rows, n_rows, s, tiny):
         suu, sud, suv = fma(u, u, suu), fma(u, d, sud), fma(u, v, suv)
         sdd, sdv = fma(d, d, sdd), fma(d, v, sdv)
     n = where_greater(n, zero, n, one)
-    bm, bu, bd, bv = sm / n, su / n, sd / n, sv / n
+    bm, bu, bd = sm / n, su / n, sd / n
     smm, smu, smd, smv = fnma(bm, sm, smm), fnma(bm, su, smu), fnma(bm, sd, smd), fnma(bm, sv, smv)
     suu, sud, suv = fnma(bu, su, suu), fnma(bu, sd, sud), fnma(bu, sv, suv)
     sdd, sdv = fnma(bd, sd, sdd), fnma(bd, sv, sdv)
@@ -260,13 +265,16 @@ def measure_slopes(rows, n_rows, s, tiny):
 
 @njit(cache=True, nogil=True, inline="always")
 def _model_variance(rows, i, f, m, v, above, below, floor, zero, given):
-    """Variance of a sample at the model's flux instead of the observed one."""
+    """Variance of a sample at the model's flux instead of the observed one.
+
+    Linear in the model below zero flux too: a faint pixel's model scatters about zero, and cutting it there
+    would add half its scatter to the variance.
+    """
     if given:
         s2 = fnma(load(rows.slope, i), f - m, v)
     else:
-        high, low = where_greater(m, zero, m, zero), where_greater(m, zero, zero, m)
-        s2 = fnma(above, where_greater(f, zero, f, zero) - high, v)
-        s2 = fnma(below, where_greater(f, zero, zero, f) - low, s2)
+        s2 = fnma(above, where_greater(f, zero, f, zero) - m, v)
+        s2 = fnma(below, where_greater(f, zero, zero, f), s2)
     return where_greater(s2, floor, s2, floor)
 
 

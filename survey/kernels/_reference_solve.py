@@ -1,9 +1,11 @@
 """Normal matrices of many pixels at once, from moments to coefficients and leverage.
 
-A pixel's normal matrix N = sum_rows w b b^T, b[l n + m] = P_l(y) P_m(x), is linear in the (2n - 1)^2 moments
-S[a, b] = sum w P_a(y) P_b(x), since P_l P_l' = sum_a c[l, l', a] P_a. The same coefficients, applied the other
-way, turn N^-1 into moments C with b^T N^-1 b = sum C[a, b] P_a(y) P_b(x): a row's leverage costs as many
-operations as its share of N. Flat workspaces; index ``i * W + pixel`` with W pixels in a block.
+A pixel's normal matrix N = sum_rows w b b^T, b[l n + m] = P_l(y) P_m(x), is linear in the (2n - 1)^2
+moments S[a, b] = sum w P_a(y) P_b(x), since P_l P_l' = sum_a c[l, l', a] P_a. The same coefficients,
+applied the other way, turn N^-1 into moments C with b^T N^-1 b = sum C[a, b] P_a(y) P_b(x): a row's
+leverage costs as many operations as its share of N.
+
+Workspaces are flat, index ``i * width + pixel`` for a block's arrays, ``i * lanes`` for one vector's.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def make_products(n: int) -> Products:
     """Tables for `n` polynomials per axis."""
     table = product_table(n)
     pair = np.zeros((n, n), np.int64)
-    start, degree, value = [0], [], []
+    start: list[int] = [0]
+    degree: list[int] = []
+    value: list[float] = []
     for i in range(n):
         for j in range(i + 1):
             pair[i, j] = pair[j, i] = len(start) - 1

@@ -1,23 +1,28 @@
 """Vectors of pixels for numba: one 64-byte vector holds eight float64 or sixteen float32 pixels.
 
-LLVM's loop vectoriser keeps no accumulators in registers across a loop over rows when the innermost loop runs
-over pixels (measured: 7 Gflop/s in a batched Cholesky, against 30 with these), and BLAS gives bits that depend
-on the width of a matrix. Here every lane sees the same operations in the same order, with explicit fused
-multiply-adds, so that a pixel's result depends neither on its place in a block nor on the processor's width.
-Processors with narrower registers split a vector in halves or quarters.
+LLVM's loop vectoriser keeps no accumulators in registers across a loop over rows when the innermost
+loop runs over pixels (measured: 7 Gflop/s in a batched Cholesky, 30 with these), and BLAS gives bits
+that depend on the width of a matrix. Here every lane sees the same operations in the same order, with
+explicit fused multiply-adds: a pixel's result depends neither on its place in a block nor on how wide
+the processor's registers are; narrower ones split a vector in halves or quarters.
 """
 
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba.extending import intrinsic as _numba_intrinsic
+from numba.extending import lower_builtin, models, register_model
 
 VECTOR_BYTES = 64
+
+# Untyped: the functions below are called without the typing context that they are written with.
+intrinsic: Any = _numba_intrinsic
 
 
 class Vector(types.Type):

@@ -3,183 +3,288 @@
 Model of one pixel (Albrow 2025, AJ 169, 297, section 2): the flux a pixel would record at phase (y, x) is
 R(y, x) = sum_lm theta[l, m] P_l(2 y / f) P_m(2 x / f), f the extension factor. Rows of its least-squares fit
 are its own samples and those of the eight neighbours whose position lies within f / 2 of its centre.
-Every pixel judges its own rows, so that its result depends on no sample beyond its neighbours: see `halo`.
+
+Beyond the paper:
+
+- Every pixel weighs and judges all its rows itself, neighbours' samples too. So its result depends on no
+  sample beyond its eight neighbours, however many passes clip: see `halo`.
+- Weights and errors take the variance at the model's flux. Errors are commonly made from the observed counts,
+  and weights from these pull a faint pixel's fit down by 0.04 sigma. How far ``error**2`` follows the noise
+  in ``flux`` is `1 / gain` where the caller knows it, else it is measured in every pixel.
+- Differences leave the sample's own image out: D = r / (1 - h), error sigma / sqrt(1 - h), h the leverage.
+- The ridge is scale free: `ridge` times the mean weight of a row is added to every diagonal entry but the
+  constant's, as if `ridge` samples said that the surface is flat. At the default 1e-6 it moves the
+  least-determined coefficient of 96 images by 1e-6 of itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+from scipy.ndimage import binary_dilation, generate_binary_structure
 
-from survey.kernels import _reference_plain as plain
-from survey.kernels.legendre import phase_basis, phase_basis_gradient
+from survey.kernels import _reference_fit as _fit
+from survey.kernels._reference_model import Difference, Mask, ReferenceFit
+from survey.kernels._reference_rows import Cube
 
-Array = NDArray[np.floating]
-Mask = NDArray[np.bool_]
-
-BLOCK = 1024
-
-
-@dataclass(frozen=True)
-class ReferenceFit:
-    """Coefficients of the oversampled reference.
-
-    Attributes
-    ----------
-    coefficients : array (y, x, ky, kx)
-        theta[l, m]; zero where not `valid`.
-    n_used : int array (y, x)
-        Images of the pixel's own samples that entered the fit.
-    chi2 : array (y, x)
-        Sum over those samples of (difference / error)^2 with leave-one-out differences; expected `n_used`.
-    valid : bool array (y, x)
-        False where there were too few images.
-    extension : float
-        Width of the domain in pixels.
-    """
-
-    coefficients: Array
-    n_used: NDArray[np.integer]
-    chi2: Array
-    valid: Mask
-    extension: float = 1.2
-
-    @property
-    def n_basis(self) -> int:
-        """Polynomials per axis."""
-        return self.coefficients.shape[-1]
-
-    def evaluate(self, phase_y: ArrayLike, phase_x: ArrayLike) -> Array:
-        """Reference flux at phases (time,) or (time, y, x); shape (time, y, x), NaN where not valid."""
-        return self._surface(phase_basis, phase_basis, phase_y, phase_x)
-
-    def gradient(self, phase_y: ArrayLike, phase_x: ArrayLike) -> tuple[Array, Array]:
-        """Derivatives of the reference by y and by x, flux per pixel; two arrays (time, y, x)."""
-        return (
-            self._surface(phase_basis_gradient, phase_basis, phase_y, phase_x),
-            self._surface(phase_basis, phase_basis_gradient, phase_y, phase_x),
-        )
-
-    def oversample(self, factor: int) -> Array:
-        """Reference on a grid `factor` times finer; shape (y * factor, x * factor)."""
-        phase = (np.arange(factor) + 0.5) / factor - 0.5
-        basis = phase_basis(phase, self.n_basis, self.extension)
-        fine = np.einsum("yxlm,la,mb->yaxb", self.coefficients, basis, basis, optimize=True)
-        ny, nx = self.valid.shape
-        fine = fine.reshape(ny * factor, nx * factor)
-        fine[~np.kron(self.valid, np.ones((factor, factor), bool))] = np.nan
-        return fine
-
-    def _surface(self, basis_y, basis_x, phase_y: ArrayLike, phase_x: ArrayLike) -> Array:
-        phase_y, phase_x = np.asarray(phase_y, float), np.asarray(phase_x, float)
-        n, f = self.n_basis, self.extension
-        out = np.empty((len(phase_y), *self.valid.shape))
-        for k in range(len(phase_y)):
-            by, bx = basis_y(phase_y[k], n, f), basis_x(phase_x[k], n, f)
-            if by.ndim == 1:
-                out[k] = (self.coefficients @ bx) @ by
-            else:
-                out[k] = np.einsum("yxlm,lyx,myx->yx", self.coefficients, by, bx, optimize=True)
-        out[:, ~self.valid] = np.nan
-        return out
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Differences against the reference; all arrays (time, y, x).
-
-    Attributes
-    ----------
-    flux : array
-        Leave-one-out difference; NaN where `mask`.
-    error : array
-        Its 1-sigma error with the reference's own variance; NaN where `mask`.
-    mask : bool array
-        True = no difference: bad sample, or a pixel without reference.
-    fit_mask : bool array
-        True = good sample kept out of the fit.
-    leverage : array
-        The leverage L the sample has, or would have, in its pixel's fit: the in-sample residual is
-        ``flux * (1 - leverage)`` and the sample's own variance ``error**2 * (1 - leverage)``.
-    reference : ReferenceFit
-    """
-
-    flux: Array
-    error: Array
-    mask: Mask
-    fit_mask: Mask
-    leverage: Array
-    reference: ReferenceFit
-
-
-@dataclass(frozen=True)
-class _Settings:
-    n_basis: int
-    extension: float
-    ridge: float
-    iterations: int
-    clip: float
-    positive_only: bool
-    slope: Array | None = field(default=None)
+__all__ = [
+    "Difference",
+    "ReferenceFit",
+    "difference_images",
+    "fit_reference",
+    "grow_mask",
+    "halo",
+    "refine_offsets",
+]
 
 
 def halo(extension: float = 1.2, *, grow: int = 0) -> int:
-    """Pixels a tile needs around its core so that the core equals the whole image's result, bit for bit."""
+    """Pixels a tile needs around its core so that the core equals the whole image's result, bit for bit.
+
+    Examples
+    --------
+    >>> halo(1.2), halo(1.2, grow=2), halo(1.0)
+    (1, 3, 0)
+    """
     return grow + (1 if extension > 1 else 0)
 
 
+def grow_mask(mask: Mask, radius: int) -> Mask:
+    """Bad samples (time, y, x) grown by `radius` steps to the four nearest pixels of the same image."""
+    if radius == 0:
+        return mask
+    structure = np.zeros((3, 3, 3), bool)
+    structure[1] = generate_binary_structure(2, 1)
+    return binary_dilation(mask, structure, iterations=radius)
+
+
 def difference_images(
-    flux, error, mask, phase_y, phase_x, *, n_basis=5, extension=1.2, ridge=1e-6, iterations=5, clip=4.0,
-    positive_only=False, leave_one_out=True, fit_mask=None, min_images=None, gain=None,
+    flux: ArrayLike,
+    error: ArrayLike,
+    mask: ArrayLike | None,
+    phase_y: ArrayLike,
+    phase_x: ArrayLike,
+    *,
+    n_basis: int = 5,
+    extension: float = 1.2,
+    ridge: float = 1e-6,
+    iterations: int = 5,
+    clip: float = 4.0,
+    positive_only: bool = False,
+    leave_one_out: bool = True,
+    fit_mask: ArrayLike | None = None,
+    min_images: int | None = None,
+    gain: ArrayLike | None = None,
+    grow: int = 0,
+    keep_normal: bool = False,
+    dtype: DTypeLike = np.float64,
 ) -> Difference:
-    """Fit the reference, clip outliers, and difference every sample against a reference without it."""
-    flux, error = np.asarray(flux), np.asarray(error)
-    bad = np.zeros(flux.shape, bool) if mask is None else np.asarray(mask, bool)
-    bad = bad | ~(np.isfinite(flux) & np.isfinite(error) & (error > 0))
-    phase_y, phase_x = np.asarray(phase_y, float), np.asarray(phase_x, float)
-    n_time, ny, nx = flux.shape
-    state = np.where(bad, plain.BAD, plain.USED).astype(np.uint8)
-    if fit_mask is not None:
-        state[np.asarray(fit_mask, bool) & ~bad] = plain.HELD
-    slope = None if gain is None else np.broadcast_to(1.0 / np.asarray(gain, float), (n_time,))
-    settings = _Settings(n_basis, extension, ridge, iterations, clip, positive_only, slope)
-    theta = np.empty((ny * nx, n_basis**2))
-    out = [np.empty((n_time, ny * nx)) for _ in range(3)]
-    final = np.empty((n_time, ny * nx), np.uint8)
-    for start in range(0, ny * nx, BLOCK):
-        pixels = np.arange(start, min(start + BLOCK, ny * nx))
-        rows = plain.gather_rows(flux, error, state, phase_y, phase_x, pixels, extension)
-        theta[pixels], *own, s = plain.fit_pixels(rows, n_time, settings)
-        for store, values in zip(out, own, strict=True):
-            store[:, pixels] = values.T
-        final[:, pixels] = s[:, :n_time].T
-    difference, variance, leverage = (a.reshape(flux.shape) for a in out)
-    final = final.reshape(flux.shape)
-    used = final == plain.USED
-    n_used = used.sum(0)
-    valid = n_used >= (n_basis**2 if min_images is None else min_images)
-    out_mask = (final == plain.BAD) | ~valid
-    chi2 = np.where(valid, np.sum(difference**2 / variance, axis=0, where=used), 0.0)
-    theta[~valid.ravel()] = 0.0
-    reference = ReferenceFit(theta.reshape(ny, nx, n_basis, n_basis), n_used, chi2, valid, extension)
-    sigma = np.sqrt(variance)
-    if not leave_one_out:
-        inside = np.where(used, 1.0 - leverage, 1.0)
-        difference, sigma = difference * inside, sigma * inside
+    """Fit the reference, clip outliers, and difference every sample against a reference without it.
+
+    Parameters
+    ----------
+    flux, error : array (time, y, x)
+        Samples on the reference grid and their 1-sigma errors. Not finite, or error <= 0: bad.
+    mask : bool array (time, y, x) or None
+        True = bad.
+    phase_y, phase_x : array (time,) or (time, y, x)
+        Sample [k, y, x] was taken at (y + phase_y, x + phase_x);
+        not finite, or beyond ``extension / 2``: bad.
+    n_basis : int
+        Legendre polynomials per axis.
+    extension : float
+        Width of a pixel's domain in pixels, 1 to 2.
+    ridge : float
+        See the module; 0 for none.
+    iterations : int
+        Rounds of clipping; there is one more fit than rounds.
+    clip : float
+        Samples beyond this many errors leave the fit (their difference stays); the worst of a pixel first.
+    positive_only : bool
+        Clip only positive outliers.
+    leave_one_out : bool
+        False: in-sample residuals and their errors sigma sqrt(1 - h).
+    fit_mask : bool array (time, y, x), optional
+        True = good sample to keep out of every fit from the start (events).
+    min_images : int, optional
+        Pixels with fewer samples of their own in the fit are masked; default ``n_basis**2``.
+    gain : float or array (time,), optional
+        Electrons per unit of flux where ``error**2`` is linear in `flux` with this slope's inverse;
+        ``np.inf`` where errors do not follow the observed flux. Default: measured in every pixel.
+    grow : int
+        Pixels by which bad samples spread in their image.
+    keep_normal : bool
+        Keep the sums from which a later night can go on.
+    dtype : float64 or float32
+        Precision of the sums; products have the precision of `flux`.
+
+    Returns
+    -------
+    Difference
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match or a setting lies outside its range.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(1)
+    >>> phase_y, phase_x = rng.uniform(-0.5, 0.5, (2, 40))
+    >>> flux = 10 + 3 * phase_x[:, None, None] + rng.normal(0, 0.1, (40, 6, 6))
+    >>> difference = difference_images(flux, np.full(flux.shape, 0.1), None, phase_y, phase_x, n_basis=2)
+    >>> round(float(np.std(difference.flux / difference.error)))
+    1
+    """
+    _check_settings(n_basis, extension, ridge, iterations, clip, dtype)
+    cube, settings = _checked(flux, error, mask, phase_y, phase_x, fit_mask, gain, grow)
+    shape = (cube.flux.shape[0], *cube.shape)
+    plan = _fit.make_plan(
+        *settings,
+        n_time=shape[0],
+        n=n_basis,
+        extension=extension,
+        ridge=ridge,
+        iterations=iterations,
+        clip=clip,
+        positive_only=positive_only,
+        dtype=np.dtype(dtype),
+    )
+    least = n_basis**2 if min_images is None else min_images
+    out = _fit.fit(cube, plan, np.dtype(dtype), least, leave_one_out, keep_normal)
+    image, degrees = cube.shape, 2 * n_basis - 1
+    valid = out.valid.reshape(image)
+    reference = ReferenceFit(
+        out.theta.reshape(*image, n_basis, n_basis),
+        out.n_used.reshape(image),
+        out.chi2.reshape(image),
+        valid,
+        extension,
+        out.moments.reshape(*image, degrees, degrees) if keep_normal else None,
+        out.right.reshape(*image, n_basis, n_basis) if keep_normal else None,
+    )
+    reference.coefficients[~valid] = 0.0
     return Difference(
-        np.where(out_mask, np.nan, difference), np.where(out_mask, np.nan, sigma), out_mask,
-        ((final == plain.HELD) | (final == plain.CLIPPED)), leverage, reference,
+        out.flux.reshape(shape),
+        out.error.reshape(shape),
+        out.mask.reshape(shape),
+        out.fit_mask.reshape(shape),
+        out.leverage.reshape(shape),
+        reference,
     )
 
 
 def fit_reference(
-    flux, error, mask, phase_y, phase_x, *, n_basis=5, extension=1.2, ridge=1e-6, fit_mask=None,
-    min_images=None, gain=None,
+    flux: ArrayLike,
+    error: ArrayLike,
+    mask: ArrayLike | None,
+    phase_y: ArrayLike,
+    phase_x: ArrayLike,
+    *,
+    n_basis: int = 5,
+    extension: float = 1.2,
+    ridge: float = 1e-6,
+    fit_mask: ArrayLike | None = None,
+    min_images: int | None = None,
+    gain: ArrayLike | None = None,
+    grow: int = 0,
+    keep_normal: bool = False,
+    dtype: DTypeLike = np.float64,
 ) -> ReferenceFit:
-    """Fit the reference once, without clipping."""
+    """Reference alone, from all samples not masked: one fit, no clipping.
+
+    Parameters as in `difference_images`; weights come from the variance at the flux of an unweighted fit.
+
+    Examples
+    --------
+    >>> phase_y, phase_x = np.random.default_rng(1).uniform(-0.5, 0.5, (2, 40))
+    >>> flux = np.tile(10 + 3 * phase_x[:, None, None], (1, 4, 4))
+    >>> reference = fit_reference(flux, np.ones(flux.shape), None, phase_y, phase_x, n_basis=2, extension=1.0)
+    >>> float(reference.evaluate([0.0], [0.5])[0, 2, 2].round(3))
+    11.5
+    """
     return difference_images(
         flux, error, mask, phase_y, phase_x, n_basis=n_basis, extension=extension, ridge=ridge, iterations=0,
-        fit_mask=fit_mask, min_images=min_images, gain=gain,
-    ).reference
+        fit_mask=fit_mask, min_images=min_images, gain=gain, grow=grow, keep_normal=keep_normal, dtype=dtype,
+    ).reference  # fmt: skip
+
+
+def refine_offsets(
+    difference: Difference, phase_y: ArrayLike, phase_x: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A tile's sums for the correction of every image's offset (Albrow 2025, section 2; METHODS 1).
+
+    Summed by the caller over all tiles, ``np.linalg.solve(a, b[..., None])[..., 0]`` is the (y, x) that the
+    image's phases lack: true phase = phase + correction. The mean over images is not determined by the data
+    (it moves the reference): the caller holds it fixed.
+
+    Parameters
+    ----------
+    difference : Difference
+        Of the tile's core, leave-one-out.
+    phase_y, phase_x : array (time,) or (time, y, x)
+        Phases that the differences were made with.
+
+    Returns
+    -------
+    a : array (time, 2, 2)
+        sum of grad R grad R^T / error^2 over good samples, y first.
+    b : array (time, 2)
+        sum of D grad R / error^2.
+    """
+    good = ~(difference.mask | difference.fit_mask)
+    weight = np.where(good, 1.0 / np.where(good, difference.error, 1.0).astype(float) ** 2, 0.0)
+    flux = np.where(good, difference.flux, 0.0)
+    gradient = np.stack(difference.reference.gradient(phase_y, phase_x))
+    gradient[:, ~good] = 0.0
+    a = np.einsum("ikyx,kyx,jkyx->kij", gradient, weight, gradient, optimize=True)
+    b = np.einsum("ikyx,kyx,kyx->ki", gradient, weight, flux, optimize=True)
+    return a, b
+
+
+def _check_settings(n_basis, extension, ridge, iterations, clip, dtype):
+    if iterations < 0 or clip <= 0 or ridge < 0:
+        raise ValueError(f"iterations {iterations}, clip {clip}, ridge {ridge}: must be >= 0, > 0, >= 0")
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise ValueError(f"dtype {dtype}: float64 or float32")
+    if n_basis < 1 or not 1.0 <= extension <= 2.0:
+        raise ValueError(f"n_basis {n_basis} must be >= 1, extension {extension} between 1 and 2 pixels")
+
+
+def _checked(flux, error, mask, phase_y, phase_x, fit_mask, gain, grow):
+    """Cube with flat pixels; (phase_y, phase_x, slope) as the plan wants them."""
+    flux, error = np.asarray(flux), np.asarray(error)
+    if flux.ndim != 3 or error.shape != flux.shape:
+        raise ValueError(f"flux {flux.shape} and error {error.shape} must be (time, y, x) of one shape")
+    kind = np.float32 if flux.dtype.itemsize <= 4 and flux.dtype.kind == "f" else np.float64
+    n_time, *image = flux.shape
+    phases = []
+    for name, phase in (("phase_y", phase_y), ("phase_x", phase_x)):
+        phase = np.asarray(phase, float)
+        if phase.shape not in ((n_time,), flux.shape):
+            raise ValueError(f"{name} {phase.shape} must be (time,) or (time, y, x) of flux {flux.shape}")
+        phases.append(phase)
+    if phases[0].ndim != phases[1].ndim:
+        phases = [p if p.ndim == 3 else np.broadcast_to(p[:, None, None], flux.shape) for p in phases]
+    masks = [np.zeros(flux.shape, bool) if mask is None else np.asarray(mask, bool)]
+    masks += [np.zeros((0, 0), bool) if fit_mask is None else np.asarray(fit_mask, bool)]
+    for name, array in zip(("mask", "fit_mask"), masks, strict=True):
+        if array.size and array.shape != flux.shape:
+            raise ValueError(f"{name} {array.shape} does not match flux {flux.shape}")
+    masks[0] = grow_mask(_bad(flux, error, masks[0]), grow) if grow else masks[0]
+
+    def flat(array, kind):
+        return np.ascontiguousarray(array, kind).reshape(len(array), -1 if array.size else 0)
+
+    cube = Cube(
+        flat(flux, kind), flat(error, kind), flat(masks[0], bool), flat(masks[1], bool),
+        flat(phases[0], float), flat(phases[1], float), (image[0], image[1]),
+    )  # fmt: skip
+    slope = None if gain is None else np.broadcast_to(1.0 / np.asarray(gain, float), (n_time,))
+    return cube, (phases[0], phases[1], slope)
+
+
+def _bad(flux, error, mask):
+    """Samples that no fit may touch."""
+    with np.errstate(invalid="ignore"):
+        return mask | ~(np.isfinite(flux) & np.isfinite(error) & (error > 0))

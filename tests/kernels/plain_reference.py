@@ -1,6 +1,8 @@
-"""The oversampled reference written down plainly: one NumPy line a formula, for reading and for checking."""
+"""The oversampled reference written down plainly: what the fast kernels must equal."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -54,9 +56,8 @@ def noise_slopes(z, v, model, used):
 def model_variance(z, v, model, slopes, least):
     """Variance at the model's flux; `slopes` d error^2 / d flux above and below zero flux."""
     above, below = slopes
-    up = np.maximum(z, 0) - np.maximum(model, 0)
-    down = np.minimum(z, 0) - np.minimum(model, 0)
-    return np.maximum(v - above * up - below * down, least[:, None])
+    s2 = v - above * (np.maximum(z, 0) - model) - below * np.minimum(z, 0)
+    return np.maximum(s2, least[:, None])
 
 
 def solve(design, z, w, ridge):
@@ -134,3 +135,34 @@ def one_pass(design, z, v, s, model, mean, slope, ridge, least):
     variance = np.where(used, s2 / (1 - h), s2 + q)
     leverage = np.where(used, h, q / (s2 + q))
     return theta, model, difference, variance, leverage
+
+
+@dataclass
+class Settings:
+    """What `fit_pixels` needs to know."""
+
+    n_basis: int = 5
+    extension: float = 1.2
+    ridge: float = 1e-6
+    iterations: int = 5
+    clip: float = 4.0
+    positive_only: bool = False
+    slope: np.ndarray | None = None
+
+
+def difference(flux, error, mask, phase_y, phase_x, *, fit_mask=None, min_images=None, **settings):
+    """Leave-one-out flux, error, leverage, mask, fit_mask and the coefficients of a whole cube."""
+    settings = Settings(**settings)
+    n_time, ny, nx = flux.shape
+    bad = mask | ~(np.isfinite(flux) & np.isfinite(error) & (error > 0))
+    state = np.where(bad, BAD, USED)
+    if fit_mask is not None:
+        state[fit_mask & ~bad] = HELD
+    rows = gather_rows(flux, error, state, phase_y, phase_x, np.arange(ny * nx), settings.extension)
+    theta, d, variance, leverage, state = fit_pixels(rows, n_time, settings)
+    d, variance, leverage = (a.T.reshape(flux.shape) for a in (d, variance, leverage))
+    state = state[:, :n_time].T.reshape(flux.shape)
+    least = settings.n_basis**2 if min_images is None else min_images
+    bad = (state == BAD) | ((state == USED).sum(0) < least)
+    d, error = np.where(bad, np.nan, d), np.where(bad, np.nan, np.sqrt(variance))
+    return d, error, np.where(bad, 0, leverage), bad, state >= HELD, theta.reshape(ny, nx, -1)
