@@ -95,6 +95,7 @@ def load(path: str | Path, method: str) -> ReportData:
         frames = None
     events = _rows(target.events_path(method))
     if events is not None:
+        events = [{**row, "psf_likeness": _likeness(row)} for row in events]
         events.sort(key=lambda row: -abs(_number(row.get("snr"))))
     curves = {row["object_id"]: row for row in _rows(target.light_curves_path(method)) or []}
     return ReportData(
@@ -104,6 +105,11 @@ def load(path: str | Path, method: str) -> ReportData:
 
 def _number(value: Any) -> float:
     return float(value) if value is not None and np.isfinite(value) else 0.0
+
+
+def _likeness(row: Row) -> float | None:
+    """How far an event looks like a star: the correlation of its pixels with the PSF."""
+    return row.get("psf_likeness", row.get("psf_correlation"))
 
 
 def _rows(path: Path) -> list[Row] | None:

@@ -165,10 +165,7 @@ def numbers(data: ReportData, event: Row, curve: Row | None, match: Row | None) 
     pairs += [
         ("x, y", f"{fixed(x, 2)}, {fixed(y, 2)} pixel"),
         ("peak", f"MJD {fixed(event['time'], 4)}<br>{date(event['time'])}"),
-        (
-            "time scale σ",
-            f"{number(event.get('sigma_days'), 3)} d, {count(event.get('sigma_images'))} images",
-        ),
+        ("time scale σ", time_scale(data, event)),
         ("S/N", fixed(event.get("snr"), 1)),
         ("amplitude", with_error(event.get("amplitude"), event.get("amplitude_error"), data.units)),
     ]
@@ -176,8 +173,9 @@ def numbers(data: ReportData, event: Row, curve: Row | None, match: Row | None) 
         text = with_error(curve["reference_flux"], curve.get("reference_flux_error"), data.units)
         pairs.append(("flux in the reference", text))
     pairs += [
-        ("PSF-likeness", fixed(event.get("psf_likeness"), 2)),
+        ("PSF-likeness", _likeness(event)),
         ("supporting epochs", count(event.get("n_epochs"))),
+        *_optional(event),
         ("flags", event_words(event.get("flags"))),
     ]
     if match is not None:
@@ -190,6 +188,30 @@ def numbers(data: ReportData, event: Row, curve: Row | None, match: Row | None) 
         if match.get("flux_ratio") is not None:
             pairs.append(("flux / truth", with_error(match["flux_ratio"], match.get("flux_ratio_error"))))
     return pairs
+
+
+def _likeness(event: Row) -> str:
+    text = fixed(event.get("psf_likeness"), 3)
+    chi2 = event.get("psf_chi2")
+    return text if chi2 is None else f"{text}, χ² per degree {fixed(chi2, 2)}"
+
+
+def _optional(event: Row) -> list[tuple[str, str]]:
+    """What a search may or may not have measured."""
+    pairs = []
+    if event.get("snr_without_best") is not None:
+        pairs.append(("S/N without best epoch", fixed(event["snr_without_best"], 1)))
+    if event.get("drift") is not None:
+        pairs.append(("drift", f"{with_error(event['drift'], event.get('drift_error'))} pixel"))
+    return pairs
+
+
+def time_scale(data: ReportData, event: Row) -> str:
+    """An event's time scale in days, and in images where the search counted those."""
+    text = f"{number(event.get('sigma_days'), 3)} d"
+    in_images = data.config.get("detect", {}).get("unit", "images") == "images"
+    images = event.get("sigma_images", event.get("temporal_sigma") if in_images else None)
+    return text + (f", {count(images)} images" if images is not None else "")
 
 
 def listing(data: ReportData) -> str:

@@ -132,7 +132,7 @@ def tiles(data: ReportData, residuals: Residuals | None) -> str:
         bad = int((flags != 0).sum())
         items.append(("frames", str(len(time)), f"{bad} flagged" if bad else "none flagged"))
         span = float(time.max() - time.min())
-        items.append(("time span", number(span, 3, unit="d"), f"{date(time.min())}<br>to {date(time.max())}"))
+        items.append(("time span", number(span, 3, unit="d"), f"{date(time.min())}<br>{date(time.max())}"))
         fwhm = frames["psf_fwhm"].values
         if np.isfinite(fwhm).any():
             items.append(("PSF width", number(np.nanmedian(fwhm), 3, unit="pixel"), "median FWHM"))

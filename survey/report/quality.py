@@ -74,7 +74,9 @@ def _spread(values: NDArray[Any], flags: NDArray[Any]) -> str:
     if not good.size:
         return ""
     low, middle, high = np.percentile(good, [16, 50, 84])
-    return f": median {number(middle)}, 68 % within {number(low)} … {number(high)}"
+    decimals = int(np.clip(1 - np.floor(np.log10(max(high - low, 1e-12))), 0, 5))
+    low, middle, high = (fixed(value, decimals) for value in (low, middle, high))
+    return f": median {middle}, 68 % within {low} … {high}"
 
 
 def over_time(

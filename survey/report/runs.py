@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from survey.report.data import ReportData, Row
-from survey.report.markup import count, duration, missing, number, section, table
+from survey.report.markup import count, duration, fixed, missing, section, table
 
 MIB = 2**20
 
@@ -72,11 +72,11 @@ def stages(run: Row, *, same: bool) -> str:
             (
                 escape(name),
                 count(row.get("units")),
-                number(row.get("read"), 2),
-                number(row.get("compute"), 2),
-                number(row.get("write"), 2),
-                number(np.median(each), 2) if each else "–",
-                number(max(each), 2) if each else "–",
+                fixed(row.get("read"), 2),
+                fixed(row.get("compute"), 2),
+                fixed(row.get("write"), 2),
+                fixed(np.median(each), 2) if each else "–",
+                fixed(max(each), 2) if each else "–",
                 f"{row.get('memory', 0) / MIB:.0f}",
                 f'<span class="track">{bar}</span>',
             )

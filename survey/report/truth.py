@@ -87,6 +87,7 @@ def compare_with_truth(
             "false_alarms": len(alarms),
             "median_offset_x": _median(rows, "offset_x"),
             "median_offset_y": _median(rows, "offset_y"),
+            **_mean_flux_ratio(rows),
             "radius": radius,
         },
     }
@@ -205,6 +206,18 @@ def excess(source: Row, time: ArrayLike) -> NDArray[np.float64]:
 def _median(rows: list[Row], name: str) -> float | None:
     known = [row[name] for row in rows if row.get(name) is not None]
     return float(np.median(known)) if known else None
+
+
+def _mean_flux_ratio(rows: list[Row]) -> Row:
+    """Weighted mean of measured over true flux, its error and the chi2 per degree of freedom about it."""
+    pairs = [(r["flux_ratio"], r["flux_ratio_error"]) for r in rows if r.get("flux_ratio") is not None]
+    if len(pairs) < 2:
+        return {}
+    ratio, error = np.array(pairs).T
+    weight = 1 / error**2
+    mean = float((weight * ratio).sum() / weight.sum())
+    chi2 = float((weight * (ratio - mean) ** 2).sum() / (len(pairs) - 1))
+    return {"flux_ratio": mean, "flux_ratio_error": float(weight.sum() ** -0.5), "flux_ratio_chi2": chi2}
 
 
 def _completeness(rows: list[Row]) -> list[Row]:
