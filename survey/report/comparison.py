@@ -23,6 +23,9 @@ def comparison(data: ReportData) -> str:
     if finite(summary.get("median_offset_x")):
         x, y = (fixed(summary[f"median_offset_{axis}"], 3, sign=True) for axis in "xy")
         lead += f" Median offset of the found places: {x}, {y} pixel in x, y."
+    if finite(summary.get("flux_ratio")):
+        ratio = with_error(summary["flux_ratio"], summary["flux_ratio_error"])
+        lead += f" Mean flux over true flux: {ratio} (χ² per degree {fixed(summary['flux_ratio_chi2'], 2)})."
     parts = [
         figure(
             snr_figure(found["rows"]),
