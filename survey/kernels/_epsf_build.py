@@ -19,6 +19,7 @@ from scipy.linalg import cho_solve_banded, cholesky_banded
 from survey.kernels._epsf import EffectivePSF, normalised_samples
 from survey.kernels._epsf_stars import (
     CORE_TOLERANCE,
+    FAINTEST,
     ROBUSTNESS,
     Samples,
     Stars,
@@ -35,6 +36,9 @@ Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 MIN_STARS = 5
+
+# Level of the PSF near its edge, times its area, that is worth a warning.
+WING_TOLERANCE = 0.01
 
 
 class EPSFFit(NamedTuple):
@@ -66,7 +70,7 @@ def fit_epsf(
     star: ArrayLike | None = None,
     oversampling: int = 4,
     size: int | None = None,
-    iterations: int = 12,
+    iterations: int = 15,
     neighbours: int | None = None,
     smoothness: float = 3e-3,
     tolerance: float = 3e-4,
@@ -115,18 +119,20 @@ def fit_epsf(
     psf = _solve_psf(samples, stars, None, oversampling, size, smoothness)
     converged = False
     for round_ in range(iterations):
-        find = neighbours if round_ >= 2 else 0
-        stars = fit_stars(samples, stars, psf, neighbours=find)
+        # bright neighbours first: the PSF must be known before its wings are told from faint ones
+        faintest = max(FAINTEST, 0.2 * 0.5**round_)
+        stars = fit_stars(samples, stars, psf, neighbours=neighbours if round_ else 0, faintest=faintest)
         _demand_stars(stars, samples, oversampling)
         previous, psf = psf, _solve_psf(samples, stars, psf, oversampling, size, smoothness)
         stars, psf = _centred(stars, _grounded(psf))
         change = float(np.abs(psf.samples - previous.samples).max() / psf.samples.max())
         logger.debug("ePSF round %d: change %.2g of the peak, %d stars", round_, change, stars.used.sum())
-        if change < tolerance and round_ >= 4:
+        if change < tolerance and faintest == FAINTEST:
             converged = True
             break
     if not converged:
         logger.warning("effective PSF still changes by %.1g of its peak after %d rounds", change, iterations)
+    _judge_wings(psf)
     final = EffectivePSF(normalised_samples(psf.samples, oversampling), oversampling)
     u = stars.used
     return EPSFFit(final, samples.star[u], stars.shift_y[u], stars.shift_x[u], stars.flux[u],
@@ -258,6 +264,22 @@ def _grounded(psf: EffectivePSF) -> EffectivePSF:
     rim[psf.oversampling : -psf.oversampling, psf.oversampling : -psf.oversampling] = False
     samples = samples - samples[rim].mean()
     return EffectivePSF(samples / samples.sum() * psf.oversampling**2, psf.oversampling)
+
+
+def _judge_wings(psf: EffectivePSF) -> None:
+    """Warn where the PSF has not come to nothing before its table's edge."""
+    samples, o = psf.samples[0, 0], psf.oversampling
+    ring = np.zeros(samples.shape, bool)
+    ring[o:-o, o:-o] = True
+    ring[2 * o : -2 * o, 2 * o : -2 * o] = False
+    wing = float(samples[ring].mean()) * samples.size / o**2
+    if abs(wing) > WING_TOLERANCE:
+        logger.warning(
+            "the effective PSF does not fall to zero within its %d px: fluxes may be off by about %.0f %%; "
+            "give larger stamps or brighter stars",
+            round(len(samples) / o),
+            100 * abs(wing),
+        )
 
 
 def _centred(stars: Stars, psf: EffectivePSF) -> tuple[Stars, EffectivePSF]:

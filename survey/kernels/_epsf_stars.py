@@ -129,13 +129,15 @@ def model_samples(psf: EffectivePSF, samples: Samples, stars: Stars) -> Array:
     return np.stack(psf.response(dy, dx))
 
 
-def fit_stars(samples: Samples, stars: Stars, psf: EffectivePSF, *, neighbours: int) -> Stars:
+def fit_stars(
+    samples: Samples, stars: Stars, psf: EffectivePSF, *, neighbours: int, faintest: float = FAINTEST
+) -> Stars:
     """Every star's flux, sky, position and neighbours for a given PSF; bad stars drop out."""
     state = stars._replace(neighbours=list(stars.neighbours))
     for name in ("flux", "sky", "shift_y", "shift_x", "crowding", "residual", "neighbour_light"):
         state = state._replace(**{name: getattr(stars, name).copy()})
     for i in np.flatnonzero(stars.used):
-        _fit_star(samples, state, psf, int(i), neighbours)
+        _fit_star(samples, state, psf, int(i), neighbours, faintest)
     used = state.used & np.isfinite(state.flux) & (state.flux > 0)
     if used.sum() > 5:
         # one star of many that its neighbours, saturation or a change of brightness have spoilt
@@ -144,18 +146,20 @@ def fit_stars(samples: Samples, stars: Stars, psf: EffectivePSF, *, neighbours: 
     return state._replace(used=used)
 
 
-def _fit_star(samples: Samples, state: Stars, psf: EffectivePSF, i: int, limit: int) -> None:
+def _fit_star(samples: Samples, state: Stars, psf: EffectivePSF, i: int, limit: int, faintest: float) -> None:
     """Update star i of `state` in place."""
     part = slice(samples.start[i], samples.start[i + 1])
     data = (samples.dy[part], samples.dx[part], samples.value[part], samples.error[part])
     rows = np.vstack([[state.shift_y[i], state.shift_x[i], state.flux[i]], state.neighbours[i]])
     sky, crowding = float(state.sky[i]), float(state.crowding[i])
     spread = _reach(psf)
-    if limit > len(rows) - 1:
+    known = len(rows)
+    if limit > known - 1:
         light, _ = _scene(psf, data, rows, spread)
-        found = _find_neighbours(psf, data, data[2] - light - sky, crowding, rows, samples.side)
-        rows = np.vstack([rows, found[: limit - len(rows) + 1]])
-    for _ in range(2):
+        rest = data[2] - light - sky
+        found = _find_neighbours(psf, data, rest, crowding, rows, samples.side, faintest)
+        rows = np.vstack([rows, found[: limit - known + 1]])
+    for _ in range(1 if len(rows) == known else 2):
         rows, sky = _gauss_newton(psf, data, crowding, rows, sky, samples.side, spread)
     light, own = _scene(psf, data, rows, spread)
     rest = data[2] - light - sky
@@ -172,10 +176,10 @@ def _fit_star(samples: Samples, state: Stars, psf: EffectivePSF, i: int, limit: 
 
 
 def _reach(psf: EffectivePSF) -> float:
-    """Radius in pixels beyond which the PSF is below 1e-4 of its peak: a neighbour's light ends there."""
+    """Pixels to where the PSF is 3e-3 of its peak: beyond, a neighbour is part of the sky."""
     samples = psf.samples[0, 0]
     at = (np.arange(len(samples)) - (len(samples) - 1) / 2) / psf.oversampling
-    seen = np.abs(samples) > 1e-4 * samples.max()
+    seen = np.abs(samples) > 3e-3 * samples.max()
     return float(np.hypot(at[:, None], at[None, :])[seen].max()) + 2 / psf.oversampling
 
 
@@ -263,7 +267,13 @@ def _normal_equations(table, oversampling, dy, dx, value, error, crowding, rows,
 
 
 def _find_neighbours(
-    psf: EffectivePSF, data: tuple[Array, ...], rest: Array, crowding: float, rows: Array, side: int
+    psf: EffectivePSF,
+    data: tuple[Array, ...],
+    rest: Array,
+    crowding: float,
+    rows: Array,
+    side: int,
+    faintest: float,
 ) -> Array:
     """Rows (y, x, flux) of new neighbours in a star's residuals, the brightest first."""
     dy, dx, _, error = data
@@ -283,7 +293,7 @@ def _find_neighbours(
     flux, quality = b / a, b / np.sqrt(a)
     separation = SEPARATION * psf.fwhm
     peak = quality == maximum_filter(quality, size=2 * int(np.ceil(separation * bins)) + 1)
-    peak &= (flux > FAINTEST * rows[0, 2]) & (quality > SIGNIFICANCE) & (a > 0.1 * np.median(a))
+    peak &= (flux > faintest * rows[0, 2]) & (quality > SIGNIFICANCE) & (a > 0.1 * np.median(a))
     py, px = np.nonzero(peak)
     y, x = (py - n // 2) / bins, (px - n // 2) / bins
     apart = np.hypot(y[:, None] - rows[:, 0], x[:, None] - rows[:, 1]).min(axis=1) > separation
