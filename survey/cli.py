@@ -83,6 +83,34 @@ def _finish(summary: Any) -> None:
 
 
 @main.command()
+@click.option(
+    "-o", "--output", "directory", type=click.Path(path_type=Path), default=Path("demo"), metavar="DIR"
+)
+@click.option("--size", type=click.IntRange(64), default=256, show_default=True, help="Edge in pixels.")
+@click.option("--frames", type=click.IntRange(48), default=96, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True)
+def demo(directory: Path, size: int, frames: int, seed: int) -> None:
+    """Simulate a Roman-like field, run everything on it, and compare the events with the truth.
+
+    Example: survey demo -o demo
+    """
+    from survey.demo import demo as run_demo
+    from survey.progress import TerminalProgress
+
+    with TerminalProgress() as progress:
+        summary, comparison, page = run_demo(
+            directory, size=size, frames=frames, seed=seed, progress=progress
+        )
+    rows = comparison.get("rows", [])
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        mine = [row for row in rows if row["kind"] == kind]
+        click.echo(f"{kind}: {sum(bool(row['found']) for row in mine)} of {len(mine)} found")
+    click.echo(f"false alarms: {len(comparison.get('false_alarms', []))}")
+    click.echo(f"look at {page}")
+    _finish(summary)
+
+
+@main.command()
 @click.option("-o", "--output", "directory", type=click.Path(path_type=Path), required=True, metavar="DIR")
 @click.option("--size", type=click.IntRange(32), default=256, show_default=True, help="Edge in pixels.")
 @click.option("--frames", type=click.IntRange(1), default=96, show_default=True)

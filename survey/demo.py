@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from survey.config import Config
-from survey.report import write_report
+from survey.io.files import write_json
+from survey.report import compare_field, write_report
 from survey.run.api import run
 from survey.run.record import RunSummary
 from survey.simulate import simulate_field
@@ -55,13 +56,6 @@ def demo(
 
 def compare(field: Path, truth: Path) -> dict[str, Any]:
     """Compare a field's events with a truth table and keep the result beside them."""
-    import json
-
-    from survey.io.catalogs import read_table
-    from survey.io.files import write_atomic
-    from survey.report import compare_with_truth
-    from survey.run.results import list_events
-
-    comparison = compare_with_truth(list_events(field), read_table(truth))
-    write_atomic(field / "truth_comparison.json", json.dumps(comparison, default=float, indent=1).encode())
+    comparison = compare_field(field, truth=truth) or {}
+    write_json(field / "truth_comparison.json", comparison)
     return comparison

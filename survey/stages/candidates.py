@@ -17,7 +17,7 @@ from survey.io.store import Field
 from survey.kernels.candidates import EventFlag, measure_candidate
 from survey.kernels.peaks import PEAK_DTYPE
 from survey.stages.calibrated import calibrated_frames, phases
-from survey.stages.detect import Search, search_time, tile_halo, to_days
+from survey.stages.detect import Search, model_scatter, search_time, tile_halo, to_days
 from survey.stages.events import Event
 from survey.stages.protocol import Output, Stage, Unit
 
@@ -75,6 +75,7 @@ def read(field: Field, unit: Unit, config: Config) -> TilePeaks:
     names = ("flux", "error", "mask", "fit_mask", "leverage")
     arrays = {name: np.asarray(field.array(group, name)[region]) for name in names}
     arrays["mask"] |= (frames["flags"].values != 0)[:, None, None]
+    arrays["error"] *= model_scatter(field, window, arrays["flux"], arrays["error"], arrays["mask"])
     phase_y, phase_x = phases(frames, window, field.shape)
     height, width = arrays["flux"].shape[1:]
     stamps = []
@@ -135,13 +136,15 @@ def _plain(value: Any) -> Any:
 def is_event(row: dict[str, Any], threshold: float, config: Config) -> bool:
     """Whether a measured peak counts as an event.
 
-    It must hold its S/N in the exact fit, be seen in several epochs, and not be one epoch's doing.
+    It must hold its S/N in the exact fit, look like a point source, be seen in several epochs, and not be
+    one epoch's doing.
     """
     if not np.isfinite(row["snr"]) or not np.isfinite(row["amplitude"]):
         return False
+    unlike = bool(row["flags"] & EventFlag.UNLIKE_PSF)
     several = row["n_epochs"] >= config.detect.min_epochs
     single = config.detect.min_epochs > 1 and bool(row["flags"] & EventFlag.SINGLE_EPOCH)
-    return abs(row["snr"]) >= threshold and several and not single
+    return abs(row["snr"]) >= threshold and several and not (single or unlike)
 
 
 def combine(

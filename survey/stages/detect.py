@@ -15,14 +15,17 @@ from survey.io.store import Field
 from survey.kernels.matched_filter import EventBank, event_bank, matched_filter_bank
 from survey.kernels.peaks import PEAK_DTYPE, find_peaks, merge_peaks, search_halo, search_thresholds
 from survey.kernels.psf import EffectivePSF
+from survey.kernels.scatter import excess_scatter
 from survey.stages.calibrated import calibrated_frames, phases
 from survey.stages.protocol import Output, Stage, Unit, tile_units
-from survey.tiles import Tile
+from survey.tiles import Tile, Window
 
 # Largest stamp of the spatial filter the halo allows for.
 MAX_STAMP = 9
 # A tile with more peaks than this is no search result but a sign that the differences are wrong.
 MAX_PEAKS = 20000
+# Signal to noise of one sample from which on errors of the model may exceed the noise.
+BRIGHT = 20.0
 # Places of the field over which the reference's share of an event is averaged where phases vary.
 PLACES = 4
 
@@ -115,10 +118,34 @@ def read(field: Field, unit: Unit, config: Config) -> TileDifference:
     flux, error, mask = (np.asarray(field.array(group, name)[region]) for name in ("flux", "error", "mask"))
     # A flagged frame's light curve is shown, but it does not make an event.
     mask |= (frames["flags"].values != 0)[:, None, None]
+    error *= model_scatter(field, window, flux, error, mask)
     phase_y, phase_x = phases(frames, window, field.shape)
     return TileDifference(
         unit.tile, margin, flux, error, mask, phase_y, phase_x, (window[0].start, window[1].start)
     )
+
+
+def model_scatter(
+    field: Field,
+    window: Window,
+    flux: NDArray[np.float32],
+    error: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+) -> NDArray[np.float32]:
+    """Factor (y, x) on the errors where the model itself is in error: star cores, a changing PSF.
+
+    Only bright pixels get one. Elsewhere a pixel that scatters more than its noise is what is looked for.
+    """
+    factor = np.ones(flux.shape[1:], np.float32)
+    if not field.has("reference", "coefficients"):
+        return factor
+    mean = np.asarray(field.array("reference", "coefficients")[(*window, 0, 0)])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # The middle epoch's error stands for all: a factor of two in brightness does not matter here.
+        bright = mean / error[len(error) // 2] > BRIGHT
+    if bright.any():
+        factor[bright] = excess_scatter(flux, error, mask)[bright]
+    return factor
 
 
 def apply(data: TileDifference, state: Search, config: Config) -> Output:

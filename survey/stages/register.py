@@ -91,6 +91,9 @@ def measure_frame(header: FrameHeader, config: Config) -> FrameMeasure:
     flux = np.ascontiguousarray(frame.flux[cut])
     error = np.ascontiguousarray(frame.error[cut])
     mask = np.ascontiguousarray(frame.mask[cut])
+    if mask.all():
+        what = "masked" if np.isfinite(flux).any() else "NaN"
+        raise FrameError(header.source.path, f"every pixel is {what}", "leave the frame out")
     try:
         if surface:
             sky = measure_background(frame.flux, frame.mask, order=2)
