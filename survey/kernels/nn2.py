@@ -190,20 +190,40 @@ def _largest_set(w, chosen):
 
 
 @njit(cache=True, nogil=True)
-def _cholesky_inverse(matrix):
-    """Inverse of a small symmetric positive definite matrix."""
+def _cholesky(matrix):
+    """Lower factor of a small symmetric positive definite matrix."""
     n = matrix.shape[0]
     low = np.zeros((n, n))
-    for j in range(n):
-        s = matrix[j, j]
-        for k in range(j):
-            s -= low[j, k] * low[j, k]
-        low[j, j] = np.sqrt(s)
-        for i in range(j + 1, n):
+    for i in range(n):
+        for j in range(i + 1):
             s = matrix[i, j]
             for k in range(j):
                 s -= low[i, k] * low[j, k]
-            low[i, j] = s / low[j, j]
+            low[i, j] = np.sqrt(s) if i == j else s / low[j, j]
+    return low
+
+
+@njit(cache=True, nogil=True)
+def _cholesky_solve(low, z):
+    """Solution of (L L^T) x = z."""
+    n = low.shape[0]
+    x = z.copy()
+    for i in range(n):
+        for k in range(i):
+            x[i] -= low[i, k] * x[k]
+        x[i] /= low[i, i]
+    for i in range(n - 1, -1, -1):
+        x[i] /= low[i, i]
+        for k in range(i):
+            x[k] -= low[i, k] * x[i]
+    return x
+
+
+@njit(cache=True, nogil=True)
+def _cholesky_inverse(matrix):
+    """Inverse of a small symmetric positive definite matrix."""
+    n = matrix.shape[0]
+    low = _cholesky(matrix)
     half = np.zeros((n, n))  # half[j, i] = (L^-1)[i, j], so that the sums below run along rows
     for j in range(n):
         half[j, j] = 1.0 / low[j, j]
@@ -238,7 +258,7 @@ def _epoch_variances(w):
                 m[i, k] = w[i, k] ** 2
         z[i] += _EQUAL_SHARE * 0.5 * z[i]
         m[i, i] *= 1.0 + _EQUAL_SHARE
-    variance = _cholesky_inverse(m) @ z
+    variance = _cholesky_solve(_cholesky(m), z)
     for i in range(n):
         largest = 0.0
         for k in range(n):
