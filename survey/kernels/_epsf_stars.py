@@ -104,6 +104,7 @@ def first_stars(samples: Samples) -> Stars:
     """Fluxes from sums over the stamp and skies from its rim, where no PSF is known yet."""
     n = samples.star.size
     flux, sky = np.zeros(n), np.zeros(n)
+    shift = np.zeros((2, n))
     radius = np.hypot(samples.dy, samples.dx)
     for i in range(n):
         part = slice(samples.start[i], samples.start[i + 1])
@@ -114,11 +115,17 @@ def first_stars(samples: Samples) -> Stars:
             continue
         sky[i] = np.percentile(value[rim], 25)
         flux[i] = np.mean(value[core] - sky[i]) * np.pi * (0.3 * samples.side) ** 2
+        at = np.stack([samples.dy[part], samples.dx[part]])
+        for _ in range(3):
+            near = np.hypot(*(at - shift[:, i, None])) < 1.5
+            light = np.maximum(value[near] - sky[i], 0.0)
+            if light.sum() > 0:
+                shift[:, i] = np.clip(at[:, near] @ light / light.sum(), -0.7, 0.7)
     used = flux > 0
     zero = np.zeros(n)
     empty = [np.zeros((0, 3)) for _ in range(n)]
     return Stars(
-        used, flux, sky, zero, zero.copy(), zero.copy(), zero.copy(), empty, np.zeros(len(samples.value))
+        used, flux, sky, shift[0], shift[1], zero.copy(), zero.copy(), empty, np.zeros(len(samples.value))
     )
 
 
