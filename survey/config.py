@@ -147,7 +147,7 @@ class PsfSettings(Settings):
     oversampling: int = Field(4, ge=1)
     size: int = Field(15, ge=5, description="edge in detector pixels, odd")
     pixel_integrated: bool = Field(True, description="whether the file's PSF includes the pixel")
-    max_stars: int = Field(200, ge=3)
+    max_stars: int = Field(60, ge=5)
 
 
 class DetectSettings(Settings):

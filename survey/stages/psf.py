@@ -17,15 +17,12 @@ from scipy.ndimage import maximum_filter
 
 from survey.config import Config, ConfigError
 from survey.io.store import Field
-from survey.kernels._epsf_build import build_epsf
-from survey.kernels.psf import EffectivePSF, from_oversampled
+from survey.kernels.psf import EffectivePSF, build_epsf, from_oversampled
 from survey.kernels.reference import ReferenceFit
 from survey.stages.protocol import Stage, Unit, tile_units
 
 # The stamp's rim holds the local sky.
 RIM = 2
-# Phases per axis at which a star's stamp is evaluated: with the pixels they sample it four times a pixel.
-PHASES = 4
 # A neighbour brighter than this share of the star spoils it.
 NEIGHBOUR_LIMIT = 0.4
 
@@ -166,16 +163,18 @@ def combine(partials: list[Stars], config: Config) -> EffectivePSF:
     error = np.concatenate([p.error for p in filled])[keep].astype(np.float64)
     n, edge = len(keep), side(config)
     fit = _as_fit(coefficients.reshape(n * edge, edge, *coefficients.shape[3:]), config.reference.extension)
-    steps = (np.arange(PHASES) + 0.5) / PHASES - 0.5
+    # As many phases an axis as polynomials hold exactly what the reference knows.
+    phases = config.reference.n_basis
+    steps = (np.arange(phases) + 0.5) / phases - 0.5
     phase_y, phase_x = (p.ravel() for p in np.meshgrid(steps, steps, indexing="ij"))
-    stamps = fit.evaluate(phase_y, phase_x).reshape(PHASES**2 * n, edge, edge)
+    stamps = fit.evaluate(phase_y, phase_x).reshape(phases**2 * n, edge, edge)
     return build_epsf(
         stamps,
-        np.tile(error, (PHASES**2, 1, 1)),
+        np.tile(error, (phases**2, 1, 1)),
         ~np.isfinite(stamps),
         np.repeat(-phase_y, n),
         np.repeat(-phase_x, n),
-        star=np.tile(np.arange(n), PHASES**2),
+        star=np.tile(np.arange(n), phases**2),
         oversampling=settings.oversampling,
         size=settings.size,
     )
