@@ -172,6 +172,42 @@ def run(
     return summary
 
 
+def run_stage(
+    path: str | Path,
+    stage: str,
+    tile: int | None = None,
+    *,
+    client: Any = "synchronous",
+    progress: Progress | None = None,
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Run one stage alone, on one tile or on all: for looking closely.
+
+    Returns
+    -------
+    payloads : list of dict
+        What each unit reported.
+    reports : list of UnitReport
+        Seconds and memory of each unit.
+
+    Raises
+    ------
+    RunError
+        If the tile does not exist, or what the stage needs is not there, or a unit failed.
+    """
+    config = stored_config(path)
+    field = Field.open(path)
+    with (
+        connect(config.cluster, client) as executor,
+        field.lease(f"difference/{config.method}", new_run_id()),
+    ):
+        engine = Engine(field, config, executor, progress or Silent())
+        payloads = Pipeline(engine).only(stage, tile)
+        engine.finish()
+        if engine.failures:
+            raise RunError("; ".join(f"{f.unit}: {f.reason}" for f in engine.failures))
+        return payloads, engine.reports
+
+
 def _forget(field: Field, config: Config) -> None:
     """Drop the ledgers of a method, so that everything is wanted again."""
     import shutil

@@ -138,6 +138,33 @@ class Pipeline:
         ledger.record("refine", key)
         ledger.flush()
 
+    def only(self, stage: str, tile: int | None = None) -> list[dict[str, Any]]:
+        """One stage alone, on one tile or on all, computed even where it is there already.
+
+        Raises
+        ------
+        RunError
+            If the tile does not exist, or what the stage needs is not there.
+        """
+        if tile is not None and not 0 <= tile < len(self.units):
+            raise RunError(f"no tile {tile}: the field has tiles 0 to {len(self.units) - 1}")
+        self.prepare()
+        chosen = self.units if tile is None else [self.units[tile]]
+        if stage == "oversampled":
+            keyed = [(unit, self._first_key(unit)) for unit in chosen]
+            state = None
+        elif stage == "detect":
+            if not self.field.has_table("psf"):
+                raise RunError("no PSF yet: run `survey run` first, or give [psf] file")
+            keyed = [(unit, self._detect_key(unit)) for unit in chosen]
+            state = detect.prepare(self.field, psf.load(self.field), self.config)
+        else:
+            raise RunError(f"stage {stage!r} cannot run alone; oversampled and detect can")
+        self.engine.ledger(stage).invalidate(unit.name for unit in chosen)
+        self.engine.submit(stage, keyed, state=state)
+        self.engine.collect()
+        return self.engine.payloads(stage, chosen)
+
     def _searched(self) -> bool:
         """Whether reference, PSF, detection and candidates are all there already."""
         if not self._has_psf() or not all(

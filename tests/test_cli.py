@@ -1,0 +1,87 @@
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from survey.cli import main
+from tests.run.conftest import finished, frames  # noqa: F401  (fixtures)
+
+
+def call(*args, status=0):
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+COMMANDS = sorted(main.commands)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command):
+    assert "survey " in call(command, "--help").split("Usage:")[1].split("\n", 1)[1]
+
+
+def test_events_in_every_text_format(finished, tmp_path):  # noqa: F811
+    assert "E00001" in call("events", finished.path)
+    first = call("events", finished.path, "--format", "csv").splitlines()
+    assert first[0].startswith("object_id,kind,ra,dec")
+    assert len(first) == finished.summary.events + 1
+    assert "%ECSV" in call("events", finished.path, "--format", "ecsv")
+    assert "<VOTABLE" in call("events", finished.path, "--format", "votable")
+    assert "-o" in call("events", finished.path, "--format", "parquet", status=2)
+    call("events", finished.path, "--format", "parquet", "-o", tmp_path / "e.parquet")
+    assert (tmp_path / "e.parquet").stat().st_size > 0
+
+
+def test_light_curve_of_an_event_and_of_a_pixel(finished):  # noqa: F811
+    by_event = call("lightcurve", finished.path, "--event", "E00001", "--format", "csv").splitlines()
+    assert by_event[0].split(",")[:4] == ["time", "flux", "error", "flags"]
+    assert len(by_event) == 73
+    by_pixel = call("lightcurve", finished.path, "--x", 50, "--y", 40, "--format", "csv").splitlines()
+    assert len(by_pixel) == 73
+
+
+def test_errors_are_one_line_and_name_the_way_out(tmp_path, finished):  # noqa: F811
+    assert "survey ingest" in call("events", tmp_path / "nothing", status=1)
+    assert "-o FIELD" in call("run", tmp_path / "a.fits", status=2)
+    assert "no such file" in call("run", tmp_path / "none.toml", status=1)
+    assert "outside the field" in call("lightcurve", finished.path, "--x", 5000, "--y", 1, status=1)
+    assert "no tile 99" in call("oversampled", finished.path, "--tile", 99, status=1)
+    out = call("run", tmp_path / "*.fits", "-o", tmp_path / "f", status=1)
+    assert "no frame matches" in out
+    assert "Traceback" not in out
+
+
+def test_plan_says_what_would_run(finished, tmp_path):  # noqa: F811
+    text = call("plan", finished.frames, "-o", tmp_path / "new")
+    assert "72 of 96 x 96" in text
+    assert not (tmp_path / "new").exists()
+    there = json.loads(call("plan", finished.path, "--json"))
+    assert there["units"]["oversampled"] == [0, 4]
+    assert there["memory"] > 0
+
+
+def test_status_names_runs_and_events(finished):  # noqa: F811
+    text = call("status", finished.path)
+    assert "72 of 96 x 96" in text
+    assert "done" in text
+    assert json.loads(call("status", finished.path, "--json"))["events"] == finished.summary.events
+
+
+def test_one_tile_alone(finished, tmp_path):  # noqa: F811
+    field = tmp_path / "field"
+    shutil.copytree(finished.path, field)
+    text = call("detect", field, "--tile", 1)
+    assert "tile-00001: read" in text
+
+
+def test_a_run_by_settings_file_reports_and_exits_by_what_was_done(finished, tmp_path):  # noqa: F811
+    settings = tmp_path / "run.toml"
+    settings.write_text(f'[input]\nframes = ["{finished.frames}"]\n[grid]\ntile = 48\n[psf]\nsize = 11\n')
+    field = tmp_path / "field"
+    shutil.copytree(finished.path, field)
+    text = call("run", settings, "-o", field, "--workers", 1, "--no-report")
+    assert "0 units computed" in text
+    settings.write_text("[refrence]\nclip = 3\n")
+    assert "did you mean 'reference'" in call("run", settings, "-o", field, status=1)
