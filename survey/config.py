@@ -166,6 +166,7 @@ class PhotometrySettings(Settings):
     """Light curves (table `[photometry]`)."""
 
     targets: str | None = Field(None, description="table with ra, dec or x, y (CSV, ECSV, VOTable)")
+    relative: bool = Field(False, description="also correct the targets by comparison stars, for the report")
     size: int = Field(7, ge=3, description="edge of the fitted stamp in pixels, odd")
     refine_position: bool = True
     background: bool = Field(False, description="fit a local background with each flux")

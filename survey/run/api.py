@@ -14,6 +14,7 @@ from survey.run.executor import connect
 from survey.run.ingest import IngestSummary, ingest
 from survey.run.pipeline import Pipeline, RunError
 from survey.run.record import RunSummary, new_run_id, summarise_stages, write_record
+from survey.run.results import write_relative
 from survey.run.targets import read_targets
 
 
@@ -149,8 +150,11 @@ def run(
             with field.lease(f"difference/{config.method}", summary.run_id):
                 if rebuild:
                     _forget(field, config)
-                pipeline = Pipeline(engine, read_targets(field, config))
+                targets = read_targets(field, config)
+                pipeline = Pipeline(engine, targets)
                 summary.events = len(pipeline.run())
+                if config.photometry.relative and targets and not engine.failures:
+                    write_relative(field, config, targets[0])
             engine.finish()
             summary.status = "failed" if engine.failures or summary.failures else "done"
         except KeyboardInterrupt:

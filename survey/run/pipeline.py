@@ -226,7 +226,8 @@ class Pipeline:
         if len(partials) < len(self.units):
             return
         self.engine.ledger("psf").invalidate(["psf"])
-        psf.save(self.field, psf.combine(partials, self.config))
+        stars = psf.read_stars(self.field, psf.combine(partials, self.config), self.config)
+        psf.save(self.field, psf.build(stars, self.config))
         self.engine.ledger("psf").record("psf", self._psf_key())
 
     def _events(self) -> list[Event]:

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 
-from survey.config import make_config
+from survey.config import Config, make_config
 from survey.io.catalogs import as_table, read_table
+from survey.io.files import write_json
 from survey.io.store import Field
+from survey.kernels.psf import psf_magnitudes
 from survey.run.targets import TargetError, pixel_to_sky, sky_to_pixel
 from survey.stages import photometry, psf
-from survey.stages.relative import relative_light_curve
+from survey.stages.relative import RelativeLightCurve, relative_light_curve
 from survey.tiles import Window
 
 
@@ -82,7 +84,8 @@ def light_curve(
     -------
     astropy.table.Table
         Columns time (MJD at mid-exposure), flux, error, flags; difference flux in the field's unit, or
-        with ``relative`` flux in units of the reference flux.
+        with ``relative`` flux in units of the reference flux. Where the zero point is known, magnitudes of
+        reference and difference together, and the 3-sigma limit where there is no such flux.
 
     Raises
     ------
@@ -98,22 +101,17 @@ def light_curve(
     model = psf.load(field)
     item = _item(field, method, event, ra, dec, x, y)
     if relative:
-        found = relative_light_curve(field, model, item, config)
-        columns = {
-            "time": found.time,
-            "flux": found.psf.flux,
-            "error": found.psf.error,
-            "flags": found.flags,
-            "aperture_flux": found.aperture.flux,
-            "aperture_error": found.aperture.error,
-        }
-        table = Table(columns)
-        table.meta["reference_flux"] = found.reference_flux
-        return table
+        return relative_table(relative_light_curve(field, model, item, config))
     half = config.photometry.size // 2 + 2
     data = photometry.read_window(field, _window(field, item, half), config, ())
     measured = photometry.measure(data, model, item, config)
     columns = {name: measured[name] for name in ("time", "flux", "error", "flags")}
+    zero_point = field.attrs.get("zero_point")
+    if zero_point is not None and np.isfinite(zero_point):
+        total = measured["flux"] + measured["reference_flux"]
+        magnitudes = psf_magnitudes(total, measured["error"], zero_point)
+        columns["magnitude"], columns["magnitude_error"] = magnitudes.magnitude, magnitudes.error
+        columns["magnitude_limit"] = magnitudes.limit
     ra_, dec_ = pixel_to_sky(field, measured["x"], measured["y"])
     meta = {
         name: measured[name]
@@ -124,6 +122,43 @@ def light_curve(
         flux_unit=field.attrs["units"],
         meta={**meta, "ra": float(ra_[0]), "dec": float(dec_[0])},
     )
+
+
+def relative_table(found: RelativeLightCurve) -> Table:
+    """A relative light curve as a table: PSF photometry, and apertures on the same frames beside it."""
+    table = Table(
+        {
+            "time": found.time,
+            "flux": found.psf.flux,
+            "error": found.psf.error,
+            "flags": found.flags,
+            "aperture_flux": found.aperture.flux,
+            "aperture_error": found.aperture.error,
+        }
+    )
+    table["time"].unit = "d"
+    table.meta["reference_flux"] = found.reference_flux
+    table.meta["comparisons"] = len(found.psf.comparisons)
+    return table
+
+
+def write_relative(field: Field, config: Config, item: dict[str, Any]) -> None:
+    """Keep a target's relative light curve beside the field, for the report."""
+    table = relative_table(relative_light_curve(field, psf.load(field), item, config))
+    document: dict[str, Any] = {name: np.asarray(table[name]).tolist() for name in table.colnames}
+    document["name"] = str(item["object_id"])
+    document["comparison stars"] = int(table.meta["comparisons"])
+    for name, words in (("flux", "PSF photometry"), ("aperture_flux", "aperture photometry")):
+        good = np.isfinite(table[name]) & (np.asarray(table["flags"]) == 0)
+        steps = np.diff(np.asarray(table[name])[good])
+        # Differences of neighbours do not know a transit or a slope.
+        scatter = (
+            1.4826 * float(np.median(np.abs(steps - np.median(steps)))) / np.sqrt(2)
+            if len(steps) > 2
+            else np.nan
+        )
+        document[f"{words}: scatter from point to point [mmag]"] = round(1085.7 * scatter, 2)
+    write_json(field.path / "relative.json", document)
 
 
 def _item(

@@ -216,7 +216,7 @@ def part_path(field: Field, method: str, unit: str) -> str:
 
 
 def gather(field: Field, config: Config, names: Sequence[str]) -> None:
-    """Put the units' light curves into one file, in the tiles' order."""
+    """Put the units' light curves into one file, by name of the object."""
     parts = []
     for name in names:
         try:
@@ -224,6 +224,7 @@ def gather(field: Field, config: Config, names: Sequence[str]) -> None:
         except FileNotFoundError:
             continue
     table = pa.concat_tables(parts) if parts else light_curve_table([])
+    table = table.sort_by("object_id").combine_chunks()
     write_parquet(field.light_curves_path(config.method), table)
 
 

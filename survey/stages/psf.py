@@ -32,27 +32,29 @@ class PsfError(ValueError):
 
 
 @dataclass
-class Stars:
-    """Reference coefficients (n, side, side, ky, kx) around stars, and their errors (n, side, side)."""
+class Candidates:
+    """Bright, unspoilt stars of a tile: reference pixels and light of their peaks."""
 
-    coefficients: NDArray[np.float32]
-    error: NDArray[np.float32]
-    y: NDArray[np.float64]
-    x: NDArray[np.float64]
+    y: NDArray[np.int64]
+    x: NDArray[np.int64]
     peak: NDArray[np.float64]
+
+
+@dataclass
+class Stars:
+    """Reference coefficients (n, side, side, ky, kx) around stars, and the error of a sample there (n,)."""
+
+    coefficients: NDArray[np.float64]
+    error: NDArray[np.float64]
 
 
 @dataclass
 class TileReference:
     """Reference of a tile's core with a margin."""
 
-    unit: Unit
     coefficients: NDArray[np.float64]
-    n_used: NDArray[np.int16]
-    error: NDArray[np.float64]
     inner: tuple[slice, slice]
     origin: tuple[int, int]
-    n_tiles: int
 
 
 def side(config: Config) -> int:
@@ -60,70 +62,99 @@ def side(config: Config) -> int:
     return config.psf.size + 2 * RIM
 
 
-def read(field: Field, unit: Unit, config: Config) -> TileReference:
-    """Reference coefficients of the core and half a stamp around it."""
+def read(field: Field, unit: Unit, config: Config) -> TileReference | None:
+    """Reference coefficients of the core and half a stamp around it; nothing where a file gives the PSF."""
     assert unit.tile is not None
+    if config.psf.file is not None:
+        return None
     margin = side(config) // 2
     window = unit.tile.window(margin, field.shape)
-    if config.psf.file is not None:
-        empty = np.zeros((0, 0, 1, 1))
-        return TileReference(
-            unit, empty, np.zeros((0, 0), np.int16), empty[..., 0, 0], (slice(0), slice(0)), (0, 0), 1
-        )
     coefficients = np.asarray(field.array("reference", "coefficients")[window], np.float64)
-    n_used = np.asarray(field.array("reference", "n_used")[window])
-    group = f"difference/{config.method}"
-    # One epoch's error stands for the reference's: it sets the weight of a star's wings, no more.
-    error = np.asarray(field.array(group, "error")[(slice(0, 1), *window)], np.float64)[0]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        error = error * np.sqrt(config.reference.n_basis**2 / np.maximum(n_used, 1))
-    origin = (window[0].start, window[1].start)
-    tile = unit.tile
-    return TileReference(unit, coefficients, n_used, error, tile.inner(margin), origin, len(field.tiles))
+    return TileReference(coefficients, unit.tile.inner(margin), (window[0].start, window[1].start))
 
 
-def partial(data: TileReference, config: Config) -> Stars:
+def partial(data: TileReference | None, config: Config) -> Candidates:
     """The tile's brightest stars that no neighbour, edge or bad pixel spoils."""
-    edge = side(config)
-    empty = Stars(
-        np.zeros((0, edge, edge, 1, 1), np.float32),
-        np.zeros((0, edge, edge), np.float32),
-        *(np.zeros(0),) * 3,
-    )
-    if data.coefficients.size == 0:
-        return empty
-    fit = _as_fit(data.coefficients, config.reference.extension)
-    image = fit.evaluate(np.zeros(1), np.zeros(1))[0]
-    if not np.isfinite(image).any():
-        return empty
-    sky = np.nanpercentile(image, 20)
-    light = np.where(np.isfinite(image), image - sky, -np.inf)
-    peaks = (light == maximum_filter(light, 5)) & np.isfinite(image)
+    none = Candidates(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    if data is None:
+        return none
+    image = _as_fit(data.coefficients, config.reference.extension).evaluate(np.zeros(1), np.zeros(1))[0]
+    light = np.where(np.isfinite(image), image, -np.inf)
+    half = side(config) // 2
     allowed = np.zeros(image.shape, bool)
     allowed[data.inner] = True
-    half = edge // 2
     allowed[:half] = allowed[-half:] = False
     allowed[:, :half] = allowed[:, -half:] = False
-    y, x = np.nonzero(peaks & allowed)
+    y, x = np.nonzero((light == maximum_filter(light, 5)) & np.isfinite(image) & allowed)
     order = np.argsort(-light[y, x], kind="stable")
-    wanted = max(6, -(-4 * config.psf.max_stars // data.n_tiles))
     chosen = []
-    for i in order[: 20 * wanted]:
-        cut = (slice(y[i] - half, y[i] + half + 1), slice(x[i] - half, x[i] + half + 1))
-        if _is_alone(light[cut], half):
+    for i in order[: 20 * config.psf.max_stars]:
+        stamp = image[y[i] - half : y[i] + half + 1, x[i] - half : x[i] + half + 1]
+        if _is_alone(stamp, half):
             chosen.append(i)
-        if len(chosen) == wanted:
+        if len(chosen) == config.psf.max_stars:
             break
     if not chosen:
-        return empty
-    cuts = [(slice(y[i] - half, y[i] + half + 1), slice(x[i] - half, x[i] + half + 1)) for i in chosen]
-    error = np.stack([data.error[cut] for cut in cuts])
-    return Stars(
-        np.stack([data.coefficients[cut] for cut in cuts]).astype(np.float32),
-        np.where(np.isfinite(error), error, np.nanmedian(data.error)).astype(np.float32),
-        y[chosen].astype(np.float64) + data.origin[0],
-        x[chosen].astype(np.float64) + data.origin[1],
-        light[y[chosen], x[chosen]],
+        return none
+    return Candidates(y[chosen] + data.origin[0], x[chosen] + data.origin[1], light[y[chosen], x[chosen]])
+
+
+def combine(partials: list[Candidates], config: Config) -> NDArray[np.int64]:
+    """Pixels (n, 2) as (y, x) of the field's brightest candidates, the same however tiles were cut."""
+    y, x, peak = (np.concatenate([getattr(p, name) for p in partials]) for name in ("y", "x", "peak"))
+    order = np.lexsort((x, y, -peak))[: config.psf.max_stars]
+    return np.column_stack([y, x])[order]
+
+
+def read_stars(field: Field, places: NDArray[np.int64], config: Config) -> Stars:
+    """Reference around the chosen stars."""
+    half = side(config) // 2
+    group = f"difference/{config.method}"
+    error = field.array(group, "error")
+    middle = error.shape[0] // 2
+    coefficients, errors = [], []
+    for y, x in places:
+        cut = (slice(int(y) - half, int(y) + half + 1), slice(int(x) - half, int(x) + half + 1))
+        coefficients.append(np.asarray(field.array("reference", "coefficients")[cut], np.float64))
+        # One epoch's error stands for the reference's: it sets the weight of a star's wings, no more.
+        sample = np.asarray(error[(slice(middle, middle + 1), *cut)], np.float64)
+        errors.append(np.nanmedian(sample) if np.isfinite(sample).any() else np.nan)
+    sigma = np.array(errors)
+    return Stars(np.array(coefficients), np.where(np.isfinite(sigma), sigma, np.nanmedian(sigma)))
+
+
+def build(stars: Stars, config: Config) -> EffectivePSF:
+    """The PSF of the file named in the settings, or of the stars.
+
+    Raises
+    ------
+    PsfError
+        If there are too few stars.
+    """
+    settings = config.psf
+    if settings.file is not None:
+        return read_psf_file(settings.file, settings.oversampling, settings.pixel_integrated)
+    n, edge = len(stars.error), side(config)
+    if n < 5:
+        raise PsfError(
+            f"only {n} unspoilt stars for the PSF, 5 are needed; give one: [psf] file = 'psf.fits'"
+        )
+    flat = stars.coefficients.reshape(n * edge, edge, *stars.coefficients.shape[3:])
+    # As many phases an axis as polynomials hold exactly what the reference knows.
+    phases = config.reference.n_basis
+    steps = (np.arange(phases) + 0.5) / phases - 0.5
+    phase_y, phase_x = (p.ravel() for p in np.meshgrid(steps, steps, indexing="ij"))
+    stamps = _as_fit(flat, config.reference.extension).evaluate(phase_y, phase_x)
+    stamps = stamps.reshape(phases**2 * n, edge, edge)
+    return build_epsf(
+        stamps,
+        np.broadcast_to(np.tile(stars.error, phases**2)[:, None, None], stamps.shape),
+        ~np.isfinite(stamps),
+        np.repeat(-phase_y, n),
+        np.repeat(-phase_x, n),
+        star=np.tile(np.arange(n), phases**2),
+        oversampling=settings.oversampling,
+        size=settings.size,
     )
 
 
@@ -138,46 +169,10 @@ def _is_alone(stamp: NDArray[np.float64], half: int) -> bool:
     if not np.isfinite(stamp[radius <= half / 2]).all():
         return False
     outside = stamp[(radius > 2.5) & np.isfinite(stamp)]
-    return bool(outside.size and outside.max() < NEIGHBOUR_LIMIT * stamp[half, half])
-
-
-def combine(partials: list[Stars], config: Config) -> EffectivePSF:
-    """The PSF of the file named in the settings, or of the brightest stars of all tiles.
-
-    Raises
-    ------
-    PsfError
-        If there are too few stars.
-    """
-    settings = config.psf
-    if settings.file is not None:
-        return read_psf_file(settings.file, settings.oversampling, settings.pixel_integrated)
-    peak = np.concatenate([p.peak for p in partials])
-    if len(peak) < 5:
-        raise PsfError(
-            f"only {len(peak)} unspoilt stars for the PSF, 5 are needed; give one: [psf] file = 'psf.fits'"
-        )
-    keep = np.sort(np.argsort(-peak, kind="stable")[: settings.max_stars])
-    filled = [p for p in partials if len(p.peak)]
-    coefficients = np.concatenate([p.coefficients for p in filled])[keep].astype(np.float64)
-    error = np.concatenate([p.error for p in filled])[keep].astype(np.float64)
-    n, edge = len(keep), side(config)
-    fit = _as_fit(coefficients.reshape(n * edge, edge, *coefficients.shape[3:]), config.reference.extension)
-    # As many phases an axis as polynomials hold exactly what the reference knows.
-    phases = config.reference.n_basis
-    steps = (np.arange(phases) + 0.5) / phases - 0.5
-    phase_y, phase_x = (p.ravel() for p in np.meshgrid(steps, steps, indexing="ij"))
-    stamps = fit.evaluate(phase_y, phase_x).reshape(phases**2 * n, edge, edge)
-    return build_epsf(
-        stamps,
-        np.tile(error, (phases**2, 1, 1)),
-        ~np.isfinite(stamps),
-        np.repeat(-phase_y, n),
-        np.repeat(-phase_x, n),
-        star=np.tile(np.arange(n), phases**2),
-        oversampling=settings.oversampling,
-        size=settings.size,
-    )
+    if not outside.size:
+        return False
+    sky = np.percentile(outside, 20)
+    return bool(outside.max() - sky < NEIGHBOUR_LIMIT * (stamp[half, half] - sky))
 
 
 def read_psf_file(path: str, oversampling: int, pixel_integrated: bool) -> EffectivePSF:

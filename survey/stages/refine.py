@@ -17,11 +17,13 @@ from survey.config import Config
 from survey.io.store import Field
 from survey.kernels.reference import difference_images
 from survey.stages.calibrated import CalibratedTile, read_calibrated
-from survey.stages.protocol import Stage, Unit, tile_units
+from survey.stages.protocol import Stage, Unit
+from survey.tiles import Tile
 
-# More pixels add nothing: some ten thousand samples a frame fix four numbers.
-MAX_TILES = 9
+# More pixels add nothing: some ten thousand samples a frame fix four numbers. Windows of this edge, so many
+# an axis, spread over the field whatever its tiles.
 EDGE = 96
+WINDOWS = 3
 # Error of the model as a share of the flux: keeps a few bright stars from deciding alone.
 MODEL_ERROR = 3e-3
 # Below this many samples a frame's corrections are left at zero.
@@ -40,25 +42,27 @@ class Sums:
 
 
 def units(field: Field, config: Config) -> list[Unit]:
-    """Tiles spread evenly over the field, at most `MAX_TILES`."""
-    every = tile_units(field, config)
-    if len(every) <= MAX_TILES:
-        return every
-    chosen = np.unique(np.linspace(0, len(every) - 1, MAX_TILES).round().astype(int))
-    return [every[i] for i in chosen]
+    """Windows spread evenly over the field."""
+    rows, columns = (_spread(size) for size in field.shape)
+    windows = [
+        Tile(i, y0, y1, x0, x1)
+        for i, ((y0, y1), (x0, x1)) in enumerate((r, c) for r in rows for c in columns)
+    ]
+    return [Unit(f"window-{w.index}", w) for w in windows]
+
+
+def _spread(size: int) -> list[tuple[int, int]]:
+    edge = min(EDGE, size)
+    n = min(WINDOWS, -(-size // edge))
+    centers = (np.arange(n) + 0.5) * size / n
+    starts = np.clip(np.rint(centers - edge / 2).astype(int), 0, size - edge)
+    return [(int(start), int(start) + edge) for start in starts]
 
 
 def read(field: Field, unit: Unit, config: Config) -> CalibratedTile:
-    """Calibrated samples of the core's middle."""
+    """Calibrated samples of the window."""
     assert unit.tile is not None
-    rows, columns = (_middle(part) for part in unit.tile.core)
-    return read_calibrated(field, (rows, columns))
-
-
-def _middle(part: slice) -> slice:
-    size = min(EDGE, part.stop - part.start)
-    start = part.start + (part.stop - part.start - size) // 2
-    return slice(start, start + size)
+    return read_calibrated(field, unit.tile.core)
 
 
 def partial(data: CalibratedTile, config: Config) -> Sums:

@@ -59,4 +59,4 @@ def assert_same_bits(first: Path, second: Path, groups=GROUPS) -> None:
         (a.events_path("oversampled"), b.events_path("oversampled")),
         (a.light_curves_path("oversampled"), b.light_curves_path("oversampled")),
     ):
-        assert left.read_bytes() == right.read_bytes(), f"{left.name} differs"
+        assert left.read_bytes() == right.read_bytes(), f"{left} differs"

@@ -88,6 +88,13 @@ def test_distributed_equals_local_bit_for_bit(finished, tmp_path):
     assert_same_bits(finished.path, tmp_path / "field")
 
 
+def test_the_tiles_do_not_matter(finished, tmp_path):
+    config = small_config()
+    config.grid.tile = 96
+    assert run(tmp_path / "field", config, frames=[finished.frames], client="synchronous").ok
+    assert_same_bits(finished.path, tmp_path / "field", ("reference", "difference/oversampled"))
+
+
 @pytest.mark.parametrize("stage", ["place", "oversampled.oversampled"])
 def test_killed_and_resumed_equals_undisturbed(finished, tmp_path, stage):
     field = tmp_path / "field"
