@@ -1,0 +1,74 @@
+"""142 raw frames without WCS to a report and a transit (issue 2, point 10)."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from survey.cli import main
+from survey.config import load_config
+from survey.io.store import Field
+from survey.run.api import run
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+# Mid-transit by the published ephemeris (JD 2455867.4027 + 1042 x 2.1500082 d, less the light travel time), MJD,
+# and half of first to fourth contact.
+MID_TRANSIT, HALF = 58107.2088, 0.0615
+INGRESS, EGRESS = MID_TRANSIT - HALF, MID_TRANSIT + HALF
+MARGIN = 0.012
+
+
+@pytest.fixture(scope="module")
+def field(real_data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("hatp32") / "field"
+    config = load_config(Path(__file__).with_name("hatp32.toml"))
+    config.input.frames = [str(real_data / "hatp32" / "*.fits.fz")]
+    summary = run(path, config, frames=config.input.frames)
+    assert summary.ok, summary.failures
+    assert not summary.rejected
+    return path
+
+
+def light_curve(field):
+    result = CliRunner().invoke(
+        main,
+        ["lightcurve", str(field), "--ra", "31.0427", "--dec", "46.6878", "--relative", "--format", "csv"],
+    )
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader(io.StringIO(result.output)))
+    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
+
+
+def transit(curve, name):
+    """Depth, and scatter out of transit about a line, of one column."""
+    time, flux = curve["time"], curve[name]
+    good = np.isfinite(flux) & (curve["flags"].astype(int) & 0b1001 == 0)
+    outside = good & ((time < INGRESS - MARGIN) | (time > EGRESS + MARGIN))
+    inside = good & (time > INGRESS + MARGIN) & (time < EGRESS - MARGIN)
+    line = np.polyfit(time[outside], flux[outside], 1)
+    flat = flux / np.polyval(line, time)
+    return 1 - np.median(flat[inside]), 1.4826 * np.median(np.abs(flat[outside] - 1))
+
+
+def test_registration(field):
+    frames = Field.open(field).frames()
+    assert frames.sizes["time"] == 142
+    assert np.median(frames["registration_rms"].values) <= 0.05
+    assert np.median(frames["n_matched"].values) > 200
+    assert 5 <= (frames["flags"].values != 0).sum() <= 40
+
+
+def test_the_transit_is_there(field):
+    curve = light_curve(field)
+    depth, scatter = transit(curve, "flux")
+    aperture_depth, aperture_scatter = transit(curve, "aperture_flux")
+    assert abs(depth - 0.025) <= 0.004
+    assert abs(aperture_depth - 0.025) <= 0.004
+    assert scatter < 2 * aperture_scatter
+    document = json.loads((field / "relative.json").read_text())
+    assert document["comparison stars"] >= 10
