@@ -25,6 +25,7 @@ from survey.kernels._reference_rows import (
     PENALTY,
     USED,
     WIDTH,
+    WORST,
     Cube,
     Rows,
 )
@@ -41,10 +42,20 @@ from survey.kernels._reference_solve import (
     multiply,
     pack,
 )
-from survey.kernels._simd import fma, load, splat, store
+from survey.kernels._simd import (
+    aligned_zeros,
+    fma,
+    load,
+    load_row,
+    splat,
+    store,
+    store_row,
+    where_equal,
+    where_greater,
+)
 from survey.kernels.legendre import design_matrix, phase_basis
 
-CHUNK = 8192  # pixels that go through all passes together
+CHUNK = 2048  # pixels that go through all passes together
 LATE = 255
 
 
@@ -96,7 +107,7 @@ class Result(NamedTuple):
     theta: NDArray[np.floating]
     n_used: NDArray[np.int32]
     chi2: NDArray[np.floating]
-    valid: NDArray[np.bool_]
+    valid: NDArray[np.bool_]  # (1, pixels)
     moments: NDArray[np.floating]  # (pixels, degrees**2), or (0, 0)
     right: NDArray[np.floating]
 
@@ -150,7 +161,7 @@ def make_buffers(plan: Plan, n_time: int, dtype) -> tuple[Rows, Work]:
     degrees, size, n_pairs = 2 * plan.n - 1, plan.n**2, plan.n * (plan.n + 1) // 2
 
     def block(n: int) -> NDArray[np.floating]:
-        return np.zeros((-(-n // PANEL) * PANEL) * WIDTH, dtype)
+        return aligned_zeros((-(-n // PANEL) * PANEL) * WIDTH, dtype)
 
     empty = np.zeros(0, dtype)
     rows = Rows(
@@ -161,9 +172,9 @@ def make_buffers(plan: Plan, n_time: int, dtype) -> tuple[Rows, Work]:
     )
     work = Work(
         block(degrees**2), block(size), block(size), block(degrees**2),
-        np.zeros(degrees * n_pairs * lanes, dtype), np.zeros(n_pairs**2 * lanes, dtype),
-        np.zeros(size * (size + 1) // 2 * lanes, dtype), np.zeros(size * lanes, dtype),
-        np.zeros(2 * degrees * lanes, dtype),
+        aligned_zeros(2 * degrees * n_pairs * lanes, dtype), aligned_zeros(2 * n_pairs**2 * lanes, dtype),
+        aligned_zeros(2 * size * (size + 1) // 2 * lanes, dtype), aligned_zeros(2 * size * lanes, dtype),
+        aligned_zeros(2 * degrees * lanes, dtype),
     )  # fmt: skip
     return rows, work
 
@@ -247,14 +258,14 @@ def _solve(rows, plan, n_used, work, with_inverse):
     """Coefficients, and where asked for the moments of N^-1, from a block's sums."""
     lanes = 64 // rows.flux.itemsize
     n, size = plan.n, plan.n**2
-    penalty = np.empty(lanes, rows.flux.dtype)
-    for s in range(0, n_used, lanes):
+    penalty = rows.lane[PENALTY * WIDTH : (PENALTY + 1) * WIDTH]
+    for s in range(0, n_used, 2 * lanes):
         expand(work.moments, WIDTH, s, n, plan.products, work.half, work.pairs)
-        store(penalty, 0, load(rows.lane, PENALTY * WIDTH + s))
-        factor(work.pairs, n, plan.products, penalty, work.matrix)
+        factor(work.pairs, n, plan.products, penalty, s, work.matrix)
         invert_factor(size, work.matrix)
         apply_inverse(size, work.matrix, work.right, WIDTH, s, work.vector, work.theta)
-        store(work.theta, s, load(work.theta, s) + load(rows.lane, MEAN * WIDTH + s))
+        for t in (s, s + lanes):
+            store(work.theta, t, load(work.theta, t) + load(rows.lane, MEAN * WIDTH + t))
         if with_inverse:
             inverse_pairs(n, plan.products, work.matrix, work.pairs)
             contract(work.pairs, WIDTH, s, n, plan.products, work.half, work.inverse)
@@ -317,8 +328,8 @@ def _write(rows, plan, pixels, skip, n_time, work, out, min_images, leave_one_ou
         for i in range(plan.n**2):
             finite &= bool(np.isfinite(work.theta[i * WIDTH + s]))
         out.n_used[p] = count
-        out.valid[p] = finite and count >= min_images
-        out.chi2[p] = rows.lane[CHI2 * WIDTH + s] if out.valid[p] else 0.0
+        out.valid[0, p] = finite and count >= min_images
+        out.chi2[p] = rows.lane[CHI2 * WIDTH + s] if out.valid[0, p] else 0.0
         for i in range(plan.n**2):
             out.theta[p, i] = work.theta[i * WIDTH + s]
         if out.moments.size:
@@ -328,27 +339,46 @@ def _write(rows, plan, pixels, skip, n_time, work, out, min_images, leave_one_ou
             for i in range(plan.n**2):
                 moment = work.moments[(i // plan.n * degrees + i % plan.n) * WIDTH + s]
                 out.right[p, i] = work.right[i * WIDTH + s] + mean * moment
+    if n == WIDTH and pixels[n - 1] - pixels[0] == n - 1:
+        # Pixels to skip are written over when their turn comes.
+        _write_run(rows, pixels[0], n_time, out, leave_one_out)
+        return
     for k in range(n_time):
         for s in range(n):
             if skip[s]:
                 continue
             p, i = pixels[s], k * WIDTH + s
-            state, valid = rows.state[i], out.valid[pixels[s]]
-            bad = state == BAD or not valid
-            leverage = rows.variance[i]
+            state = rows.state[i]
+            bad = state == BAD or not out.valid[0, p]
             keep = 1.0
             if not leave_one_out and state == USED:
-                keep = 1.0 - leverage
+                keep = 1.0 - rows.variance[i]
             out.flux[k, p] = np.nan if bad else rows.weighted[i] * keep
             out.error[k, p] = np.nan if bad else rows.weight[i] * keep
-            out.leverage[k, p] = 0.0 if bad else leverage
+            out.leverage[k, p] = 0.0 if bad else rows.variance[i]
             out.mask[k, p] = bad
             out.fit_mask[k, p] = state in (HELD, CLIPPED)
 
 
 @njit(cache=True, nogil=True)
-def _all_in_use(rows, n_rows, s):
-    return rows.lane[N_ROWS * WIDTH + s] == n_rows
+def _write_run(rows, first, n_time, out, leave_one_out):
+    """Differences of a whole block of neighbouring pixels."""
+    lanes = 64 // rows.flux.itemsize
+    zero, one, nothing = splat(rows.flux, 0.0), splat(rows.flux, 1.0), splat(rows.flux, np.nan)
+    for k in range(n_time):
+        for s in range(0, WIDTH, lanes):
+            i, p = k * WIDTH + s, first + s
+            state = load(rows.state, i)
+            good = where_greater(state, zero, load_row(rows.flux, out.valid, 0, p), zero)
+            difference, error, leverage = load(rows.weighted, i), load(rows.weight, i), load(rows.variance, i)
+            if not leave_one_out:
+                keep = where_equal(state, one, one - leverage, one)
+                difference, error = difference * keep, error * keep
+            store_row(out.flux, k, p, where_greater(good, zero, difference, nothing))
+            store_row(out.error, k, p, where_greater(good, zero, error, nothing))
+            store_row(out.leverage, k, p, where_greater(good, zero, leverage, zero))
+            store_row(out.mask, k, p, one - good)
+            store_row(out.fit_mask, k, p, where_greater(state, one, one, zero))
 
 
 @njit(cache=True, nogil=True)
@@ -371,19 +401,20 @@ def _first_pass(cube, plan, rows, work, out, queue, n_queue, own, kept, min_imag
             _rows.centre(rows, n_rows, s)
         missing = 0
         for s in range(n):
-            skip[s] = not own and not _all_in_use(rows, n_rows, s)
+            skip[s] = not own and rows.lane[N_ROWS * WIDTH + s] < n_rows
             missing += skip[s]
         suspect = False
         if missing < n:
             _start(rows, plan, n_rows, n, work, own)
-            suspect = _one_pass(rows, plan, n_rows, n_time, n, work)
+            suspect = _one_pass(rows, plan, n_rows, n_time, n, work) and plan.iterations > 0
             _write(rows, plan, pixels, skip, n_time, work, out, min_images, leave_one_out)
         for s in range(n):
             if skip[s]:
                 queue[n_pending] = pixels[s]
                 kept[n_pending, 0] = LATE
                 n_pending += 1
-            elif suspect and plan.iterations > 0 and _rows.clip_rows(rows, n_rows, s, plan.clip):
+            elif suspect and rows.lane[WORST * WIDTH + s] > plan.clip**2:
+                _rows.clip_rows(rows, n_rows, s, plan.clip)
                 _keep(rows, n_rows, s, pixels[s], queue, kept, n_pending, n > 0)
                 n_pending += 1
     return n_pending
@@ -489,7 +520,7 @@ def fit(cube: Cube, plan: Plan, dtype, min_images: int, leave_one_out: bool, kee
         np.empty((n_pixels, size), dtype),
         np.empty(n_pixels, np.int32),
         np.empty(n_pixels, dtype),
-        np.empty(n_pixels, bool),
+        np.empty((1, n_pixels), bool),
         np.empty((n_kept, degrees**2 if n_kept else 0), dtype),
         np.empty((n_kept, size if n_kept else 0), dtype),
     )

@@ -13,7 +13,18 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from survey.kernels._simd import any_greater, fma, fnma, load, splat, sqrt, store, where_equal, where_greater
+from survey.kernels._simd import (
+    any_greater,
+    fma,
+    fnma,
+    load,
+    load_row,
+    splat,
+    sqrt,
+    store,
+    where_equal,
+    where_greater,
+)
 
 WIDTH = 64
 BAD, USED, HELD, CLIPPED = 0, 1, 2, 3
@@ -53,20 +64,9 @@ LANE_ARRAYS = 9
 
 
 @njit(cache=True, nogil=True)
-def sample_state(cube, k, p):
-    """State of one sample as given."""
-    f, e = cube.flux[k, p], cube.error[k, p]
-    if cube.mask[k, p] or not (e > 0 and e < np.inf and abs(f) < np.inf):
-        return BAD
-    if cube.hold.size and cube.hold[k, p]:
-        return HELD
-    return USED
-
-
-@njit(cache=True, nogil=True)
-def _inside(cube, p, oy, ox):
-    y, x = p // cube.shape[1] + oy, p % cube.shape[1] + ox
-    return 0 <= y < cube.shape[0] and 0 <= x < cube.shape[1]
+def _inside(shape, p, oy, ox):
+    y, x = p // shape[1] + oy, p % shape[1] + ox
+    return 0 <= y < shape[0] and 0 <= x < shape[1]
 
 
 @njit(cache=True, nogil=True)
@@ -76,12 +76,22 @@ def gather_shared(cube, pixels, own_ok, extra, gain_slope, rows):
     n_rows = n_time + len(extra)
     nx, n_pixels = cube.shape[1], cube.flux.shape[1]
     margin = nx + 1
-    run = pixels[n - 1] - pixels[0] == n - 1
+    run = n == WIDTH and pixels[n - 1] - pixels[0] == n - 1
     run = run and pixels[0] >= margin and pixels[n - 1] + margin < n_pixels
-    inside = np.empty((9, WIDTH), np.bool_)
+    inside = np.zeros((9, WIDTH), rows.flux.dtype)
     for o in range(9):
         for s in range(n):
-            inside[o, s] = _inside(cube, pixels[s], o // 3 - 1, o % 3 - 1)
+            inside[o, s] = 1.0 if _inside(cube.shape, pixels[s], o // 3 - 1, o % 3 - 1) else 0.0
+    for r in range(n_rows):
+        if gain_slope.size:
+            k = r if r < n_time else extra[r - n_time, 0]
+            for s in range(WIDTH):
+                rows.slope[r * WIDTH + s] = gain_slope[k]
+        if r < n_time and not own_ok[r]:
+            _clear(rows, r * WIDTH, WIDTH)
+    if run:
+        _gather_run(cube, pixels[0], own_ok, extra, inside, rows)
+        return n_rows
     for r in range(n_rows):
         k, o, step = r, 4, 0
         if r >= n_time:
@@ -89,45 +99,57 @@ def gather_shared(cube, pixels, own_ok, extra, gain_slope, rows):
             o = (extra[r - n_time, 1] + 1) * 3 + extra[r - n_time, 2] + 1
             step = extra[r - n_time, 1] * nx + extra[r - n_time, 2]
         elif not own_ok[r]:
-            _clear(rows, r * WIDTH, WIDTH)
             continue
-        base = r * WIDTH
-        if run and cube.hold.size == 0:
-            _gather_run(cube, k, pixels[0] + step, n, inside[o], rows, base)
-        else:
-            for s in range(n):
-                _put(cube, k, pixels[s] + step, inside[o, s], rows, base + s)
-        _clear(rows, base + n, WIDTH - n)
-        if gain_slope.size:
-            for s in range(WIDTH):
-                rows.slope[base + s] = gain_slope[k]
+        for s in range(n):
+            there = inside[o, s] > 0
+            _put(cube, k, pixels[s] + step if there else 0, there, rows, r * WIDTH + s)
+        _clear(rows, r * WIDTH + n, WIDTH - n)
     return n_rows
 
 
 @njit(cache=True, nogil=True)
-def _gather_run(cube, k, first, n, inside, rows, base):
-    flux, error, mask = cube.flux[k], cube.error[k], cube.mask[k]
-    for s in range(n):
-        f, e = flux[first + s], error[first + s]
-        good = inside[s] & (not mask[first + s]) & (e > 0) & (e < np.inf) & (abs(f) < np.inf)
-        rows.flux[base + s] = f if good else 0.0
-        rows.variance[base + s] = e * e if good else 0.0
-        rows.state[base + s] = 1.0 if good else 0.0
+def _gather_run(cube, start, own_ok, extra, inside, rows):
+    """A whole block of neighbouring pixels."""
+    lanes = 64 // rows.flux.itemsize
+    n_time = cube.flux.shape[0]
+    zero, one = splat(rows.flux, 0.0), splat(rows.flux, 1.0)
+    most, half = splat(rows.flux, np.inf), splat(rows.flux, 0.5)
+    for r in range(n_time + len(extra)):
+        k, o, first = r, 4, start
+        if r >= n_time:
+            oy, ox = extra[r - n_time, 1], extra[r - n_time, 2]
+            k, o = extra[r - n_time, 0], (oy + 1) * 3 + ox + 1
+            first = start + oy * cube.shape[1] + ox
+        elif not own_ok[r]:
+            continue
+        for s in range(0, WIDTH, lanes):
+            i, p = r * WIDTH + s, first + s
+            f, e = load_row(rows.flux, cube.flux, k, p), load_row(rows.flux, cube.error, k, p)
+            good = load_row(rows.flux, inside, o, s)
+            good = where_greater(half, load_row(rows.flux, cube.mask, k, p), good, zero)
+            good = where_greater(e, zero, where_greater(most, e, good, zero), zero)
+            good = where_greater(most, f, where_greater(f, zero - most, good, zero), zero)
+            store(rows.flux, i, where_greater(good, zero, f, zero))
+            store(rows.variance, i, where_greater(good, zero, e * e, zero))
+            if cube.hold.size:
+                held = load_row(rows.flux, cube.hold, k, p)
+                good = where_greater(good * held, zero, one + one, good)
+            store(rows.state, i, good)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _put(cube, k, p, inside, rows, i):
-    state = BAD
-    if inside:
-        state = sample_state(cube, k, p)
-    rows.state[i] = state
-    if state == BAD:
+    # No function takes the cube here: counting references to its arrays would cost more than the row.
+    f, e = cube.flux[k, p], cube.error[k, p]
+    if inside and not cube.mask[k, p] and e > 0 and e < np.inf and abs(f) < np.inf:
+        wide = rows.flux.dtype.type(e)
+        rows.flux[i] = f
+        rows.variance[i] = wide * wide
+        rows.state[i] = HELD if cube.hold.size and cube.hold[k, p] else USED
+    else:
         rows.flux[i] = 0.0
         rows.variance[i] = 0.0
-    else:
-        e = rows.flux.dtype.type(cube.error[k, p])
-        rows.flux[i] = cube.flux[k, p]
-        rows.variance[i] = e * e
+        rows.state[i] = BAD
 
 
 @njit(cache=True, nogil=True)
@@ -151,7 +173,7 @@ def gather_own_phases(cube, pixels, extension, gain_slope, rows):
         step = oy * cube.shape[1] + ox
         for k in range(n_time):
             for s in range(n):
-                inside = o == 0 or _inside(cube, pixels[s], oy, ox)
+                inside = o == 0 or _inside(cube.shape, pixels[s], oy, ox)
                 if not inside:
                     continue
                 p = pixels[s] + step

@@ -114,187 +114,244 @@ def _store4(out, i, lanes, v0, v1, v2, v3):
 
 @njit(cache=True, nogil=True)
 def expand(moments, width, s, n, products, half, pairs):
-    """Pair products (p_y, p_x) of one vector of pixels from its moments; into `pairs`."""
+    """Pair products (p_y, p_x) of two vectors of pixels from their moments; into `pairs`.
+
+    This and the functions below take two vectors at a time: one alone would wait for its own results.
+    """
     lanes = 64 // moments.itemsize
     degrees, n_pairs = 2 * n - 1, n * (n + 1) // 2
-    for a in range(degrees):
-        for px in range(n_pairs):
-            total = splat(moments, 0.0)
-            for t in range(products.start[px], products.start[px + 1]):
-                value = splat(moments, products.value[t])
-                total = fma(value, load(moments, (a * degrees + products.degree[t]) * width + s), total)
-            store(half, (a * n_pairs + px) * lanes, total)
+    # Innermost over what shares a coefficient: the terms of one pair are too few for a loop.
+    for px in range(n_pairs):
+        first = products.start[px]
+        for t in range(first, products.start[px + 1]):
+            value = splat(moments, products.value[t])
+            source = products.degree[t] * width + s
+            for a in range(degrees):
+                i, j = (a * n_pairs + px) * 2 * lanes, source + a * degrees * width
+                u, v = value * load(moments, j), value * load(moments, j + lanes)
+                if t > first:
+                    u, v = load(half, i) + u, load(half, i + lanes) + v
+                store(half, i, u)
+                store(half, i + lanes, v)
     for py in range(n_pairs):
-        for px in range(n_pairs):
-            total = splat(moments, 0.0)
-            for t in range(products.start[py], products.start[py + 1]):
-                value = splat(moments, products.value[t])
-                total = fma(value, load(half, (products.degree[t] * n_pairs + px) * lanes), total)
-            store(pairs, (py * n_pairs + px) * lanes, total)
+        first = products.start[py]
+        for t in range(first, products.start[py + 1]):
+            value = splat(moments, products.value[t])
+            source = products.degree[t] * n_pairs
+            for px in range(n_pairs):
+                i, j = (py * n_pairs + px) * 2 * lanes, (source + px) * 2 * lanes
+                u, v = value * load(half, j), value * load(half, j + lanes)
+                if t > first:
+                    u, v = load(pairs, i) + u, load(pairs, i + lanes) + v
+                store(pairs, i, u)
+                store(pairs, i + lanes, v)
 
 
 @njit(cache=True, nogil=True)
 def contract(pairs, width, s, n, products, half, moments):
-    """Transpose of `expand`: moments of one vector of pixels from pair sums."""
+    """Transpose of `expand`: moments of two vectors of pixels from pair sums."""
     lanes = 64 // moments.itemsize
     degrees, n_pairs = 2 * n - 1, n * (n + 1) // 2
     zero = splat(moments, 0.0)
-    for i in range(degrees * n_pairs):
+    for i in range(degrees * n_pairs * 2):
         store(half, i * lanes, zero)
     for py in range(n_pairs):
         for t in range(products.start[py], products.start[py + 1]):
             value = splat(moments, products.value[t])
             row = products.degree[t] * n_pairs
             for px in range(n_pairs):
-                i = (row + px) * lanes
-                store(half, i, fma(value, load(pairs, (py * n_pairs + px) * lanes), load(half, i)))
-    for a in range(degrees):
-        for b in range(degrees):
-            store(moments, (a * degrees + b) * width + s, zero)
-        for px in range(n_pairs):
-            term = load(half, (a * n_pairs + px) * lanes)
-            for t in range(products.start[px], products.start[px + 1]):
-                i = (a * degrees + products.degree[t]) * width + s
-                store(moments, i, fma(splat(moments, products.value[t]), term, load(moments, i)))
+                i, j = (row + px) * 2 * lanes, (py * n_pairs + px) * 2 * lanes
+                store(half, i, fma(value, load(pairs, j), load(half, i)))
+                store(half, i + lanes, fma(value, load(pairs, j + lanes), load(half, i + lanes)))
+    for i in range(degrees * degrees):
+        store(moments, i * width + s, zero)
+        store(moments, i * width + s + lanes, zero)
+    for px in range(n_pairs):
+        for t in range(products.start[px], products.start[px + 1]):
+            value = splat(moments, products.value[t])
+            target = products.degree[t] * width + s
+            for a in range(degrees):
+                i, j = target + a * degrees * width, (a * n_pairs + px) * 2 * lanes
+                store(moments, i, fma(value, load(half, j), load(moments, i)))
+                store(moments, i + lanes, fma(value, load(half, j + lanes), load(moments, i + lanes)))
 
 
 @njit(cache=True, nogil=True)
-def factor(pairs, n, products, penalty, matrix):
+def factor(pairs, n, products, penalty, s, matrix):
     """Cholesky factor of N, packed lower triangle, with 1 / L_ii on the diagonal.
 
-    `penalty`, one vector in a flat array, is added to every diagonal entry but the constant's.
+    `penalty[s ...]` is added to every diagonal entry but the constant's.
     """
     lanes = 64 // matrix.itemsize
-    size, n_pairs = n * n, n * (n + 1) // 2
+    step, size, n_pairs = 2 * lanes, n * n, n * (n + 1) // 2
     for e in range(size * (size + 1) // 2):
-        store(matrix, e * lanes, load(pairs, (products.pair_y[e] * n_pairs + products.pair_x[e]) * lanes))
+        i = (products.pair_y[e] * n_pairs + products.pair_x[e]) * step
+        store(matrix, e * step, load(pairs, i))
+        store(matrix, e * step + lanes, load(pairs, i + lanes))
     for i in range(1, size):
-        e = (i * (i + 1) // 2 + i) * lanes
-        store(matrix, e, load(matrix, e) + load(penalty, 0))
+        e = (i * (i + 1) // 2 + i) * step
+        store(matrix, e, load(matrix, e) + load(penalty, s))
+        store(matrix, e + lanes, load(matrix, e + lanes) + load(penalty, s + lanes))
     one = splat(matrix, 1.0)
     for j in range(size):
-        row_j = j * (j + 1) // 2
-        pivot = load(matrix, (row_j + j) * lanes)
-        for k in range(j):
-            v = load(matrix, (row_j + k) * lanes)
-            pivot = fnma(v, v, pivot)
-        inverse = one / sqrt(pivot)
-        store(matrix, (row_j + j) * lanes, inverse)
+        row_j = j * (j + 1) // 2 * step
+        at = row_j + j * step
+        pivot, pivot_b = load(matrix, at), load(matrix, at + lanes)
+        for k in range(row_j, at, step):
+            v, w = load(matrix, k), load(matrix, k + lanes)
+            pivot, pivot_b = fnma(v, v, pivot), fnma(w, w, pivot_b)
+        inverse, inverse_b = one / sqrt(pivot), one / sqrt(pivot_b)
+        store(matrix, at, inverse)
+        store(matrix, at + lanes, inverse_b)
         i = j + 1
         while i + 3 < size:
-            r0 = i * (i + 1) // 2
-            r1 = r0 + i + 1
-            r2 = r1 + i + 2
-            r3 = r2 + i + 3
-            a0, a1 = load(matrix, (r0 + j) * lanes), load(matrix, (r1 + j) * lanes)
-            a2, a3 = load(matrix, (r2 + j) * lanes), load(matrix, (r3 + j) * lanes)
-            for k in range(j):
-                v = load(matrix, (row_j + k) * lanes)
-                a0 = fnma(load(matrix, (r0 + k) * lanes), v, a0)
-                a1 = fnma(load(matrix, (r1 + k) * lanes), v, a1)
-                a2 = fnma(load(matrix, (r2 + k) * lanes), v, a2)
-                a3 = fnma(load(matrix, (r3 + k) * lanes), v, a3)
-            store(matrix, (r0 + j) * lanes, a0 * inverse)
-            store(matrix, (r1 + j) * lanes, a1 * inverse)
-            store(matrix, (r2 + j) * lanes, a2 * inverse)
-            store(matrix, (r3 + j) * lanes, a3 * inverse)
+            r0 = i * (i + 1) // 2 * step
+            r1 = r0 + (i + 1) * step
+            r2 = r1 + (i + 2) * step
+            r3 = r2 + (i + 3) * step
+            a = j * step
+            a0, b0 = load(matrix, r0 + a), load(matrix, r0 + a + lanes)
+            a1, b1 = load(matrix, r1 + a), load(matrix, r1 + a + lanes)
+            a2, b2 = load(matrix, r2 + a), load(matrix, r2 + a + lanes)
+            a3, b3 = load(matrix, r3 + a), load(matrix, r3 + a + lanes)
+            for k in range(0, a, step):
+                v, w = load(matrix, row_j + k), load(matrix, row_j + k + lanes)
+                a0, b0 = fnma(load(matrix, r0 + k), v, a0), fnma(load(matrix, r0 + k + lanes), w, b0)
+                a1, b1 = fnma(load(matrix, r1 + k), v, a1), fnma(load(matrix, r1 + k + lanes), w, b1)
+                a2, b2 = fnma(load(matrix, r2 + k), v, a2), fnma(load(matrix, r2 + k + lanes), w, b2)
+                a3, b3 = fnma(load(matrix, r3 + k), v, a3), fnma(load(matrix, r3 + k + lanes), w, b3)
+            _store2(matrix, r0 + a, lanes, a0 * inverse, b0 * inverse_b)
+            _store2(matrix, r1 + a, lanes, a1 * inverse, b1 * inverse_b)
+            _store2(matrix, r2 + a, lanes, a2 * inverse, b2 * inverse_b)
+            _store2(matrix, r3 + a, lanes, a3 * inverse, b3 * inverse_b)
             i += 4
         while i < size:
-            r0 = i * (i + 1) // 2
-            a0 = load(matrix, (r0 + j) * lanes)
-            for k in range(j):
-                a0 = fnma(load(matrix, (r0 + k) * lanes), load(matrix, (row_j + k) * lanes), a0)
-            store(matrix, (r0 + j) * lanes, a0 * inverse)
+            r0 = i * (i + 1) // 2 * step
+            a = j * step
+            a0, b0 = load(matrix, r0 + a), load(matrix, r0 + a + lanes)
+            for k in range(0, a, step):
+                a0 = fnma(load(matrix, r0 + k), load(matrix, row_j + k), a0)
+                b0 = fnma(load(matrix, r0 + k + lanes), load(matrix, row_j + k + lanes), b0)
+            _store2(matrix, r0 + a, lanes, a0 * inverse, b0 * inverse_b)
             i += 1
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _store2(out, i, lanes, u, v):
+    store(out, i, u)
+    store(out, i + lanes, v)
 
 
 @njit(cache=True, nogil=True)
 def invert_factor(size, matrix):
     """Inverse of the factor in place: row i, column j of L^-1 at i (i + 1) / 2 + j."""
     lanes = 64 // matrix.itemsize
+    step = 2 * lanes
     zero = splat(matrix, 0.0)
     for j in range(0, size, 4):
         for c in range(j, min(j + 4, size)):
             for i in range(c + 1, min(j + 4, size)):
-                total = zero
+                a0 = b0 = zero
+                row = i * (i + 1) // 2
                 for k in range(c, i):
-                    x = load(matrix, (k * (k + 1) // 2 + c) * lanes)
-                    total = fnma(load(matrix, (i * (i + 1) // 2 + k) * lanes), x, total)
-                pivot = load(matrix, (i * (i + 1) // 2 + i) * lanes)
+                    x, v = (k * (k + 1) // 2 + c) * step, (row + k) * step
+                    a0 = fnma(load(matrix, v), load(matrix, x), a0)
+                    b0 = fnma(load(matrix, v + lanes), load(matrix, x + lanes), b0)
+                p = (row + i) * step
                 # The entries of L that later columns of this 4 x 4 corner read lie to its right.
-                store(matrix, (i * (i + 1) // 2 + c) * lanes, total * pivot)
+                _store2(matrix, (row + c) * step, lanes, a0 * load(matrix, p), b0 * load(matrix, p + lanes))
         for i in range(j + 4, size):
-            row = i * (i + 1) // 2
+            row = i * (i + 1) // 2 * step
             a0 = a1 = a2 = a3 = zero
+            b0 = b1 = b2 = b3 = zero
             for k in range(j, i):
-                v = load(matrix, (row + k) * lanes)
-                r = k * (k + 1) // 2 + j
-                a0 = fnma(v, load(matrix, r * lanes), a0)
+                v, w = load(matrix, row + k * step), load(matrix, row + k * step + lanes)
+                r = (k * (k + 1) // 2 + j) * step
+                a0, b0 = fnma(v, load(matrix, r), a0), fnma(w, load(matrix, r + lanes), b0)
                 if k > j:
-                    a1 = fnma(v, load(matrix, (r + 1) * lanes), a1)
+                    r += step
+                    a1, b1 = fnma(v, load(matrix, r), a1), fnma(w, load(matrix, r + lanes), b1)
                 if k > j + 1:
-                    a2 = fnma(v, load(matrix, (r + 2) * lanes), a2)
+                    r += step
+                    a2, b2 = fnma(v, load(matrix, r), a2), fnma(w, load(matrix, r + lanes), b2)
                 if k > j + 2:
-                    a3 = fnma(v, load(matrix, (r + 3) * lanes), a3)
-            pivot = load(matrix, (row + i) * lanes)
-            store(matrix, (row + j) * lanes, a0 * pivot)
-            store(matrix, (row + j + 1) * lanes, a1 * pivot)
-            store(matrix, (row + j + 2) * lanes, a2 * pivot)
-            store(matrix, (row + j + 3) * lanes, a3 * pivot)
+                    r += step
+                    a3, b3 = fnma(v, load(matrix, r), a3), fnma(w, load(matrix, r + lanes), b3)
+            p, q = load(matrix, row + i * step), load(matrix, row + i * step + lanes)
+            r = row + j * step
+            _store2(matrix, r, lanes, a0 * p, b0 * q)
+            _store2(matrix, r + step, lanes, a1 * p, b1 * q)
+            _store2(matrix, r + 2 * step, lanes, a2 * p, b2 * q)
+            _store2(matrix, r + 3 * step, lanes, a3 * p, b3 * q)
 
 
 @njit(cache=True, nogil=True)
 def apply_inverse(size, inverse, rhs, width, s, work, theta):
-    """theta = L^-T L^-1 rhs for one vector of pixels."""
+    """theta = L^-T L^-1 rhs for two vectors of pixels."""
     lanes = 64 // inverse.itemsize
+    step = 2 * lanes
+    zero = splat(inverse, 0.0)
     for i in range(size):
-        total = splat(inverse, 0.0)
+        a0 = b0 = zero
+        row = i * (i + 1) // 2 * step
         for k in range(i + 1):
-            total = fma(load(inverse, (i * (i + 1) // 2 + k) * lanes), load(rhs, k * width + s), total)
-        store(work, i * lanes, total)
+            e, r = row + k * step, k * width + s
+            a0 = fma(load(inverse, e), load(rhs, r), a0)
+            b0 = fma(load(inverse, e + lanes), load(rhs, r + lanes), b0)
+        _store2(work, i * step, lanes, a0, b0)
     for i in range(size):
-        total = splat(inverse, 0.0)
+        a0 = b0 = zero
         for k in range(i, size):
-            total = fma(load(inverse, (k * (k + 1) // 2 + i) * lanes), load(work, k * lanes), total)
-        store(theta, i * width + s, total)
+            e = (k * (k + 1) // 2 + i) * step
+            a0 = fma(load(inverse, e), load(work, k * step), a0)
+            b0 = fma(load(inverse, e + lanes), load(work, k * step + lanes), b0)
+        _store2(theta, i * width + s, lanes, a0, b0)
 
 
 @njit(cache=True, nogil=True)
 def inverse_pairs(n, products, inverse, pairs):
     """Entries of N^-1 = L^-T L^-1 summed over those that share a pair of polynomials in y and in x."""
     lanes = 64 // inverse.itemsize
-    size, n_pairs = n * n, n * (n + 1) // 2
-    zero, two = splat(inverse, 0.0), splat(inverse, 2.0)
-    for e in range(n_pairs * n_pairs):
+    step, size, n_pairs = 2 * lanes, n * n, n * (n + 1) // 2
+    zero, one, two = splat(inverse, 0.0), splat(inverse, 1.0), splat(inverse, 2.0)
+    for e in range(n_pairs * n_pairs * 2):
         store(pairs, e * lanes, zero)
     for i in range(size):
         row_i = i * (i + 1) // 2
         j = 0
         while j + 3 < i:
             a0 = a1 = a2 = a3 = zero
+            b0 = b1 = b2 = b3 = zero
             for k in range(i, size):
-                r = k * (k + 1) // 2
-                v = load(inverse, (r + i) * lanes)
-                a0 = fma(v, load(inverse, (r + j) * lanes), a0)
-                a1 = fma(v, load(inverse, (r + j + 1) * lanes), a1)
-                a2 = fma(v, load(inverse, (r + j + 2) * lanes), a2)
-                a3 = fma(v, load(inverse, (r + j + 3) * lanes), a3)
-            _add_pair(pairs, products, n_pairs, row_i + j, two, a0, lanes)
-            _add_pair(pairs, products, n_pairs, row_i + j + 1, two, a1, lanes)
-            _add_pair(pairs, products, n_pairs, row_i + j + 2, two, a2, lanes)
-            _add_pair(pairs, products, n_pairs, row_i + j + 3, two, a3, lanes)
+                row = k * (k + 1) // 2 * step
+                v, w = load(inverse, row + i * step), load(inverse, row + i * step + lanes)
+                r = row + j * step
+                a0, b0 = fma(v, load(inverse, r), a0), fma(w, load(inverse, r + lanes), b0)
+                r += step
+                a1, b1 = fma(v, load(inverse, r), a1), fma(w, load(inverse, r + lanes), b1)
+                r += step
+                a2, b2 = fma(v, load(inverse, r), a2), fma(w, load(inverse, r + lanes), b2)
+                r += step
+                a3, b3 = fma(v, load(inverse, r), a3), fma(w, load(inverse, r + lanes), b3)
+            _add_pair(pairs, products, n_pairs, row_i + j, two, a0, b0, lanes)
+            _add_pair(pairs, products, n_pairs, row_i + j + 1, two, a1, b1, lanes)
+            _add_pair(pairs, products, n_pairs, row_i + j + 2, two, a2, b2, lanes)
+            _add_pair(pairs, products, n_pairs, row_i + j + 3, two, a3, b3, lanes)
             j += 4
         while j <= i:
-            total = zero
+            a0 = b0 = zero
             for k in range(i, size):
-                r = k * (k + 1) // 2
-                total = fma(load(inverse, (r + i) * lanes), load(inverse, (r + j) * lanes), total)
-            weight = splat(inverse, 1.0) if j == i else two
-            _add_pair(pairs, products, n_pairs, row_i + j, weight, total, lanes)
+                row = k * (k + 1) // 2 * step
+                r, q = row + i * step, row + j * step
+                a0 = fma(load(inverse, r), load(inverse, q), a0)
+                b0 = fma(load(inverse, r + lanes), load(inverse, q + lanes), b0)
+            weight = one if j == i else two
+            _add_pair(pairs, products, n_pairs, row_i + j, weight, a0, b0, lanes)
             j += 1
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _add_pair(pairs, products, n_pairs, entry, weight, value, lanes):
-    i = (products.pair_y[entry] * n_pairs + products.pair_x[entry]) * lanes
-    store(pairs, i, fma(weight, value, load(pairs, i)))
+def _add_pair(pairs, products, n_pairs, entry, weight, u, v, lanes):
+    i = (products.pair_y[entry] * n_pairs + products.pair_x[entry]) * 2 * lanes
+    store(pairs, i, fma(weight, u, load(pairs, i)))
+    store(pairs, i + lanes, fma(weight, v, load(pairs, i + lanes)))

@@ -12,17 +12,27 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic as _numba_intrinsic
 from numba.extending import lower_builtin, models, register_model
+from numpy.typing import DTypeLike, NDArray
 
 VECTOR_BYTES = 64
 
 # Untyped: the functions below are called without the typing context that they are written with.
 intrinsic: Any = _numba_intrinsic
+
+
+def aligned_zeros(n: int, dtype: DTypeLike) -> NDArray[Any]:
+    """Flat array that starts on a cache line, so that no vector lies across two."""
+    kind = np.dtype(dtype)
+    raw = np.zeros(n * kind.itemsize + VECTOR_BYTES, np.uint8)
+    start = -raw.ctypes.data % VECTOR_BYTES
+    return raw[start : start + n * kind.itemsize].view(kind)
 
 
 class Vector(types.Type):
@@ -182,3 +192,58 @@ def any_greater(typingctx, a, b):
         return builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(a.lanes), 0))
 
     return types.boolean(a, a), codegen
+
+
+def _narrow(array_type, lanes):
+    """LLVM vector of `lanes` elements as they lie in an array of float32, float64 or bool."""
+    if isinstance(array_type.dtype, types.Boolean):
+        return ir.VectorType(ir.IntType(8), lanes), 1
+    size = array_type.dtype.bitwidth // 8
+    return ir.VectorType(ir.FloatType() if size == 4 else ir.DoubleType(), lanes), size
+
+
+def _row_pointer(context, builder, array_type, array, row, column, llvm):
+    """Pointer to element [row, column] of a contiguous two-dimensional array."""
+    parts = context.make_array(array_type)(context, builder, array)
+    stride = builder.extract_value(parts.strides, 0)
+    start = builder.add(builder.ptrtoint(parts.data, stride.type), builder.mul(row, stride))
+    pointer = builder.inttoptr(start, parts.data.type)
+    return builder.bitcast(builder.gep(pointer, [column]), llvm.as_pointer())
+
+
+@intrinsic
+def load_row(typingctx, like, array, row, column):
+    """Vector, of the type of array `like`, of array[row, column ...] in float32, float64 or bool (1 or 0)."""
+    vector = Vector(like.dtype)
+
+    def codegen(context, builder, sig, args):
+        narrow, size = _narrow(array, vector.lanes)
+        value = builder.load(_row_pointer(context, builder, sig.args[1], *args[1:], narrow))
+        value.align = size
+        wide = _llvm(vector)
+        if size == 1:
+            return builder.uitofp(value, wide)
+        if narrow == wide:
+            return value
+        return builder.fpext(value, wide) if size == 4 else builder.fptrunc(value, wide)
+
+    return vector(like, array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def store_row(typingctx, array, row, column, value):
+    """Write a vector to array[row, column ...] in float32, float64 or bool (value > 0)."""
+
+    def codegen(context, builder, sig, args):
+        narrow, size = _narrow(array, value.lanes)
+        pointer = _row_pointer(context, builder, sig.args[0], *args[:3], narrow)
+        wide, out = _llvm(value), args[3]
+        if size == 1:
+            zero = ir.Constant(wide, [0.0] * value.lanes)
+            out = builder.zext(builder.fcmp_ordered(">", out, zero), narrow)
+        elif narrow != wide:
+            out = builder.fptrunc(out, narrow) if size == 4 else builder.fpext(out, narrow)
+        builder.store(out, pointer).align = size
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, value), codegen
