@@ -233,7 +233,7 @@ class Pipeline:
     def _events(self) -> list[Event]:
         """Decide which candidates are events and write their list."""
         found = self.engine.payloads("detect", self.units)
-        thresholds = found[0]["thresholds"] if found else []
+        thresholds = (np.array(found[0]["thresholds"]) * detect.noise_factors(found)).tolist()
         measured = self.engine.payloads("candidates", candidates.units(self.field, self.peaks))
         events = candidates.combine(measured, thresholds, self.field, self.config)
         candidates.write_events(self.field, self.config.method, events)

@@ -125,12 +125,12 @@ def light_curve(
 
 
 def relative_table(found: RelativeLightCurve) -> Table:
-    """A relative light curve as a table: PSF photometry, and apertures on the same frames beside it."""
+    """A relative light curve as a table: from differences, and apertures on the same frames beside it."""
     table = Table(
         {
             "time": found.time,
-            "flux": found.psf.flux,
-            "error": found.psf.error,
+            "flux": found.difference.flux,
+            "error": found.difference.error,
             "flags": found.flags,
             "aperture_flux": found.aperture.flux,
             "aperture_error": found.aperture.error,
@@ -138,7 +138,7 @@ def relative_table(found: RelativeLightCurve) -> Table:
     )
     table["time"].unit = "d"
     table.meta["reference_flux"] = found.reference_flux
-    table.meta["comparisons"] = len(found.psf.comparisons)
+    table.meta["comparisons"] = len(found.difference.comparisons)
     return table
 
 
@@ -148,7 +148,7 @@ def write_relative(field: Field, config: Config, item: dict[str, Any]) -> None:
     document: dict[str, Any] = {name: np.asarray(table[name]).tolist() for name in table.colnames}
     document["name"] = str(item["object_id"])
     document["comparison stars"] = int(table.meta["comparisons"])
-    for name, words in (("flux", "PSF photometry"), ("aperture_flux", "aperture photometry")):
+    for name, words in (("flux", "difference photometry"), ("aperture_flux", "aperture photometry")):
         good = np.isfinite(table[name]) & (np.asarray(table["flags"]) == 0)
         steps = np.diff(np.asarray(table[name])[good])
         # Differences of neighbours do not know a transit or a slope.

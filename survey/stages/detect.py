@@ -26,6 +26,8 @@ MAX_STAMP = 9
 MAX_PEAKS = 20000
 # Signal to noise of one sample from which on errors of the model may exceed the noise.
 BRIGHT = 20.0
+# Excess of the S/N's width over 1 that is put down to the model.
+NOISE_TOLERANCE = 0.15
 # Places of the field over which the reference's share of an event is averaged where phases vary.
 PLACES = 4
 
@@ -202,10 +204,25 @@ def _robust_width(snr: NDArray[np.float32]) -> float:
     return float((high - low) / 1.349)
 
 
+def noise_factors(payloads: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
+    """Width of the field's S/N per scale where it is more than noise, else 1.
+
+    Where the model is wrong everywhere (a PSF or a sky that changes from frame to frame) the residuals are
+    correlated, and S/N in units of their own scatter is the honest one.
+    """
+    widths = np.array([payload["noise"] for payload in payloads], float)
+    middle = np.nanmedian(widths, axis=0)
+    return np.where(middle > 1 + NOISE_TOLERANCE, middle, 1.0)
+
+
 def merged(payloads: Sequence[dict[str, Any]], config: Config) -> NDArray[np.void]:
     """The field's peaks, one an event, best S/N first."""
     rows = [tuple(row) for payload in payloads for row in payload["candidates"]]
-    return merge_peaks(np.array(rows, PEAK_DTYPE))[: config.detect.max_events]
+    peaks = np.array(rows, PEAK_DTYPE)
+    factor = noise_factors(payloads)[peaks["scale"]]
+    threshold = np.array(payloads[0]["thresholds"])[peaks["scale"]]
+    kept = np.abs(peaks["snr"]) >= threshold * factor
+    return merge_peaks(peaks[kept])[: config.detect.max_events]
 
 
 def to_days(frames: xr.Dataset, config: Config, value: float, sigma: float) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Light curves relative to comparison stars: PSF photometry of differences beside plain apertures."""
+"""Light curves relative to comparison stars: photometry of differences beside plain apertures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from survey.config import Config
 from survey.io.store import Field
 from survey.kernels.aperture import EnsembleLightCurve, aperture_flux, ensemble_light_curve
 from survey.kernels.psf import EffectivePSF
+from survey.kernels.reference import ReferenceFit
 from survey.stages.calibrated import read_calibrated
 from survey.stages.photometry import measure, read_window
 from survey.tiles import Window
@@ -23,6 +24,8 @@ MIN_DISTANCE = 12.0
 BRIGHTNESS = (0.1, 10.0)
 # Aperture radius and sky ring in units of the PSF's FWHM; the ring is three pixels wide at least.
 APERTURE = 1.7
+# Relative scatter of the PSF's width over the frames from on which differences are summed, not fitted.
+STEADY = 0.03
 RING = (3.0, 5.0)
 
 
@@ -32,9 +35,10 @@ class RelativeLightCurve:
 
     Parameters
     ----------
-    psf, aperture : EnsembleLightCurve
-        From PSF photometry of the differences plus the reference flux, and from apertures on the same
-        calibrated frames, both with the same candidates for comparison.
+    difference, aperture : EnsembleLightCurve
+        From photometry of the differences plus the reference flux (PSF-fitted, or summed in an aperture
+        where the PSF changes), and from apertures on the same calibrated frames, both with the same
+        candidates for comparison.
     reference_flux : float
         Of the target.
     flags : int array (time,)
@@ -42,7 +46,7 @@ class RelativeLightCurve:
     """
 
     time: NDArray[np.float64]
-    psf: EnsembleLightCurve
+    difference: EnsembleLightCurve
     aperture: EnsembleLightCurve
     reference_flux: float
     flags: NDArray[np.int32]
@@ -80,28 +84,89 @@ def _total_flux(
     return found["flux"] + found["reference_flux"], found["error"], found
 
 
+@dataclass
+class _Aperture:
+    """Radius and sky ring in pixels."""
+
+    radius: float
+    ring: tuple[float, float]
+
+    @classmethod
+    def of(cls, fwhm: float) -> _Aperture:
+        return cls(APERTURE * fwhm, (RING[0] * fwhm, max(RING[1] * fwhm, RING[0] * fwhm + 3)))
+
+    @property
+    def half(self) -> int:
+        """Half the edge of a window that holds it."""
+        return int(np.ceil(self.ring[1])) + 2
+
+    def measure(
+        self,
+        flux: NDArray[Any],
+        error: NDArray[Any],
+        mask: NDArray[np.bool_],
+        phase_y: NDArray[np.float64],
+        phase_x: NDArray[np.float64],
+        place: tuple[float, float],
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Sums (time,) at the star's true place in every placed frame."""
+        row, column = place
+        sums, errors = np.full(len(flux), np.nan), np.full(len(flux), np.nan)
+        for k in range(len(flux)):
+            if mask[k].all():
+                continue
+            py, px = phase_y[k], phase_x[k]
+            if np.ndim(py):
+                inside = (
+                    min(max(round(row), 0), py.shape[0] - 1),
+                    min(max(round(column), 0), py.shape[1] - 1),
+                )
+                py, px = py[inside], px[inside]
+            image = np.where(mask[k], 0.0, flux[k]).astype(np.float64)
+            sigma = np.where(mask[k], 1.0, error[k]).astype(np.float64)
+            f, e = aperture_flux(image, sigma, mask[k], [column - px], [row - py], self.radius, self.ring)
+            sums[k], errors[k] = f[0], e[0]
+        return sums, errors
+
+
 def _aperture(
     field: Field, y: float, x: float, fwhm: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Aperture flux of every calibrated frame at the star's true place in it."""
-    radius = APERTURE * fwhm
-    ring = (RING[0] * fwhm, max(RING[1] * fwhm, RING[0] * fwhm + 3))
-    window = _cut(field, y, x, int(np.ceil(ring[1])) + 2)
+    """Aperture flux in every calibrated frame."""
+    aperture = _Aperture.of(fwhm)
+    window = _cut(field, y, x, aperture.half)
     data = read_calibrated(field, window)
-    row, column = y - window[0].start, x - window[1].start
-    flux, error = np.full(len(data.time), np.nan), np.full(len(data.time), np.nan)
-    for k in range(len(data.time)):
-        if data.mask[k].all():
-            continue
-        py, px = data.phase_y[k], data.phase_x[k]
-        if np.ndim(py):
-            inside = (min(max(round(row), 0), py.shape[0] - 1), min(max(round(column), 0), py.shape[1] - 1))
-            py, px = py[inside], px[inside]
-        image = np.where(data.mask[k], 0.0, data.flux[k]).astype(np.float64)
-        sigma = np.where(data.mask[k], 1.0, data.error[k]).astype(np.float64)
-        f, e = aperture_flux(image, sigma, data.mask[k], [column - px], [row - py], radius, ring)
-        flux[k], error[k] = f[0], e[0]
-    return flux, error
+    place = (y - window[0].start, x - window[1].start)
+    return aperture.measure(data.flux, data.error, data.mask, data.phase_y, data.phase_x, place)
+
+
+def _difference_aperture(
+    field: Field, found: dict[str, Any], config: Config, fwhm: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Aperture sum of the differences plus that of the reference.
+
+    Where the PSF changes from frame to frame, a difference holds light moved from the core to the wings:
+    a PSF fit takes it for flux, a wide aperture does not.
+    """
+    aperture = _Aperture.of(fwhm)
+    window = _cut(field, found["y"], found["x"], aperture.half)
+    data = read_window(field, window, config, ())
+    place = (found["y"] - window[0].start, found["x"] - window[1].start)
+    arrays = data.arrays
+    flux, error = aperture.measure(
+        arrays["flux"], arrays["error"], arrays["mask"], data.phase_y, data.phase_x, place
+    )
+    assert data.coefficients is not None
+    valid = np.any(data.coefficients != 0, axis=(2, 3))
+    fit = ReferenceFit(
+        data.coefficients, np.zeros(valid.shape, int), np.zeros(valid.shape), valid, data.extension
+    )
+    zero = np.zeros(1)
+    image = fit.evaluate(zero, zero)
+    bad = ~np.isfinite(image)
+    reference, _ = aperture.measure(np.where(bad, 0.0, image), np.ones_like(image), bad, zero, zero, place)
+    found["reference_flux"] = float(reference[0])
+    return flux + reference[0], error
 
 
 def relative_light_curve(
@@ -118,6 +183,8 @@ def relative_light_curve(
     stars = comparison_stars(field, item["y"], item["x"])
     items = [item, *({"y": y, "x": x, "refine": True} for y, x in stars)]
     curves = [_total_flux(field, psf, it, config) for it in items]
+    if np.nanstd(field.frames()["psf_fwhm"].values) > STEADY * fwhm:
+        curves = [(*_difference_aperture(field, c[2], config, fwhm), c[2]) for c in curves]
     target = curves[0][2]
     places = [(c[2]["y"], c[2]["x"]) for c in curves]
     apertures = [_aperture(field, y, x, fwhm) for y, x in places]

@@ -16,7 +16,7 @@ from survey.run.api import run
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-# Mid-transit by the published ephemeris (JD 2455867.4027 + 1042 x 2.1500082 d, less the light travel time), MJD,
+# Mid-transit by the published ephemeris (JD 2455867.4027 + 1042 x 2.1500082 d, less the light time), MJD,
 # and half of first to fourth contact.
 MID_TRANSIT, HALF = 58107.2088, 0.0615
 INGRESS, EGRESS = MID_TRANSIT - HALF, MID_TRANSIT + HALF
