@@ -1,0 +1,95 @@
+"""The notebooks run from the first cell to the last, by this Python, and are stored without outputs."""
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+nbclient = pytest.importorskip("nbclient", reason="notebooks need nbclient: pip install '.[dev]'")
+jupyter_client = pytest.importorskip("jupyter_client", reason="notebooks need Jupyter's client")
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+class ThisPython(jupyter_client.kernelspec.KernelSpecManager):
+    """Knows one kernel: the Python that runs the tests, whatever kernels the machine has."""
+
+    def get_kernel_spec(self, kernel_name):
+        return jupyter_client.kernelspec.KernelSpec(
+            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            display_name=kernel_name,
+            language="python",
+        )
+
+
+class ThisKernel(jupyter_client.AsyncKernelManager):
+    """Starts that kernel."""
+
+    def _kernel_spec_manager_default(self):
+        return ThisPython(parent=self)
+
+
+def execute(path, folder, monkeypatch):
+    """Run a notebook in a folder of its own and return it with its outputs."""
+    monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
+    # Fields are made in the system's temporary folder: here it is the test's.
+    monkeypatch.setenv("TMPDIR", str(folder))
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("import sys\n\nsys.executable"))
+    client = nbclient.NotebookClient(
+        notebook,
+        kernel_manager_class=ThisKernel,
+        timeout=500,
+        resources={"metadata": {"path": str(folder)}},
+    )
+    client.execute()
+    assert notebook.cells[0].outputs[0].data["text/plain"] == repr(sys.executable)
+    return notebook
+
+
+def outputs(notebook, *kinds):
+    return [
+        output
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if output.output_type in kinds
+    ]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+# The first run on a machine compiles the kernels, in two processes; later ones take half a minute.
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore:Parsing dates involving a day of month:DeprecationWarning:jupyter_client")
+def test_quickstart_runs(tmp_path, monkeypatch):
+    path = next(path for path in NOTEBOOKS if path.stem == "quickstart")
+    notebook = execute(path, tmp_path, monkeypatch)
+    shown = "\n".join(
+        str(output.data.get("text/plain", "")) for output in outputs(notebook, "execute_result")
+    )
+    assert "72 frames taken, 0 left out; run done" in shown
+    # The three simulated events are found, each within a fifth of a pixel (of 110 mas) of the truth.
+    rows = [line.split() for line in shown.splitlines() if re.match(r"\s*E\d+ +event ", line)]
+    events = [(row[-2], float(row[-1])) for row in rows]
+    assert len(events) == 3
+    assert all(kind == "microlensing" and distance < 22 for kind, distance in events)
+    mean, scatter = map(float, re.search(r"mean ([-+.\d]+), scatter ([.\d]+)", shown).groups())
+    assert abs(mean) < 0.01
+    assert scatter == pytest.approx(1, abs=0.03)
+    assert re.search(r"[1-9]\d* of 2304 pixels of this tile were fitted again", shown)
+    assert sum("image/png" in output.data for output in outputs(notebook, "display_data")) == 2
+    complaints = "".join(output.text for output in outputs(notebook, "stream") if output.name == "stderr")
+    assert "Warning:" not in complaints
+    assert not list(tmp_path.glob("survey-*")), "the notebook leaves its field behind"
