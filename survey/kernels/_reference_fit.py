@@ -184,7 +184,7 @@ def _panels(n):
     return (n + PANEL - 1) // PANEL
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _legendre(rows, plan, i, work):
     """Legendre polynomials of one row, y then x, for one vector of pixels; into work.basis."""
     lanes = 64 // rows.flux.itemsize

@@ -64,6 +64,14 @@ LANE_ARRAYS = 9
 
 
 @njit(cache=True, nogil=True)
+def sample_state(flux, error, bad, held):
+    """State of one sample as given."""
+    if bad or not (error > 0 and error < np.inf and abs(flux) < np.inf):
+        return BAD
+    return HELD if held else USED
+
+
+@njit(cache=True, nogil=True)
 def _inside(shape, p, oy, ox):
     y, x = p // shape[1] + oy, p % shape[1] + ox
     return 0 <= y < shape[0] and 0 <= x < shape[1]
@@ -92,18 +100,7 @@ def gather_shared(cube, pixels, own_ok, extra, gain_slope, rows):
     if run:
         _gather_run(cube, pixels[0], own_ok, extra, inside, rows)
         return n_rows
-    for r in range(n_rows):
-        k, o, step = r, 4, 0
-        if r >= n_time:
-            k = extra[r - n_time, 0]
-            o = (extra[r - n_time, 1] + 1) * 3 + extra[r - n_time, 2] + 1
-            step = extra[r - n_time, 1] * nx + extra[r - n_time, 2]
-        elif not own_ok[r]:
-            continue
-        for s in range(n):
-            there = inside[o, s] > 0
-            _put(cube, k, pixels[s] + step if there else 0, there, rows, r * WIDTH + s)
-        _clear(rows, r * WIDTH + n, WIDTH - n)
+    _gather_scattered(cube, pixels, own_ok, extra, inside, rows)
     return n_rows
 
 
@@ -137,19 +134,30 @@ def _gather_run(cube, start, own_ok, extra, inside, rows):
             store(rows.state, i, good)
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _put(cube, k, p, inside, rows, i):
-    # No function takes the cube here: counting references to its arrays would cost more than the row.
-    f, e = cube.flux[k, p], cube.error[k, p]
-    if inside and not cube.mask[k, p] and e > 0 and e < np.inf and abs(f) < np.inf:
-        wide = rows.flux.dtype.type(e)
-        rows.flux[i] = f
-        rows.variance[i] = wide * wide
-        rows.state[i] = HELD if cube.hold.size and cube.hold[k, p] else USED
-    else:
-        rows.flux[i] = 0.0
-        rows.variance[i] = 0.0
-        rows.state[i] = BAD
+@njit(cache=True, nogil=True)
+def _gather_scattered(cube, pixels, own_ok, extra, inside, rows):
+    """Any pixels, one by one."""
+    # An attribute in an inner loop counts a reference each time: all arrays get a name first.
+    n_time, n, nx = cube.flux.shape[0], len(pixels), cube.shape[1]
+    flux, error, mask, hold = cube.flux, cube.error, cube.mask, cube.hold
+    out_flux, out_variance, out_state = rows.flux, rows.variance, rows.state
+    for r in range(n_time + len(extra)):
+        k, o, step = r, 4, 0
+        if r >= n_time:
+            k = extra[r - n_time, 0]
+            o = (extra[r - n_time, 1] + 1) * 3 + extra[r - n_time, 2] + 1
+            step = extra[r - n_time, 1] * nx + extra[r - n_time, 2]
+        for s in range(WIDTH):
+            f, e, state = 0.0, 0.0, BAD
+            if s < n and inside[o, s] > 0 and (r >= n_time or own_ok[r]):
+                p = pixels[s] + step
+                f, e = flux[k, p], error[k, p]
+                state = sample_state(f, e, mask[k, p], hold.size > 0 and hold[k, p])
+            good = state != BAD
+            i = r * WIDTH + s
+            out_flux[i] = f if good else 0.0
+            out_variance[i] = e * e if good else 0.0
+            out_state[i] = state
 
 
 @njit(cache=True, nogil=True)
@@ -164,20 +172,26 @@ def _clear(rows, first, n):
 def gather_own_phases(cube, pixels, extension, gain_slope, rows):
     """Rows where every sample has its own phase; each pixel lists the neighbours' samples it can use."""
     n_time, n = cube.flux.shape[0], len(pixels)
+    flux, error, mask, hold = cube.flux, cube.error, cube.mask, cube.hold
+    phase_y, phase_x = cube.phase_y, cube.phase_x
+    out_flux, out_variance, out_state, out_slope = rows.flux, rows.variance, rows.state, rows.slope
+    out_y, out_x = rows.y, rows.x
     scale, limit = 2.0 / extension, extension / 2 + EDGE
     count = np.full(WIDTH, n_time)
+    there = np.ones(WIDTH, np.bool_)
     for o in range(9):
         # The pixel's own samples come first, in place of the grid's centre.
         cell = 4 if o == 0 else (0 if o == 4 else o)
         oy, ox = cell // 3 - 1, cell % 3 - 1
         step = oy * cube.shape[1] + ox
+        for s in range(n):
+            there[s] = _inside(cube.shape, pixels[s], oy, ox)
         for k in range(n_time):
             for s in range(n):
-                inside = o == 0 or _inside(cube.shape, pixels[s], oy, ox)
-                if not inside:
+                if not there[s]:
                     continue
                 p = pixels[s] + step
-                y, x = cube.phase_y[k, p] + oy, cube.phase_x[k, p] + ox
+                y, x = phase_y[k, p] + oy, phase_x[k, p] + ox
                 inside = abs(y) <= limit and abs(x) <= limit
                 if o > 0 and not inside:
                     continue
@@ -186,22 +200,28 @@ def gather_own_phases(cube, pixels, extension, gain_slope, rows):
                     r = count[s]
                     count[s] += 1
                 i = r * WIDTH + s
-                _put(cube, k, p, inside, rows, i)
-                rows.y[i] = y * scale if inside else 0.0
-                rows.x[i] = x * scale if inside else 0.0
+                f, e = flux[k, p], 1.0 * error[k, p]
+                state = BAD
+                if inside:
+                    state = sample_state(f, e, mask[k, p], hold.size > 0 and hold[k, p])
+                good = state != BAD
+                out_flux[i] = f if good else 0.0
+                out_variance[i] = e * e if good else 0.0
+                out_state[i] = state
+                out_y[i] = y * scale if inside else 0.0
+                out_x[i] = x * scale if inside else 0.0
                 if gain_slope.size:
-                    rows.slope[i] = gain_slope[k]
+                    out_slope[i] = gain_slope[k]
     n_rows = n_time
     for s in range(n):
         n_rows = max(n_rows, count[s])
     for s in range(WIDTH):
         for r in range(count[s] if s < n else 0, n_rows):
             i = r * WIDTH + s
-            _clear(rows, i, 1)
-            rows.y[i] = 0.0
-            rows.x[i] = 0.0
+            out_flux[i] = out_variance[i] = out_y[i] = out_x[i] = 0.0
+            out_state[i] = BAD
             if gain_slope.size:
-                rows.slope[i] = 0.0
+                out_slope[i] = 0.0
     return n_rows
 
 
