@@ -46,7 +46,7 @@ def test_search_speed(dtype, field, record_property):
             find_peaks(result, threshold)
 
     cost = best_seconds(search) / flux.size * 1e6
-    print(f"search {dtype}, phases {'per pixel' if field else 'per frame'}: {cost:.4f} us/px/image")  # noqa: T201
+    print(f"search {dtype}, phases {'per pixel' if field else 'per frame'}: {cost:.4f} us/px/image")
     record_property("us_per_pixel_per_image", cost)
     # The order's figure is 0.03 for one phase a frame; fields of phases gather from a table.
     assert cost < (0.06 if field else 0.03), f"{cost:.4f} us per pixel and image"

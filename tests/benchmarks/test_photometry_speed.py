@@ -38,5 +38,5 @@ def test_photometry_takes_10_ms_a_star(signal_to_noise, per_pixel, record_proper
         photometry(data)
     milliseconds = 1e3 * (time.perf_counter() - start) / STARS
     record_property("milliseconds_a_star", round(milliseconds, 2))
-    print(f"\n{milliseconds:.2f} ms a star (S/N {signal_to_noise}, {SIZE}x{SIZE} px)")  # noqa: T201
+    print(f"\n{milliseconds:.2f} ms a star (S/N {signal_to_noise}, {SIZE}x{SIZE} px)")
     assert milliseconds <= 10

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from survey.io.ledger import FieldBusyError, Ledger, Lease
+from survey.io.ledger import FieldBusyError, Lease, Ledger
 
 
 def test_records_survive_and_later_ones_win(tmp_path):
