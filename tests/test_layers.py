@@ -1,4 +1,4 @@
-"""Imports run downward only: cli, service -> run -> stages -> io -> schema, config, tiles; kernels know nobody."""
+"""Imports run downward only, from cli to kernels, which know nobody."""
 
 import ast
 from pathlib import Path
