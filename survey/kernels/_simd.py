@@ -218,7 +218,7 @@ def load_row(typingctx, like, array, row, column):
 
     def codegen(context, builder, sig, args):
         narrow, size = _narrow(array, vector.lanes)
-        value = builder.load(_row_pointer(context, builder, sig.args[1], *args[1:], narrow))
+        value = builder.load(_row_pointer(context, builder, sig.args[1], args[1], args[2], args[3], narrow))
         value.align = size
         wide = _llvm(vector)
         if size == 1:
@@ -236,7 +236,7 @@ def store_row(typingctx, array, row, column, value):
 
     def codegen(context, builder, sig, args):
         narrow, size = _narrow(array, value.lanes)
-        pointer = _row_pointer(context, builder, sig.args[0], *args[:3], narrow)
+        pointer = _row_pointer(context, builder, sig.args[0], args[0], args[1], args[2], narrow)
         wide, out = _llvm(value), args[3]
         if size == 1:
             zero = ir.Constant(wide, [0.0] * value.lanes)

@@ -24,8 +24,9 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from scipy.ndimage import binary_dilation, generate_binary_structure
 
 from survey.kernels import _reference_fit as _fit
+from survey.kernels._reference_gather import Cube
 from survey.kernels._reference_model import Difference, Mask, ReferenceFit
-from survey.kernels._reference_rows import Cube
+from survey.kernels._reference_plan import Settings, make_plan
 
 __all__ = [
     "Difference",
@@ -77,6 +78,7 @@ def difference_images(
     gain: ArrayLike | None = None,
     grow: int = 0,
     keep_normal: bool = False,
+    prior: ReferenceFit | None = None,
     dtype: DTypeLike = np.float64,
 ) -> Difference:
     """Fit the reference, clip outliers, and difference every sample against a reference without it.
@@ -115,6 +117,9 @@ def difference_images(
         Pixels by which bad samples spread in their image.
     keep_normal : bool
         Keep the sums from which a later night can go on.
+    prior : ReferenceFit, optional
+        Reference of earlier images with its sums: these images are added to it, and differenced against
+        the sum. `n_used` counts both; `chi2` is that of the new images.
     dtype : float64 or float32
         Precision of the sums; products have the precision of `flux`.
 
@@ -137,21 +142,15 @@ def difference_images(
     1
     """
     _check_settings(n_basis, extension, ridge, iterations, clip, dtype)
-    cube, settings = _checked(flux, error, mask, phase_y, phase_x, fit_mask, gain, grow)
+    cube, phases, slope = _checked(flux, error, mask, phase_y, phase_x, fit_mask, gain, grow)
     shape = (cube.flux.shape[0], *cube.shape)
-    plan = _fit.make_plan(
-        *settings,
-        n_time=shape[0],
-        n=n_basis,
-        extension=extension,
-        ridge=ridge,
-        iterations=iterations,
-        clip=clip,
-        positive_only=positive_only,
-        dtype=np.dtype(dtype),
-    )
-    least = n_basis**2 if min_images is None else min_images
-    out = _fit.fit(cube, plan, np.dtype(dtype), least, leave_one_out, keep_normal)
+    settings = Settings(
+        n_basis, extension, ridge, iterations, clip, positive_only, leave_one_out,
+        n_basis**2 if min_images is None else min_images,
+    )  # fmt: skip
+    earlier = None if prior is None else _prior_sums(prior, cube.shape, settings)
+    plan = make_plan(phases[0], phases[1], shape[0], settings, slope, earlier, np.dtype(dtype))
+    out = _fit.fit(cube, plan, np.dtype(dtype), keep_normal)
     image, degrees = cube.shape, 2 * n_basis - 1
     valid = out.valid.reshape(image)
     reference = ReferenceFit(
@@ -252,7 +251,7 @@ def _check_settings(n_basis, extension, ridge, iterations, clip, dtype):
 
 
 def _checked(flux, error, mask, phase_y, phase_x, fit_mask, gain, grow):
-    """Cube with flat pixels; (phase_y, phase_x, slope) as the plan wants them."""
+    """Cube with flat pixels, phases of one shape, and the slope of the variance where the gain is known."""
     flux, error = np.asarray(flux), np.asarray(error)
     if flux.ndim != 3 or error.shape != flux.shape:
         raise ValueError(f"flux {flux.shape} and error {error.shape} must be (time, y, x) of one shape")
@@ -281,7 +280,22 @@ def _checked(flux, error, mask, phase_y, phase_x, fit_mask, gain, grow):
         flat(phases[0], float), flat(phases[1], float), (image[0], image[1]),
     )  # fmt: skip
     slope = None if gain is None else np.broadcast_to(1.0 / np.asarray(gain, float), (n_time,))
-    return cube, (phases[0], phases[1], slope)
+    return cube, phases, slope
+
+
+def _prior_sums(prior, image, settings):
+    """Sums of an earlier reference, pixels flat."""
+    if prior.normal is None or prior.moment is None:
+        raise ValueError("the prior reference kept no sums; fit it with keep_normal=True")
+    if prior.valid.shape != image or (prior.n_basis, prior.extension) != settings[:2]:
+        raise ValueError(
+            f"prior reference {prior.valid.shape}, n_basis {prior.n_basis}, extension {prior.extension} "
+            f"does not match {image}, {settings.n_basis}, {settings.extension}"
+        )
+    n_pixels = image[0] * image[1]
+    known = np.where(prior.valid, prior.n_used, 0)
+    arrays = (prior.normal, prior.moment, prior.coefficients)
+    return *(a.reshape(n_pixels, -1) for a in arrays), known.ravel()
 
 
 def _bad(flux, error, mask):

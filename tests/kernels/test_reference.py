@@ -259,6 +259,31 @@ def test_normal_matrices_give_the_coefficients():
         fit_reference(*cube.data).normal_matrix()
 
 
+def test_a_later_night_adds_to_the_sums_of_the_first():
+    cube = crowded_cube(9, 96, errors="true", brightest=1e4)
+    cube.mask[:70, 4, 4] = True
+    first, second = (
+        (cube.flux[t], cube.error[t], cube.mask[t], cube.phase_y[t], cube.phase_x[t])
+        for t in (slice(0, 60), slice(60, 96))
+    )
+    settings = {"gain": np.inf, "iterations": 0, "keep_normal": True, "ridge": 0.0}
+    together = difference_images(*cube.data, **settings)
+    earlier = fit_reference(*first, **{k: v for k, v in settings.items() if k != "iterations"})
+    appended = difference_images(*second, **settings, prior=earlier)
+    valid = together.reference.valid
+    np.testing.assert_array_equal(appended.reference.valid, valid)
+    np.testing.assert_array_equal(appended.reference.n_used[valid], together.reference.n_used[valid])
+    np.testing.assert_allclose(
+        appended.reference.coefficients[valid], together.reference.coefficients[valid], rtol=1e-7, atol=1e-6
+    )
+    np.testing.assert_allclose(appended.flux, together.flux[60:], rtol=1e-7, atol=1e-6)
+    np.testing.assert_allclose(appended.error, together.error[60:], rtol=1e-7)
+    with pytest.raises(ValueError, match="keep_normal=True"):
+        difference_images(*second, prior=fit_reference(*first))
+    with pytest.raises(ValueError, match="does not match"):
+        difference_images(*second, prior=earlier, extension=1.1)
+
+
 def test_ridge_leaves_well_determined_fits_alone():
     cube = crowded_cube(6, 96)
     with_ridge, without = (fit_reference(*cube.data, ridge=r) for r in (1e-6, 0.0))
