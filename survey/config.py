@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-METHODS = ("oversampled",)
+# With fewer images a sample has most of the say in its own prediction, and no residual tells anything.
+IMAGES_PER_COEFFICIENT = 1.5
 
 
 class ConfigError(ValueError):
@@ -137,7 +139,23 @@ class ReferenceSettings(Settings):
     extension: float = Field(1.2, ge=1.0, le=1.8)
     iterations: int = Field(5, ge=1)
     clip: float = Field(4.0, gt=0)
-    min_images: int = Field(10, ge=1)
+    min_images: int | None = Field(
+        None, ge=1, description="images a pixel needs; none: one and a half times the coefficients"
+    )
+
+    @property
+    def needed_images(self) -> int:
+        """Images a pixel needs for a reference."""
+        return self.min_images or math.ceil(IMAGES_PER_COEFFICIENT * self.n_basis**2)
+
+    def for_epochs(self, epochs: int) -> ReferenceSettings:
+        """These settings with as many polynomials as so many epochs can fix in nine pixels of ten."""
+        if self.min_images is not None:
+            return self
+        n_basis = self.n_basis
+        while n_basis > 1 and IMAGES_PER_COEFFICIENT * n_basis**2 > 0.9 * epochs:
+            n_basis -= 1
+        return self.model_copy(update={"n_basis": n_basis})
 
 
 class PsfSettings(Settings):

@@ -46,7 +46,7 @@ def relative_figure(found: Row, origin: int) -> str:
     time = np.asarray(found["time"], float) - origin
     flags = np.asarray(found.get("flags") or np.zeros(time.shape), int)
     curves = [
-        ("PSF on differences", BLUE, "flux", "error"),
+        ("differences", BLUE, "flux", "error"),
         ("aperture", ORANGE, "aperture_flux", "aperture_error"),
     ]
     curves = [curve for curve in curves if curve[2] in found]

@@ -145,6 +145,7 @@ def run(
             for warning in taken.warnings:
                 progress.message(warning)
         field = Field.open(path)
+        config = _for_epochs(field, config, progress)
         engine = Engine(field, config, executor, progress)
         try:
             with field.lease(f"difference/{config.method}", summary.run_id):
@@ -198,8 +199,8 @@ def run_stage(
     RunError
         If the tile does not exist, or what the stage needs is not there, or a unit failed.
     """
-    config = stored_config(path)
     field = Field.open(path)
+    config = _for_epochs(field, stored_config(path), progress or Silent())
     with (
         connect(config.cluster, client) as executor,
         field.lease(f"difference/{config.method}", new_run_id()),
@@ -210,6 +211,18 @@ def run_stage(
         if engine.failures:
             raise RunError("; ".join(f"{f.unit}: {f.reason}" for f in engine.failures))
         return payloads, engine.reports
+
+
+def _for_epochs(field: Field, config: Config, progress: Progress) -> Config:
+    """Settings with no more polynomials than the field's epochs can fix."""
+    epochs = field.frames().sizes["time"]
+    reference = config.reference.for_epochs(epochs)
+    if reference.n_basis < config.reference.n_basis:
+        progress.message(
+            f"{epochs} frames: the reference takes {reference.n_basis} polynomials an axis, "
+            f"not {config.reference.n_basis}"
+        )
+    return config.model_copy(update={"reference": reference})
 
 
 def _forget(field: Field, config: Config) -> None:

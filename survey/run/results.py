@@ -15,6 +15,7 @@ from survey.io.store import Field
 from survey.kernels.psf import psf_magnitudes
 from survey.run.targets import TargetError, pixel_to_sky, sky_to_pixel
 from survey.stages import photometry, psf
+from survey.stages.photometry import FLAG_KEPT_OUT_OF_FIT
 from survey.stages.relative import RelativeLightCurve, relative_light_curve
 from survey.tiles import Window
 
@@ -146,10 +147,13 @@ def write_relative(field: Field, config: Config, item: dict[str, Any]) -> None:
     """Keep a target's relative light curve beside the field, for the report."""
     table = relative_table(relative_light_curve(field, psf.load(field), item, config))
     document: dict[str, Any] = {name: np.asarray(table[name]).tolist() for name in table.colnames}
+    # Samples kept out of the reference's fit are good data.
+    flags = np.asarray(table["flags"]) & ~FLAG_KEPT_OUT_OF_FIT
+    document["flags"] = flags.tolist()
     document["name"] = str(item["object_id"])
     document["comparison stars"] = int(table.meta["comparisons"])
     for name, words in (("flux", "difference photometry"), ("aperture_flux", "aperture photometry")):
-        good = np.isfinite(table[name]) & (np.asarray(table["flags"]) == 0)
+        good = np.isfinite(table[name]) & (flags == 0)
         steps = np.diff(np.asarray(table[name])[good])
         # Differences of neighbours do not know a transit or a slope.
         scatter = (

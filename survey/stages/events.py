@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from survey.config import IMAGES_PER_COEFFICIENT
 from survey.tiles import Tile, Window
 
 Event = dict[str, Any]
@@ -15,9 +16,8 @@ Event = dict[str, Any]
 # An event's samples leave the fit out to this many temporal sigmas: a microlensing event's wings are wider
 # than those of the Gaussian that found it.
 TEMPORAL_REACH = 5.0
-# What stays in the fit: this share of the epochs, and so many epochs a coefficient of the reference.
+# What stays in the fit: this share of the epochs, and enough for the reference's coefficients.
 MINIMUM_SHARE = 0.4
-MINIMUM_PER_COEFFICIENT = 1.5
 
 
 def touching(events: Sequence[Event], tile: Tile, radius: float) -> list[Event]:
@@ -30,7 +30,7 @@ def touching(events: Sequence[Event], tile: Tile, radius: float) -> list[Event]:
 def event_epochs(event: Event, time: NDArray[np.float64], n_basis: int) -> NDArray[np.bool_]:
     """Epochs (time,) within an event's reach, never more than leave a baseline."""
     distance = np.abs(time - event["time"]) / max(event["sigma_days"], 1e-12)
-    baseline = max(MINIMUM_SHARE * len(time), MINIMUM_PER_COEFFICIENT * n_basis**2)
+    baseline = max(MINIMUM_SHARE * len(time), IMAGES_PER_COEFFICIENT * n_basis**2)
     allowed = max(int(len(time) - baseline), 0)
     nearest = np.argsort(distance, kind="stable")[:allowed]
     inside = np.zeros(len(time), bool)

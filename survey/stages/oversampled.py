@@ -63,7 +63,7 @@ def apply(data: TileData, state: Sequence[Event] | None, config: Config) -> Outp
         extension=settings.extension,
         iterations=settings.iterations,
         clip=settings.clip,
-        min_images=settings.min_images,
+        min_images=settings.needed_images,
         fit_mask=excluded,
         gain=samples.gain if np.isfinite(samples.gain).all() else None,
     )

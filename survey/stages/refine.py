@@ -79,7 +79,7 @@ def partial(data: CalibratedTile, config: Config) -> Sums:
         extension=settings.extension,
         iterations=2,
         clip=settings.clip,
-        min_images=settings.min_images,
+        min_images=settings.needed_images,
         fit_mask=flagged,
     )
     n_time = len(data.time)
