@@ -22,7 +22,7 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except click.ClickException:
+        except (click.ClickException, click.exceptions.Exit, click.exceptions.Abort):
             raise
         except KeyboardInterrupt:
             click.echo("\ninterrupted; what was done is kept: run the same command again to resume", err=True)
@@ -250,6 +250,55 @@ def _write_report(field: Path, method: str, progress: Any) -> None:
     from survey.report import write_report
 
     progress.message(f"report: {write_report(field, method)}")
+
+
+@main.command()
+@click.argument("sources", nargs=-1, required=True, type=click.Path())
+@click.option("-o", "--output", "field", type=click.Path(path_type=Path), metavar="FIELD")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--workers", type=click.IntRange(1), help="Processes to plan for.")
+def plan(sources: tuple[str, ...], field: Path | None, as_json: bool, workers: int | None) -> None:
+    """Forecast memory, disk and time of a run; starts and writes nothing.
+
+    Example: survey plan night/*.fits -o field
+    """
+    import json
+    from dataclasses import asdict
+
+    from survey.run.plan import plan as make_plan
+
+    target, config, frames = _run_arguments(sources, field)
+    if workers:
+        config.cluster.workers = workers
+    forecast = make_plan(target, config, frames)
+    if as_json:
+        click.echo(json.dumps(asdict(forecast)))
+        return
+    for name, value in forecast.rows():
+        click.echo(f"{name:<12} {value}")
+
+
+@main.command()
+@click.argument("field", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(field: Path, as_json: bool) -> None:
+    """Say what a field holds and how its runs ended.
+
+    Example: survey status field
+    """
+    import json
+
+    from survey.run.status import field_status
+
+    found = field_status(field)
+    if as_json:
+        click.echo(json.dumps(found, default=str))
+        return
+    for name, value in found.items():
+        if name != "runs":
+            click.echo(f"{name:<12} {value}")
+    for record in found["runs"]:
+        click.echo(f"run          {record}")
 
 
 @main.command()

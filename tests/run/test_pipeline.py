@@ -79,7 +79,7 @@ def test_a_second_run_does_nothing(finished):
 def test_distributed_equals_local_bit_for_bit(finished, tmp_path):
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", host="127.0.0.1"
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
