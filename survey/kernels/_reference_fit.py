@@ -7,6 +7,8 @@ and after the first pass only pixels whose rows changed are solved again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numba import njit
 
@@ -19,6 +21,7 @@ from survey.kernels._reference_gather import (
     HELD,
     MEAN,
     N_ROWS,
+    SPAN,
     USED,
     WIDTH,
     WORST,
@@ -29,6 +32,8 @@ from survey.kernels._simd import load, load_row, splat, store_row, where_equal, 
 
 CHUNK = 2048  # pixels that go through all passes together
 LATE = 255
+STEEPER = 5.0  # by which one polynomial more per axis lets a surface be steeper at the same misfit
+IMAGES_PER_COEFFICIENT = 1.5
 
 
 @njit(cache=True, nogil=True)
@@ -49,6 +54,7 @@ def _write(rows, plan, pixels, skip, n_time, work, out):
         out.n_used[p] = count
         out.valid[0, p] = finite and count >= plan.min_images
         out.chi2[p] = rows.lane[CHI2 * WIDTH + s] if out.valid[0, p] else 0.0
+        out.span[p] = rows.lane[SPAN * WIDTH + s]
         for i in range(plan.n**2):
             out.theta[p, i] = work.theta[i * WIDTH + s]
         if out.moments.size:
@@ -186,9 +192,9 @@ def _next_pass(cube, plan, rows, work, out, queue, n_queue, kept, last):
 
 
 @njit(cache=True, nogil=True)
-def fit_tile(cube, plan, rows, work, out):
-    """All passes over all pixels of a tile."""
-    n_pixels = cube.flux.shape[1]
+def fit_tile(cube, plan, rows, work, out, chosen):
+    """All passes over the chosen pixels of a tile."""
+    n_pixels = len(chosen)
     n_rows = rows.flux.size // WIDTH
     size = min(CHUNK, n_pixels)
     queue, kept = np.empty(size, np.int64), np.empty((size, n_rows + 1), np.uint8)
@@ -196,7 +202,7 @@ def fit_tile(cube, plan, rows, work, out):
     for first in range(0, n_pixels, CHUNK):
         n = min(CHUNK, n_pixels - first)
         for i in range(n):
-            queue[i] = first + i
+            queue[i] = chosen[first + i]
         n_late, n_pending = n, 0
         if plan.shared and not plan.prior.n_used.size:
             n = _first_pass(cube, plan, rows, work, out, queue, n, n < 0, kept)
@@ -240,9 +246,34 @@ def fit(cube: Cube, plan: Plan, dtype, keep_normal: bool) -> Result:
         n_used=np.empty(n_pixels, np.int32),
         chi2=np.empty(n_pixels, dtype),
         valid=np.empty((1, n_pixels), bool),
+        span=np.empty(n_pixels, dtype),
         moments=np.empty((kept, degrees**2 if kept else 0), dtype),
         right=np.empty((kept, size if kept else 0), dtype),
     )
     rows, work = make_buffers(plan, n_time, dtype)
-    fit_tile(cube, plan, rows, work, out)
+    fit_tile(cube, plan, rows, work, out, np.arange(n_pixels))
     return out
+
+
+def refit_steep(cube: Cube, plans: Sequence[Plan], out: Result, steep: float, n: int, dtype) -> Result:
+    """Fit again, with larger bases, the pixels whose surface spans more than `steep` errors.
+
+    ``plans[i]`` serves spans beyond ``steep * STEEPER**i`` where a pixel has the images for it. Surfaces of
+    all pixels come out in the largest basis, padded with zeros.
+    """
+    largest = plans[-1].n
+    theta = np.zeros((len(out.span), largest, largest), dtype)
+    theta[:, :n, :n] = out.theta.reshape(-1, n, n)
+    level = np.zeros(len(out.span), int)
+    for i, plan in enumerate(plans):
+        enough = out.n_used >= IMAGES_PER_COEFFICIENT * plan.n**2
+        level[out.valid[0] & enough & (out.span > steep * STEEPER**i)] = i + 1
+    for i, plan in enumerate(plans):
+        chosen = np.flatnonzero(level == i + 1)
+        if len(chosen):
+            rows, work = make_buffers(plan, cube.flux.shape[0], dtype)
+            part = out._replace(theta=np.zeros((len(level), plan.n**2), dtype))
+            fit_tile(cube, plan, rows, work, part, chosen)
+            theta[chosen] = 0.0
+            theta[chosen, : plan.n, : plan.n] = part.theta[chosen].reshape(-1, plan.n, plan.n)
+    return out._replace(theta=theta.reshape(len(level), -1))

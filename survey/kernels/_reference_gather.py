@@ -18,8 +18,8 @@ from survey.kernels._simd import load_row, splat, store, where_greater
 WIDTH = 64
 BAD, USED, HELD, CLIPPED = 0, 1, 2, 3
 EDGE = 1e-9  # pixels by which a phase may lie outside the domain, for rounding
-MEAN, MEAN_VARIANCE, FLOOR, N_ROWS, ABOVE, BELOW, PENALTY, CHI2, WORST = range(9)
-LANE_ARRAYS = 9
+MEAN, MEAN_VARIANCE, FLOOR, N_ROWS, ABOVE, BELOW, PENALTY, CHI2, WORST, SPAN = range(10)
+LANE_ARRAYS = 10
 
 
 class Cube(NamedTuple):

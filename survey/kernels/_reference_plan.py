@@ -74,6 +74,7 @@ class Result(NamedTuple):
     n_used: NDArray[np.int32]
     chi2: NDArray[np.floating]
     valid: NDArray[np.bool_]  # (1, pixels)
+    span: NDArray[np.floating]  # of the surface over the own phases, in errors
     moments: NDArray[np.floating]  # (pixels, degrees**2), or (0, 0)
     right: NDArray[np.floating]
 

@@ -15,6 +15,7 @@ from survey.kernels._reference_gather import (
     MEAN_VARIANCE,
     N_ROWS,
     PENALTY,
+    SPAN,
     USED,
     WIDTH,
     WORST,
@@ -151,6 +152,9 @@ def judge(rows, n_rows, n_time, s, positive_only, clip):
     floor, most = load(rows.lane, FLOOR * WIDTH + s), splat(rows.flux, 1.0 - 1e-6)
     above, below = load(rows.lane, ABOVE * WIDTH + s), load(rows.lane, BELOW * WIDTH + s)
     clipped, chi2, worst, returned = splat(rows.flux, CLIPPED), zero, zero, zero
+    count = noise = zero
+    high = splat(rows.flux, -np.inf)
+    low = zero - high
     for r in range(n_rows):
         i = r * WIDTH + s
         state = load(rows.state, i)
@@ -168,6 +172,10 @@ def judge(rows, n_rows, n_time, s, positive_only, clip):
             store(rows.weight, i, sqrt(variance))
             store(rows.variance, i, where_equal(state, one, one - rest, q / outside))
             chi2 = chi2 + where_equal(state, one, t2, zero)
+            count = count + where_equal(state, one, one, zero)
+            noise = noise + where_equal(state, one, s2, zero)
+            high = where_equal(state, one, where_greater(m, high, m, high), high)
+            low = where_equal(state, one, where_greater(low, m, m, low), low)
         if positive_only:
             t2 = where_greater(difference, zero, t2, zero)
         store(rows.form, i, t2)
@@ -176,6 +184,8 @@ def judge(rows, n_rows, n_time, s, positive_only, clip):
         returned = where_equal(state, clipped, one, returned)
     store(rows.lane, CHI2 * WIDTH + s, chi2)
     store(rows.lane, WORST * WIDTH + s, worst)
+    # Steepness: what the surface spans over the pixel's own phases, in errors.
+    store(rows.lane, SPAN * WIDTH + s, (high - low) / sqrt(noise / count))
     return any_greater(worst, splat(rows.flux, clip * clip)) or any_greater(returned, zero)
 
 

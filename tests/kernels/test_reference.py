@@ -6,6 +6,7 @@ import pytest
 from crowded_cubes import crowded_cube, pixel_psf
 
 from survey.kernels.reference import difference_images, fit_reference, grow_mask, halo, refine_offsets
+from survey.simulate import simulate_cube
 
 CORE = (slice(None), slice(3, -3), slice(3, -3))
 
@@ -282,6 +283,37 @@ def test_a_later_night_adds_to_the_sums_of_the_first():
         difference_images(*second, prior=fit_reference(*first))
     with pytest.raises(ValueError, match="does not match"):
         difference_images(*second, prior=earlier, extension=1.1)
+
+
+@pytest.mark.parametrize("rotation", [0.0, 0.3])
+def test_steep_surfaces_get_more_polynomials(rotation):
+    cube = simulate_cube((64, 64), 96, seed=1, rotation=rotation)
+    data = (cube.flux, cube.error, cube.mask, cube.phase_y, cube.phase_x)
+    five, more = difference_images(*data), difference_images(*data, steep=150.0)
+    stars = cube.noiseless.mean(0) > np.quantile(cube.noiseless.mean(0), 0.9)
+    stars[[0, -1]] = stars[:, [0, -1]] = False
+
+    def scatter(difference, chosen):
+        pull = np.where(difference.fit_mask, np.nan, difference.flux / difference.error)
+        return np.nanstd(pull[:, chosen])
+
+    assert scatter(five, stars) > 1.1
+    assert scatter(more, stars) == pytest.approx(1.0, abs=0.02)
+    assert scatter(more, ~stars) == pytest.approx(1.0, abs=0.02)
+    assert more.reference.coefficients.shape == (64, 64, 7, 7)
+    faint = (more.reference.coefficients[..., 5:, :] == 0).all((-1, -2))
+    assert 0.5 < faint.mean() < 0.9
+    np.testing.assert_array_equal(more.flux[:, faint], five.flux[:, faint])
+    residual = cube.flux - more.reference.evaluate(cube.phase_y, cube.phase_x)
+    good = ~more.fit_mask
+    assert np.max(np.abs(more.flux * (1 - more.leverage) - residual)[good] / more.error[good]) < 1e-6
+    tile = difference_images(
+        *(a[:, 20:42, 9:31] if a.ndim == 3 else a for a in data),
+        steep=150.0,
+    )
+    np.testing.assert_array_equal(tile.flux[:, 1:-1, 1:-1], more.flux[:, 21:41, 10:30])
+    with pytest.raises(ValueError, match="not with keep_normal"):
+        difference_images(*data, steep=150.0, keep_normal=True)
 
 
 def test_ridge_leaves_well_determined_fits_alone():
