@@ -214,7 +214,7 @@ class Field:
             chunks=tuple(inner),
             shards=tuple(shard),
             fill_value=spec.fill,
-            compressors=BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.bitshuffle),
+            compressors=BloscCodec(cname="lz4", clevel=5, shuffle=BloscShuffle.bitshuffle),
             dimension_names=spec.dims,
         )
         array.attrs.update({"units": units, "long_name": spec.meaning})

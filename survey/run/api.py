@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from survey.config import Config, make_config
 from survey.io.store import Field
 from survey.run.engine import Engine, Progress, Silent
@@ -77,7 +79,8 @@ def append_frames(
     Parameters as in `create_field`; the field's own settings are used where none are given.
     """
     config = config or stored_config(path)
-    with connect(config.cluster, client) as executor:
+    path = Path(path).resolve()
+    with threadpool_limits(1), connect(config.cluster, client) as executor:
         return ingest(path, frames, config, executor, progress=progress, strict=strict, run_id=new_run_id())
 
 
@@ -133,7 +136,9 @@ def run(
     summary = RunSummary(new_run_id(), str(path), config.method)
     summary.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     started = time.monotonic()
-    with connect(config.cluster, client) as executor:
+    path = Path(path).resolve()  # workers have working directories of their own
+    # What the client combines must not depend on its BLAS threads either.
+    with threadpool_limits(1), connect(config.cluster, client) as executor:
         if executor.dashboard:
             progress.message(f"dashboard: {executor.dashboard}")
         if frames:

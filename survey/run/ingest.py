@@ -143,6 +143,9 @@ def ingest(
         _place(target, config, executor, progress, old, new, headers, summary)
         if not exists:
             target.write_table("stars", register.star_table(reference))
+    if summary.failures and not exists:
+        first = summary.failures[0]
+        raise IngestError(f"{len(summary.failures)} blocks could not be placed: {first.unit}: {first.reason}")
     summary.added = 0 if summary.failures else new.sizes["time"]
     return summary
 

@@ -25,6 +25,9 @@ from survey.stages.protocol import Stage, Unit, tile_units
 RIM = 2
 # A neighbour brighter than this share of the star spoils it.
 NEIGHBOUR_LIMIT = 0.4
+# With fewer stars without rivals, others are taken too.
+ENOUGH_STARS = 10
+CANDIDATE_FIELDS = ("y", "x", "peak", "alone")
 
 
 class PsfError(ValueError):
@@ -33,11 +36,12 @@ class PsfError(ValueError):
 
 @dataclass
 class Candidates:
-    """Bright, unspoilt stars of a tile: reference pixels and light of their peaks."""
+    """Bright stars of a tile: reference pixels, light of their peaks, whether no neighbour rivals them."""
 
     y: NDArray[np.int64]
     x: NDArray[np.int64]
     peak: NDArray[np.float64]
+    alone: NDArray[np.bool_]
 
 
 @dataclass
@@ -74,8 +78,8 @@ def read(field: Field, unit: Unit, config: Config) -> TileReference | None:
 
 
 def partial(data: TileReference | None, config: Config) -> Candidates:
-    """The tile's brightest stars that no neighbour, edge or bad pixel spoils."""
-    none = Candidates(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    """The tile's brightest stars that no edge or bad pixel spoils: those without rivals, and a few with."""
+    none = Candidates(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, bool))
     if data is None:
         return none
     image = _as_fit(data.coefficients, config.reference.extension).evaluate(np.zeros(1), np.zeros(1))[0]
@@ -87,23 +91,33 @@ def partial(data: TileReference | None, config: Config) -> Candidates:
     allowed[:, :half] = allowed[:, -half:] = False
     y, x = np.nonzero((light == maximum_filter(light, 5)) & np.isfinite(image) & allowed)
     order = np.argsort(-light[y, x], kind="stable")
-    chosen = []
+    alone: list[int] = []
+    crowded: list[int] = []
     for i in order[: 20 * config.psf.max_stars]:
         stamp = image[y[i] - half : y[i] + half + 1, x[i] - half : x[i] + half + 1]
-        if _is_alone(stamp, half):
-            chosen.append(i)
-        if len(chosen) == config.psf.max_stars:
+        if not _is_whole(stamp, half):
+            continue
+        (alone if _is_alone(stamp, half) else crowded).append(int(i))
+        if len(alone) == config.psf.max_stars:
             break
+    chosen = [*alone, *crowded[:ENOUGH_STARS]]
     if not chosen:
         return none
-    return Candidates(y[chosen] + data.origin[0], x[chosen] + data.origin[1], light[y[chosen], x[chosen]])
+    return Candidates(
+        y[chosen] + data.origin[0],
+        x[chosen] + data.origin[1],
+        light[y[chosen], x[chosen]],
+        np.arange(len(chosen)) < len(alone),
+    )
 
 
 def combine(partials: list[Candidates], config: Config) -> NDArray[np.int64]:
     """Pixels (n, 2) as (y, x) of the field's brightest candidates, the same however tiles were cut."""
-    y, x, peak = (np.concatenate([getattr(p, name) for p in partials]) for name in ("y", "x", "peak"))
-    order = np.lexsort((x, y, -peak))[: config.psf.max_stars]
-    return np.column_stack([y, x])[order]
+    y, x, peak, alone = (np.concatenate([getattr(p, name) for p in partials]) for name in CANDIDATE_FIELDS)
+    order = np.lexsort((x, y, -peak, ~alone))
+    # Neighbours can be fitted along, so a star with a rival is better than none.
+    wanted = min(max(int(alone.sum()), ENOUGH_STARS), config.psf.max_stars)
+    return np.column_stack([y, x])[order][:wanted]
 
 
 def read_stars(field: Field, places: NDArray[np.int64], config: Config) -> Stars:
@@ -163,11 +177,15 @@ def _as_fit(coefficients: NDArray[Any], extension: float) -> ReferenceFit:
     return ReferenceFit(coefficients, np.zeros(valid.shape, int), np.zeros(valid.shape), valid, extension)
 
 
-def _is_alone(stamp: NDArray[np.float64], half: int) -> bool:
-    """Whether all of a star's inner pixels are good and none further out rivals it."""
+def _is_whole(stamp: NDArray[np.float64], half: int) -> bool:
+    """Whether all of a star's inner pixels are good."""
     radius = np.hypot(*np.indices(stamp.shape) - half)
-    if not np.isfinite(stamp[radius <= half / 2]).all():
-        return False
+    return bool(np.isfinite(stamp[radius <= half / 2]).all())
+
+
+def _is_alone(stamp: NDArray[np.float64], half: int) -> bool:
+    """Whether nothing further out rivals a star."""
+    radius = np.hypot(*np.indices(stamp.shape) - half)
     outside = stamp[(radius > 2.5) & np.isfinite(stamp)]
     if not outside.size:
         return False
