@@ -16,11 +16,11 @@ from survey.tiles import choose_tile_size, tile_bytes, tile_grid
 
 # Measured on one core of a two-core machine (tests/benchmarks); microseconds a pixel and epoch.
 MICROSECONDS = {
-    "ingest": 1.0,
-    "refine": 0.35,
-    "oversampled": 0.30,
-    "detect": 0.10,
-    "photometry": 0.05,
+    "ingest": 0.35,
+    "refine": 0.25,
+    "oversampled": 0.60,
+    "detect": 0.60,
+    "photometry": 0.15,
 }
 # Bytes a pixel and epoch on disk after compression: images, then differences.
 DISK_BYTES = {"images": 8.5, "differences": 13.0}
