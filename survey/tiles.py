@@ -104,7 +104,7 @@ def choose_tile_size(shape: tuple[int, int], epochs: int, memory: float) -> int:
     return max(32, min(256, bounded // 32 * 32, -(-busy // 32) * 32))
 
 
-# Measured on the oversampled stage, the hungriest one (74 MB at 128 x 128 x 96, 485 MB at 256 x 256 x 192): bytes
+# Measured on the oversampled stage, the hungriest (74 MB at 128 x 128 x 96, 485 MB at 256 x 256 x 192): bytes
 # a pixel and epoch (calibrated inputs, masks, difference, leverage) and bytes a pixel (coefficients).
 BYTES_PER_SAMPLE = 30
 BYTES_PER_PIXEL = 1500
