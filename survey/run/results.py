@@ -191,7 +191,8 @@ def _item(
         raise TargetError(
             f"pixel ({x:.1f}, {y:.1f}) lies outside the field of {field.shape[1]} x {field.shape[0]} pixels"
         )
-    return {"x": x, "y": y}
+    # A position that is given is taken as it is: one that follows the noise would follow it upwards.
+    return {"x": x, "y": y, "refine": False}
 
 
 def _window(field: Field, item: dict[str, Any], half: int) -> Window:

@@ -38,9 +38,7 @@ def read_targets(field: Field, config: Config) -> list[dict[str, Any]]:
             raise TargetError(
                 f"target {name}: pixel ({x:.1f}, {y:.1f}) lies outside the field {field.shape[::-1]}"
             )
-        objects.append(
-            {"object_id": name, "kind": "target", "x": x, "y": y, "refine": config.photometry.refine_position}
-        )
+        objects.append({"object_id": name, "kind": "target", "x": x, "y": y, "refine": False})
     return objects
 
 

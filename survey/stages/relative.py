@@ -181,7 +181,7 @@ def relative_light_curve(
     """
     fwhm = float(np.nanmedian(field.frames()["psf_fwhm"].values))
     stars = comparison_stars(field, item["y"], item["x"])
-    items = [item, *({"y": y, "x": x, "refine": True} for y, x in stars)]
+    items = [item, *({"y": y, "x": x, "refine": False} for y, x in stars)]
     curves = [_total_flux(field, psf, it, config) for it in items]
     if np.nanstd(field.frames()["psf_fwhm"].values) > STEADY * fwhm:
         curves = [(*_difference_aperture(field, c[2], config, fwhm), c[2]) for c in curves]

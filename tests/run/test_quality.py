@@ -25,7 +25,10 @@ def demo(tmp_path_factory):
 
 def test_all_sources_are_found_and_nothing_else(demo):
     comparison = compare_field(demo[0], truth=demo[1])
-    assert all(row["found"] for row in comparison["rows"] if row["snr_true"] > 10)
+    for row in comparison["rows"]:
+        # A variable has no baseline to stand out from: its S/N is that of a known light curve.
+        if row["snr_true"] > (10 if row["kind"] == "microlensing" else 25):
+            assert row["found"], row
     assert len(comparison["false_alarms"]) <= 1
 
 
@@ -41,20 +44,30 @@ def test_fluxes_are_unbiased_to_two_percent(demo):
     assert abs(mean - 1) < 0.02
 
 
-@pytest.mark.parametrize(("low", "high"), [(100, 1000), (1000, 10000)])
-def test_constant_stars_scatter_as_their_errors_say(demo, low, high):
-    field = Field.open(demo[0])
-    truth = compare_field(demo[0], truth=demo[1])["rows"]
-    stars = field.table("stars")
-    clean = (stars["flags"].values == 0) & (stars["flux"].values > low) & (stars["flux"].values < high)
-    places = np.column_stack([stars["y"].values, stars["x"].values])[clean]
-    places = [p for p in places if min(np.hypot(p[0] - t["y"], p[1] - t["x"]) for t in truth) > 8][:40]
+def reduced_chi2(field, places):
+    """Scatter over error of light curves at places where nothing varies."""
     chi2 = []
     for y, x in places:
-        curve = light_curve(demo[0], x=float(x), y=float(y))
+        curve = light_curve(field, x=float(x), y=float(y))
         good = np.isfinite(curve["flux"]) & ((curve["flags"] & 0b1011) == 0)
         if good.sum() >= 60:
-            pull = np.asarray(curve["flux"][good] / curve["error"][good])
-            chi2.append(np.var(pull))
+            chi2.append(np.var(np.asarray(curve["flux"][good] / curve["error"][good])))
     assert len(chi2) >= 10
-    assert abs(np.mean(chi2) - 1) < 0.1
+    return float(np.mean(chi2))
+
+
+def away_from_truth(demo, places):
+    truth = compare_field(demo[0], truth=demo[1])["rows"]
+    return [p for p in places if min(np.hypot(p[0] - t["y"], p[1] - t["x"]) for t in truth) > 8][:40]
+
+
+def test_bright_constant_stars_scatter_as_their_errors_say(demo):
+    stars = Field.open(demo[0]).table("stars")
+    clean = (stars["flags"].values == 0) & (stars["flux"].values < 10000)
+    places = np.column_stack([stars["y"].values, stars["x"].values])[clean]
+    assert abs(reduced_chi2(demo[0], away_from_truth(demo, places)) - 1) < 0.1
+
+
+def test_faint_places_scatter_as_their_errors_say(demo):
+    places = np.random.default_rng(5).uniform(8, 247, (60, 2))
+    assert abs(reduced_chi2(demo[0], away_from_truth(demo, places)) - 1) < 0.1
