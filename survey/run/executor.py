@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import distributed
@@ -93,7 +93,11 @@ class DaskExecutor:
         for future in distributed.as_completed(waiting, loop=self.client.loop):
             seen += 1
             if future.status == "finished":
-                yield future, future.result(), None
+                try:
+                    result = future.result()
+                except OSError as error:
+                    raise ClusterError(f"the cluster was lost ({error}); run again to resume") from None
+                yield future, result, None
             elif future.status == "error":
                 yield future, None, future.exception()
             else:
@@ -104,8 +108,9 @@ class DaskExecutor:
             )
 
     def cancel(self, futures: Iterable[distributed.Future]) -> None:
-        """Cancel what has not ended."""
-        self.client.cancel(list(futures))
+        """Cancel what has not ended; a lost cluster has nothing left to cancel."""
+        with suppress(OSError, RuntimeError, TimeoutError):
+            self.client.cancel(list(futures))
 
     @property
     def dashboard(self) -> str | None:
