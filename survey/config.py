@@ -158,6 +158,15 @@ class ReferenceSettings(Settings):
         return self.model_copy(update={"n_basis": n_basis})
 
 
+class CpmSettings(Settings):
+    """Prediction from distant pixels (table `[cpm]`)."""
+
+    grid: Literal["detector", "sky"] = Field(
+        "detector",
+        description="detector: right where frames drift by less than about 8 px, as from space; sky: else",
+    )
+
+
 class PsfSettings(Settings):
     """The effective PSF (table `[psf]`)."""
 
@@ -214,12 +223,16 @@ class Config(Settings):
     5.0
     """
 
-    method: Literal["oversampled"] = "oversampled"
+    method: Literal["oversampled", "cpm", "sfft"] = Field(
+        "oversampled",
+        description="how differences are made; a field holds those of several methods side by side",
+    )
     input: InputSettings = InputSettings()
     registration: RegisterSettings = RegisterSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
     grid: GridSettings = GridSettings()
     reference: ReferenceSettings = ReferenceSettings()
+    cpm: CpmSettings = CpmSettings()
     psf: PsfSettings = PsfSettings()
     detect: DetectSettings = DetectSettings()
     photometry: PhotometrySettings = PhotometrySettings()

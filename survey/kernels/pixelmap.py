@@ -176,3 +176,24 @@ def nearest_pixels(
     det = a * d - b * c
     rx, ry = jx - xd, jy - yd
     return jy, jx, (a * ry - c * rx) / det, (d * rx - b * ry) / det
+
+
+def displacement(
+    pixel_map: PixelMap, rows: tuple[int, int], columns: tuple[int, int], shape: tuple[int, int]
+) -> tuple[Array, Array]:
+    """Where the detector pixels of a window lie on the reference grid, less their own indices.
+
+    Parameters as in `nearest_pixels`, the window on the detector.
+
+    Returns
+    -------
+    phase_y, phase_x : arrays (y, x), or scalars () where the map is a pure shift
+        Pixel [y, x] lies at reference position (y + phase_y, x + phase_x).
+    """
+    if pixel_map.is_translation(shape):
+        cx, cy = (shape[1] - 1) / 2, (shape[0] - 1) / 2
+        xd, yd = pixel_map.evaluate(cx, cy)
+        return np.asarray(cy - float(yd)), np.asarray(cx - float(xd))
+    x, y = np.meshgrid(np.arange(*columns), np.arange(*rows))
+    xr, yr = pixel_map.inverse(x, y)
+    return yr - y, xr - x

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def run(
         config = _for_epochs(field, config, progress)
         engine = Engine(field, config, executor, progress)
         try:
-            with field.lease(f"difference/{config.method}", summary.run_id):
+            with _leases(field, config, summary.run_id):
                 if rebuild:
                     _forget(field, config)
                 targets = read_targets(field, config)
@@ -208,7 +209,7 @@ def run_stage(
     config = _for_epochs(field, stored_config(path), progress or Silent())
     with (
         connect(config.cluster, client) as executor,
-        field.lease(f"difference/{config.method}", new_run_id()),
+        _leases(field, config, new_run_id()),
     ):
         engine = Engine(field, config, executor, progress or Silent())
         payloads = Pipeline(engine).only(stage, tile)
@@ -216,6 +217,15 @@ def run_stage(
         if engine.failures:
             raise RunError("; ".join(f"{f.unit}: {f.reason}" for f in engine.failures))
         return payloads, engine.reports
+
+
+@contextmanager
+def _leases(field: Field, config: Config, owner: str) -> Iterator[None]:
+    """The right to write a method's groups, and the reference that all methods lean on."""
+    with ExitStack() as stack:
+        for method in sorted({config.method, "oversampled"}):
+            stack.enter_context(field.lease(f"difference/{method}", owner))
+        yield
 
 
 def _for_epochs(field: Field, config: Config, progress: Progress) -> Config:
@@ -231,8 +241,9 @@ def _for_epochs(field: Field, config: Config, progress: Progress) -> Config:
 
 
 def _forget(field: Field, config: Config) -> None:
-    """Drop the ledgers of a method, so that everything is wanted again."""
+    """Drop the ledgers of a method and what it shares, so that everything is wanted again."""
     import shutil
 
-    for folder in (field.path / "ledger").glob(f"{config.method}.*"):
-        shutil.rmtree(folder)
+    folder = field.path / "ledger"
+    for ledger in [*folder.glob(f"{config.method}.*"), folder / "refine", folder / "psf"]:
+        shutil.rmtree(ledger, ignore_errors=True)

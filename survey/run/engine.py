@@ -61,6 +61,7 @@ class _Job:
     key: str
     label: str
     future: Any = None
+    note: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -106,6 +107,7 @@ class Engine:
         after: Callable[[Unit], list[Any]] = lambda unit: [],
         label: str | None = None,
         ledger: bool = True,
+        note: Callable[[Unit], Mapping[str, Any]] = lambda unit: {},
     ) -> dict[str, Any]:
         """Submit the units whose data do not carry the wanted key.
 
@@ -121,6 +123,8 @@ class Engine:
             What must have ended before the unit may begin.
         ledger : bool
             Whether the unit's result stays in the store; False for passing results (partials).
+        note : callable (unit) -> mapping
+            What the ledger remembers of the unit besides its payload.
 
         Returns
         -------
@@ -149,9 +153,15 @@ class Engine:
                 *after(unit),
                 name=f"{label}-{unit.name}",
             )
-            self._jobs.append(_Job(stage, step if ledger else "partial", unit, key, label, future))
+            self._jobs.append(
+                _Job(stage, step if ledger else "partial", unit, key, label, future, note(unit))
+            )
             futures[unit.name] = future
         return futures
+
+    def skip(self, count: int) -> None:
+        """Count units that were found done without being submitted."""
+        self.skipped += count
 
     def collect(self) -> dict[str, dict[str, UnitReport]]:
         """Wait for everything submitted; returns stage -> unit -> report.
@@ -173,7 +183,7 @@ class Engine:
                     self.progress.advance(job.label, None, failed=True)
                     continue
                 if job.step == "apply":
-                    payload = {**report.payload, "checksum": report.checksum}
+                    payload = {**report.payload, **job.note, "checksum": report.checksum}
                     self.ledger(job.stage).record(job.unit.name, job.key, payload)
                 done.setdefault(job.label, {})[job.unit.name] = report
                 self.reports.append(report)
@@ -197,9 +207,13 @@ class Engine:
             ledger.compact()
 
 
+# Stages whose results serve every method.
+SHARED = frozenset({"place", "refine", "psf"})
+
+
 def ledger_name(stage: str, method: str) -> str:
-    """Name of a stage's ledger: a method's stages write groups of their own; placing serves all."""
-    return stage if stage == "place" else f"{method}.{stage}"
+    """Name of a stage's ledger: a method's stages write groups of their own, a few serve all methods."""
+    return stage if stage in SHARED else f"{method}.{stage}"
 
 
 def stage_key(stage: str, config: Config, unit: str, inputs: Mapping[str, Any]) -> str:

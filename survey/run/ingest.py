@@ -17,6 +17,7 @@ from survey.io.store import Field
 from survey.run.engine import Engine, Failure, Progress, Silent, stage_key
 from survey.run.executor import Executor
 from survey.stages import place, register
+from survey.stages.calibrated import Grid
 from survey.tiles import choose_tile_size
 
 logger = logging.getLogger(__name__)
@@ -225,3 +226,29 @@ def _padded(table: xr.Dataset, name: str, dim: str, size: int) -> xr.Dataset:
     missing = np.full((*values.shape[:-1], size - values.shape[-1]), np.nan)
     dims = table[name].dims
     return table.drop_vars(name).assign({name: (dims, np.concatenate([values, missing], axis=-1))})
+
+
+def place_grid(engine: Engine, grid: Grid) -> None:
+    """Write ``images/<grid>`` of a field's frames, as far as it is missing, from the files they came in.
+
+    Raises
+    ------
+    IngestError
+        If a block could not be written, as where the files are gone.
+    """
+    field, config = engine.target, engine.config
+    frames = field.frames()
+    headers = register.stored_headers(frames)
+    height, width = field.shape
+    field.require_group(f"images/{grid}", {"time": frames.sizes["time"], "y": height, "x": width})
+    units = place.place_units(field, frames, headers, 0, config, grid)
+    keyed = [(u, stage_key("place", config, u.name, {"frames": place.unit_identity(u)})) for u in units]
+    engine.submit("place", keyed, label=f"place ({grid})")
+    failed = len(engine.failures)
+    engine.collect()
+    if len(engine.failures) > failed:
+        first = engine.failures[failed]
+        raise IngestError(
+            f"images/{grid} cannot be made: {first.unit}: {first.reason}; "
+            "method needs the files that the field was made of where they were"
+        )

@@ -1,43 +1,30 @@
-"""A method's stages in their order, each unit after what it needs, nothing twice."""
+"""Stages in their order, each unit after what it needs, nothing twice, whatever the method."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from survey.config import Config
 from survey.io.store import Field
 from survey.run.engine import Engine, stage_key
-from survey.run.worker import function_key
-from survey.stages import candidates, detect, oversampled, photometry, psf, refine
-from survey.stages.calibrated import REFINED, calibrated_frames
+from survey.run.ingest import place_grid
+from survey.run.methods import OversampledDifferences, RunError, Waiting, differences_of
+from survey.run.refinement import images_key, refine_frames
+from survey.stages import candidates, detect, oversampled, photometry, psf
+from survey.stages.calibrated import calibrated_frames
+from survey.stages.differences import drift
 from survey.stages.events import Event, touching
-from survey.stages.protocol import Unit, tile_units
+from survey.stages.methods import method_of
+from survey.stages.protocol import STAGES, Unit, tile_units
 from survey.tiles import Tile
 
-# What of the table of frames decides a calibrated sample.
-CALIBRATION = ("map", "map_center", "map_scale", "scale", "background", "flags", "gain")
+__all__ = ["Pipeline", "RunError", "neighbours"]
 
-
-# Rounds of refinement: the first takes errors of percents to 1e-4, the second what was left in the reference.
-REFINEMENTS = 2
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on."""
-
-
-def images_key(field: Field, frames: xr.Dataset) -> str:
-    """Identity of the calibrated images: placed blocks and calibration."""
-    digest = hashlib.sha256()
-    for name in ("time", *CALIBRATION):
-        digest.update(np.ascontiguousarray(frames[name].values).tobytes())
-    placed = {unit: record.key for unit, record in field.ledger("place").records.items()}
-    return function_key(digest.hexdigest(), sorted(placed.items()))
+# Stages after the differences that can be run on one tile.
+ALONE = ("detect", "candidates", "photometry")
 
 
 def neighbours(tile: Tile, tiles: Sequence[Tile], halo: int, shape: tuple[int, int]) -> list[Tile]:
@@ -51,7 +38,10 @@ def neighbours(tile: Tile, tiles: Sequence[Tile], halo: int, shape: tuple[int, i
 
 
 class Pipeline:
-    """The stages of method ``oversampled`` on one field.
+    """The stages of one method on one field.
+
+    Differences are the method's own affair (`survey.run.methods`). The effective PSF and the flux of
+    objects in a reference come from the oversampled reference, which is made first where it is missing.
 
     Parameters
     ----------
@@ -65,45 +55,77 @@ class Pipeline:
         self.engine = engine
         self.field: Field = engine.target
         self.config: Config = engine.config
+        self.grid = method_of(self.config).grid(self.config)
         self.objects = list(objects)
         self.units: list[Unit] = tile_units(self.field, self.config)
         self.tiles = self.field.tiles
-        self.group = f"difference/{self.config.method}"
 
     # -- keys -----------------------------------------------------------------------------------
 
-    def _first_key(self, unit: Unit) -> str:
-        return stage_key("oversampled", self.config, unit.name, {"images": self.images})
+    def reference_key(self) -> str:
+        """Identity of the reference as it is now."""
+        records = self.engine_of("oversampled").ledger("oversampled").records
+        return stage_key("oversampled", self.config, "all", {u.name: records[u.name].key for u in self.units})
 
-    def _refit_key(self, unit: Unit, events: list[Event]) -> str:
-        if not events:
-            return self._first_key(unit)
-        rows = [[e["y"], e["x"], e["time"], e["sigma_days"]] for e in events]
-        return stage_key("oversampled", self.config, unit.name, {"images": self.images, "events": rows})
-
-    def _psf_key(self) -> str:
-        return stage_key("psf", self.config, "psf", {"tiles": [self._first_key(unit) for unit in self.units]})
+    def psf_key(self) -> str:
+        """Of the reference that knows of no events."""
+        keys = [self.reference.key(unit) for unit in self.units]
+        return stage_key("psf", self.config, "psf", {"tiles": keys})
 
     def _detect_key(self, unit: Unit) -> str:
-        keys = [self._first_key(u) for u in self._around(unit, detect.tile_halo(self.config))]
-        return stage_key("detect", self.config, unit.name, {"difference": keys, "psf": self._psf_key()})
+        keys = [self.differences.key(u) for u in self._around(unit, detect.tile_halo(self.config))]
+        inputs = {"difference": keys, "psf": self.psf_key(), "method": self.config.method}
+        return stage_key("detect", self.config, unit.name, inputs)
+
+    def engine_of(self, method: str) -> Engine:
+        """The engine whose ledgers are a method's."""
+        if method == self.config.method:
+            return self.engine
+        assert self.base is not None
+        return self.base.engine
 
     # -- steps ----------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Refine the calibration and make the arrays that the stages write."""
-        self._refine()
+        """Refine the calibration, place what the method needs and make the arrays that the stages write."""
+        refine_frames(self.engine)
+        if self.grid != "sky":
+            place_grid(self.engine, self.grid)
         self.frames = calibrated_frames(self.field)
-        self.images = images_key(self.field, self.frames)
+        self.images = images_key(self.field, self.frames, self.grid)
+        self.reach = drift(self.field, self.frames) if self.grid != "sky" else 0
+        self.base: Pipeline | None = None
+        if self.config.method != "oversampled":
+            self.base = self._prepare_base()
+        self.differences = differences_of(self)
+        self.reference: OversampledDifferences = (
+            self.differences if isinstance(self.differences, OversampledDifferences) else self.base.reference  # type: ignore[union-attr]
+        )
         height, width = self.field.shape
         n = self.config.reference.n_basis
         sizes = {"time": self.frames.sizes["time"], "y": height, "x": width, "ky": n, "kx": n}
-        for group in (self.group, "reference", f"search/{self.config.method}"):
+        for group in (*self.differences.groups(), f"search/{self.config.method}"):
             self.field.require_group(group, sizes)
+
+    def _prepare_base(self) -> Pipeline:
+        """The reference and PSF that other methods lean on, made as far as they are missing."""
+        config = self.config.model_copy(update={"method": "oversampled"})
+        engine = Engine(self.field, config, self.engine.executor, self.engine.progress)
+        # One list of reports and failures for the whole run.
+        engine.reports, engine.failures = self.engine.reports, self.engine.failures
+        base = Pipeline(engine)
+        base.prepare()
+        base.reference.ensure()
+        if not base.has_psf():
+            base.build_psf({})
+        engine.finish()
+        return base
 
     def run(self) -> list[Event]:
         """All stages; returns the events."""
         self.prepare()
+        if not self.has_psf() and self.base is not None:
+            return []
         if not self._searched() and not self._search():
             return []
         events = self._events()
@@ -113,30 +135,20 @@ class Pipeline:
         self._gather_light_curves()
         return events
 
-    def _refine(self) -> None:
-        """Scale, sky and offsets of the frames against a first reference, `REFINEMENTS` times."""
-        frames = self.field.frames()
-        inputs = {"images": images_key(self.field, frames)}
-        ledger = self.engine.ledger("refine")
-        key = stage_key("refine", self.config, "refine", inputs)
-        if ledger.has("refine", key):
-            return
-        ledger.invalidate(["refine"])
-        self.field.remove_table("registration")
-        names = [str(name) for name in frames["frame_id"].values]
-        reference = names.index(self.field.attrs["reference_frame"])
-        for step in range(REFINEMENTS):
-            label = f"refine {step + 1}"
-            units = refine.units(self.field, self.config)
-            self.engine.submit("refine", [(u, key) for u in units], step="partial", label=label, ledger=False)
-            reports = self.engine.collect().get(label, {})
-            if len(reports) < len(units):
-                raise RunError(f"refine: {self.engine.failures[-1].reason}")
-            partials = [reports[unit.name].result for unit in units]
-            frames = refine.corrected(frames, refine.combine(partials, self.config), reference)
-            self.field.write_table("registration", frames[list(REFINED)].reset_coords(drop=True))
-        ledger.record("refine", key)
-        ledger.flush()
+    def gather(self, stage: str, keyed: Sequence[tuple[Unit, str]]) -> Any:
+        """What a stage's partial results, in the order of its units, combine to.
+
+        Raises
+        ------
+        RunError
+            If a unit failed.
+        """
+        label = f"{stage} (sums)"
+        self.engine.submit(stage, keyed, step="partial", label=label, ledger=False)
+        reports = self.engine.collect().get(label, {})
+        if len(reports) < len(keyed):
+            raise RunError(f"{stage}: {self.engine.failures[-1].reason}")
+        return STAGES[stage].combine([reports[unit.name].result for unit, _ in keyed], self.config)
 
     def only(self, stage: str, tile: int | None = None) -> list[dict[str, Any]]:
         """One stage alone, on one tile or on all, computed even where it is there already.
@@ -149,58 +161,84 @@ class Pipeline:
         if tile is not None and not 0 <= tile < len(self.units):
             raise RunError(f"no tile {tile}: the field has tiles 0 to {len(self.units) - 1}")
         self.prepare()
-        chosen = self.units if tile is None else [self.units[tile]]
-        if stage == "oversampled":
-            keyed = [(unit, self._first_key(unit)) for unit in chosen]
-            state = None
-        elif stage == "detect":
-            if not self.field.has_table("psf"):
-                raise RunError("no PSF yet: run `survey run` first, or give [psf] file")
-            keyed = [(unit, self._detect_key(unit)) for unit in chosen]
-            state = detect.prepare(self.field, psf.load(self.field), self.config)
-        else:
-            raise RunError(f"stage {stage!r} cannot run alone; oversampled and detect can")
-        self.engine.ledger(stage).invalidate(unit.name for unit in chosen)
+        chosen = [u for u in self.units if tile is None or u is self.units[tile]]
+        names = {unit.name for unit in chosen}
+        keyed, state = self._alone(stage, chosen)
+        keyed = [(unit, key) for unit, key in keyed if unit.name in names]
+        self.engine.ledger(stage).invalidate(unit.name for unit, _ in keyed)
         self.engine.submit(stage, keyed, state=state)
         self.engine.collect()
-        return self.engine.payloads(stage, chosen)
+        return self.engine.payloads(stage, [unit for unit, _ in keyed])
 
-    def _searched(self) -> bool:
+    def _alone(self, stage: str, chosen: Sequence[Unit]) -> tuple[list[tuple[Unit, str]], Any]:
+        """Units, keys and state of a stage that is run alone."""
+        if stage == self.config.method:
+            if [u.name for u in STAGES[stage].units(self.field, self.config)] != [u.name for u in self.units]:
+                raise RunError(f"stage {stage!r} does not work tile by tile; run it by `survey run`")
+            if STAGES[stage].gathers:
+                raise RunError(f"stage {stage!r} needs sums over all tiles; run it by `survey run`")
+            return [(unit, self.differences.key(unit)) for unit in chosen], None
+        if stage not in ALONE:
+            able = ", ".join((self.config.method, *ALONE))
+            raise RunError(f"stage {stage!r} cannot run alone; these can: {able}")
+        if not self.field.has_table("psf"):
+            raise RunError("no PSF yet: run `survey run` first, or give [psf] file")
+        model = psf.load(self.field)
+        search = detect.prepare(self.field, model, self.config)
+        if stage == "detect":
+            return [(unit, self._detect_key(unit)) for unit in chosen], search
+        if not self._searched(with_candidates=stage == "photometry"):
+            raise RunError(f"{stage} needs the search of every tile: run `survey run` first")
+        if stage == "candidates":
+            return self._candidate_units(), search
+        events = self._events()
+        self._touch(events)
+        return self._photometry_units(events), model
+
+    def _searched(self, with_candidates: bool = True) -> bool:
         """Whether reference, PSF, detection and candidates are all there already."""
-        if not self._has_psf() or not all(
+        if not self.has_psf() or not all(
             self.engine.ledger("detect").has(unit.name, self._detect_key(unit)) for unit in self.units
         ):
             return False
         keyed = self._candidate_units()
-        return all(self.engine.ledger("candidates").has(unit.name, key) for unit, key in keyed)
+        ledger = self.engine.ledger("candidates")
+        return not with_candidates or all(ledger.has(unit.name, key) for unit, key in keyed)
 
-    def _has_psf(self) -> bool:
-        return self.engine.ledger("psf").has("psf", self._psf_key())
+    def has_psf(self) -> bool:
+        """Whether the PSF of this reference is there."""
+        return self.engine.ledger("psf").has("psf", self.psf_key())
 
     def _search(self) -> bool:
-        """Reference, PSF, detection and candidates, as far as they are missing; False if that failed."""
-        first = self.engine.submit("oversampled", [(unit, self._first_key(unit)) for unit in self.units])
-        if not self._has_psf():
-            self._build_psf(first)
+        """Differences, PSF, detection and candidates, as far as they are missing; False if that failed."""
+        first = self.differences.submit()
+        if not self.has_psf():
+            self.build_psf(first)
         self.engine.collect()
-        if not self._has_psf():
+        if not self.has_psf():
             return False
         state = detect.prepare(self.field, psf.load(self.field), self.config)
-        around = {unit.name: self._around(unit, detect.tile_halo(self.config)) for unit in self.units}
         self.engine.submit(
             "detect",
             [(unit, self._detect_key(unit)) for unit in self.units],
             state=state,
-            after=lambda unit: [first[u.name] for u in around[unit.name] if u.name in first],
+            after=lambda unit: self._futures(first, unit, detect.tile_halo(self.config)),
         )
         self.engine.collect()
         self.engine.submit("candidates", self._candidate_units(), state=state)
         self.engine.collect()
         return True
 
+    def _futures(self, waiting: Waiting, unit: Unit, halo: int) -> list[Any]:
+        """Futures of the differences that a tile with halo reads."""
+        if not waiting:
+            return []
+        return [future for u in self._around(unit, halo) for future in waiting.get(u.name, ())]
+
     def _around(self, unit: Unit, halo: int) -> list[Unit]:
         assert unit.tile is not None
-        return [self.units[tile.index] for tile in neighbours(unit.tile, self.tiles, halo, self.field.shape)]
+        near = neighbours(unit.tile, self.tiles, halo + self.reach, self.field.shape)
+        return [self.units[tile.index] for tile in near]
 
     def _candidate_units(self) -> list[tuple[Unit, str]]:
         """Units that measure the merged peaks, with their keys."""
@@ -212,12 +250,13 @@ class Pipeline:
             keyed.append((unit, stage_key("candidates", self.config, unit.name, inputs)))
         return keyed
 
-    def _build_psf(self, first: dict[str, Any]) -> None:
+    def build_psf(self, first: Waiting) -> None:
+        """Gather the field's best stars tile by tile and build the effective PSF."""
         self.engine.submit(
             "psf",
-            [(unit, self._psf_key()) for unit in self.units],
+            [(unit, self.psf_key()) for unit in self.units],
             step="partial",
-            after=lambda unit: [first[unit.name]] if unit.name in first else [],
+            after=lambda unit: first.get(unit.name, []),
             label="psf",
             ledger=False,
         )
@@ -228,7 +267,8 @@ class Pipeline:
         self.engine.ledger("psf").invalidate(["psf"])
         stars = psf.read_stars(self.field, psf.combine(partials, self.config), self.config)
         psf.save(self.field, psf.build(stars, self.config))
-        self.engine.ledger("psf").record("psf", self._psf_key())
+        self.engine.ledger("psf").record("psf", self.psf_key())
+        self.engine.ledger("psf").flush()
 
     def _events(self) -> list[Event]:
         """Decide which candidates are events and write their list."""
@@ -239,37 +279,45 @@ class Pipeline:
         candidates.write_events(self.field, self.config.method, events)
         return events
 
-    def _refit(self, events: list[Event]) -> dict[str, Any]:
-        """Fit again the tiles that events touch, without the events' samples."""
+    def _touch(self, events: Sequence[Event]) -> None:
+        """Events that touch each tile closely enough to bend its reference."""
         reach = oversampled.EVENT_RADIUS + oversampled.tile_halo(self.config)
         wanted = events if self.config.detect.refit else []
-        self.touched = {
+        self.touched: Mapping[str, list[Event]] = {
             unit.name: touching(wanted, unit.tile, reach) for unit in self.units if unit.tile is not None
         }
-        keyed = [(unit, self._refit_key(unit, self.touched[unit.name])) for unit in self.units]
-        return self.engine.submit(
-            "oversampled", keyed, state_of=lambda unit: self.touched[unit.name], label="refit"
-        )
 
-    def _photometry(self, events: list[Event], refit: dict[str, Any]) -> None:
-        """Light curves of events and targets, tile by tile, each after the refits it reads."""
+    def _refit(self, events: list[Event]) -> Waiting:
+        """Make the tiles that events touch again, without the events' samples."""
+        self._touch(events)
+        return self.differences.refit(self.touched)
+
+    def _photometry_units(self, events: list[Event]) -> list[tuple[Unit, str]]:
+        """Units that measure events and targets, with their keys."""
         margin = photometry.tile_halo(self.config)
-        around = {unit.name: self._around(unit, margin) for unit in self.units}
-        wanted = photometry.units(self.field, self.config, [*events, *self.objects])
         keyed = []
-        for unit in wanted:
+        for unit in photometry.units(self.field, self.config, [*events, *self.objects]):
+            near = self._around(unit, margin)
             inputs = {
-                "difference": [self._refit_key(u, self.touched[u.name]) for u in around[unit.name]],
-                "psf": self._psf_key(),
+                "difference": [self.differences.key(u, self.touched[u.name]) for u in near],
+                "psf": self.psf_key(),
                 "objects": list(unit.items),
             }
+            if self.base is not None:
+                inputs["reference"] = self.reference_key()
             keyed.append((unit, stage_key("photometry", self.config, unit.name, inputs)))
-        self.photometry_units = wanted
+        return keyed
+
+    def _photometry(self, events: list[Event], refit: Waiting) -> None:
+        """Light curves of events and targets, tile by tile, each after the refits it reads."""
+        keyed = self._photometry_units(events)
+        self.photometry_units = [unit for unit, _ in keyed]
+        margin = photometry.tile_halo(self.config)
         self.engine.submit(
             "photometry",
             keyed,
             state=psf.load(self.field),
-            after=lambda unit: [refit[u.name] for u in around[unit.name] if u.name in refit],
+            after=lambda unit: self._futures(refit, unit, margin),
         )
 
     def _gather_light_curves(self) -> None:

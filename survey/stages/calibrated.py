@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from survey.io.store import Field
-from survey.kernels.pixelmap import PixelMap, n_terms, nearest_pixels, polynomial_terms
+from survey.kernels.pixelmap import PixelMap, displacement, n_terms, nearest_pixels, polynomial_terms
 from survey.tiles import Window
 
 # What refinement replaces in the table of frames.
 REFINED = ("scale", "background", "map_center")
 
 Cube = NDArray[np.float32]
+Grid = Literal["sky", "detector"]
 
 
 @dataclass
@@ -59,13 +61,19 @@ def frame_map(frames: xr.Dataset, k: int) -> PixelMap:
 
 
 def phases(
-    frames: xr.Dataset, window: Window, shape: tuple[int, int]
+    frames: xr.Dataset, window: Window, shape: tuple[int, int], grid: Grid = "sky"
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Phases of all frames in a window: (time,) where every map is a shift, else (time, y, x)."""
     rows, columns = ((s.start, s.stop) for s in window)
-    found = [
-        nearest_pixels(frame_map(frames, k), rows, columns, shape)[2:] for k in range(frames.sizes["time"])
-    ]
+    if grid == "sky":
+        found = [
+            nearest_pixels(frame_map(frames, k), rows, columns, shape)[2:]
+            for k in range(frames.sizes["time"])
+        ]
+    else:
+        found = [
+            displacement(frame_map(frames, k), rows, columns, shape) for k in range(frames.sizes["time"])
+        ]
     if all(py.ndim == 0 for py, _ in found):
         return np.array([float(py) for py, _ in found]), np.array([float(px) for _, px in found])
     size = (rows[1] - rows[0], columns[1] - columns[0])
@@ -73,6 +81,21 @@ def phases(
         np.stack([np.broadcast_to(py, size) for py, _ in found]),
         np.stack([np.broadcast_to(px, size) for _, px in found]),
     )
+
+
+def _detector_positions(
+    frames: xr.Dataset,
+    k: int,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    shape: tuple[int, int],
+    grid: Grid,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Detector rows and columns (y, x) that the samples of a window were taken at."""
+    if grid == "sky":
+        return nearest_pixels(frame_map(frames, k), rows, columns, shape)[:2]
+    x, y = np.meshgrid(np.arange(*columns), np.arange(*rows))
+    return y, x
 
 
 def background_surface(
@@ -97,23 +120,27 @@ def calibrated_frames(field: Field) -> xr.Dataset:
     return frames
 
 
-def read_calibrated(field: Field, window: Window, frames: xr.Dataset | None = None) -> CalibratedTile:
-    """Read a window of ``images/sky`` and calibrate it.
+def read_calibrated(
+    field: Field, window: Window, frames: xr.Dataset | None = None, grid: Grid = "sky"
+) -> CalibratedTile:
+    """Read a window of ``images/<grid>`` and calibrate it.
 
     Parameters
     ----------
     field : Field
         The field.
     window : tuple of slice
-        (y, x) slices of the sky grid.
+        (y, x) slices of the grid.
     frames : Dataset, optional
         The table of frames, if it has been read already.
+    grid : {'sky', 'detector'}
+        Frames placed by nearest pixel, or as they were taken; there a phase holds all of a frame's shift.
     """
     frames = calibrated_frames(field) if frames is None else frames
     n = frames.sizes["time"]
     region = (slice(0, n), *window)
     flux, error, mask = (
-        np.asarray(field.array("images/sky", name)[region]) for name in ("flux", "error", "mask")
+        np.asarray(field.array(f"images/{grid}", name)[region]) for name in ("flux", "error", "mask")
     )
     scale = frames["scale"].values.astype(np.float64)
     height, width = (int(size) for size in field.attrs["detector_shape"])
@@ -124,12 +151,12 @@ def read_calibrated(field: Field, window: Window, frames: xr.Dataset | None = No
         if flat:
             level: NDArray[np.float64] | float = float(background[k, 0])
         else:
-            jy, jx, _, _ = nearest_pixels(frame_map(frames, k), rows, columns, field.shape)
+            jy, jx = _detector_positions(frames, k, rows, columns, field.shape, grid)
             level = background_surface(background[k], jy, jx, (height, width))
         flux[k] = (flux[k] - level) / scale[k]
         error[k] /= scale[k]
     bad = mask | ~np.isfinite(flux) | ~(error > 0) | ~np.isfinite(error)
-    phase_y, phase_x = phases(frames, window, field.shape)
+    phase_y, phase_x = phases(frames, window, field.shape, grid)
     return CalibratedTile(
         flux=flux,
         error=error,

@@ -18,7 +18,9 @@ from survey.kernels.candidates import EventFlag, measure_candidate
 from survey.kernels.peaks import PEAK_DTYPE
 from survey.stages.calibrated import calibrated_frames, phases
 from survey.stages.detect import Search, model_scatter, search_time, tile_halo, to_days
+from survey.stages.differences import read_difference
 from survey.stages.events import Event
+from survey.stages.methods import method_of
 from survey.stages.protocol import Output, Stage, Unit
 
 # Margin beyond the search's own halo: a candidate is measured on a stamp and a rim of its neighbours' rows.
@@ -70,10 +72,8 @@ def read(field: Field, unit: Unit, config: Config) -> TilePeaks:
     margin = tile_halo(config) + RIM
     window = unit.tile.window(margin, field.shape)
     frames = calibrated_frames(field)
-    region = (slice(0, frames.sizes["time"]), *window)
-    group = f"difference/{config.method}"
     names = ("flux", "error", "mask", "fit_mask", "leverage")
-    arrays = {name: np.asarray(field.array(group, name)[region]) for name in names}
+    arrays = read_difference(field, window, frames, config, names)
     arrays["mask"] |= (frames["flags"].values != 0)[:, None, None]
     arrays["error"] *= model_scatter(field, window, arrays["flux"], arrays["error"], arrays["mask"])
     phase_y, phase_x = phases(frames, window, field.shape)
@@ -114,7 +114,7 @@ def apply(data: TilePeaks, state: Search, config: Config) -> Output:
             leverage=stamp.leverage,
             fit_mask=stamp.fit_mask,
             saturated=bad,
-            n_basis=config.reference.n_basis,
+            n_basis=method_of(config).n_basis(config),
             extension=config.reference.extension,
             size=state.stamp,
         )

@@ -1,9 +1,8 @@
 """Differences by prediction: every pixel from pixels too far away to share its stars.
 
-On the sky grid: where frames drift by more than a few pixels a detector pixel's series holds no one star, and
-on HAT-P-32 the placed frames did far better (`deploy/ARCHITECTURE.md`). The detector grid, right for frames
-that hardly move, comes with issue 4. The ridge is fixed, so that it depends on no tile; predictors are the
-nearest of the tile and its halo.
+On the detector grid, where flat-field errors stay in their pixels. Where frames drift by more than a few
+pixels a detector pixel's series holds no one star, and the sky grid does better (`deploy/ARCHITECTURE.md`).
+The ridge is fixed, so that it depends on no tile; predictors are the nearest of the tile and its halo.
 """
 
 from __future__ import annotations
@@ -51,7 +50,8 @@ def read(field: Field, unit: Unit, config: Config) -> TileData:
     """Calibrated samples of the core and its halo."""
     assert unit.tile is not None
     margin = tile_halo(config)
-    return TileData(unit.tile, margin, read_calibrated(field, unit.tile.window(margin, field.shape)))
+    window = unit.tile.window(margin, field.shape)
+    return TileData(unit.tile, margin, read_calibrated(field, window, grid=config.cpm.grid))
 
 
 def apply(data: TileData, state: None, config: Config) -> Output:
@@ -77,4 +77,6 @@ def apply(data: TileData, state: None, config: Config) -> Output:
     return Output({GROUP: arrays}, region, payload=payload)
 
 
-STAGE = Stage("cpm", 1, lambda config: {**MODEL, "reach": REACH}, tile_units, read, apply=apply)
+STAGE = Stage(
+    "cpm", 1, lambda config: {**MODEL, "reach": REACH, "grid": config.cpm.grid}, tile_units, read, apply=apply
+)

@@ -17,6 +17,8 @@ from survey.kernels.peaks import PEAK_DTYPE, find_peaks, merge_peaks, search_hal
 from survey.kernels.psf import EffectivePSF
 from survey.kernels.scatter import excess_scatter
 from survey.stages.calibrated import calibrated_frames, phases
+from survey.stages.differences import read_difference
+from survey.stages.methods import method_of
 from survey.stages.protocol import Output, Stage, Unit, tile_units
 from survey.tiles import Tile, Window
 
@@ -98,7 +100,7 @@ def prepare(field: Field, psf: EffectivePSF, config: Config) -> Search:
         psf=psf,
         time=search_time(frames, config),
         frame_weight=weight,
-        n_basis=config.reference.n_basis,
+        n_basis=method_of(config).n_basis(config),
         extension=config.reference.extension,
         size=stamp,
     )
@@ -115,9 +117,8 @@ def read(field: Field, unit: Unit, config: Config) -> TileDifference:
     margin = tile_halo(config)
     window = unit.tile.window(margin, field.shape)
     frames = calibrated_frames(field)
-    region = (slice(0, frames.sizes["time"]), *window)
-    group = f"difference/{config.method}"
-    flux, error, mask = (np.asarray(field.array(group, name)[region]) for name in ("flux", "error", "mask"))
+    arrays = read_difference(field, window, frames, config, ("flux", "error", "mask"))
+    flux, error, mask = arrays["flux"], arrays["error"], arrays["mask"]
     # A flagged frame's light curve is shown, but it does not make an event.
     mask |= (frames["flags"].values != 0)[:, None, None]
     error *= model_scatter(field, window, flux, error, mask)

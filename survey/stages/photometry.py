@@ -17,6 +17,7 @@ from survey.io.store import Field
 from survey.kernels.psf import EffectivePSF, fit_psf_flux, refine_position, stamp_psf
 from survey.kernels.reference import ReferenceFit
 from survey.stages.calibrated import calibrated_frames, phases
+from survey.stages.differences import read_difference
 from survey.stages.protocol import Output, Stage, Unit
 from survey.tiles import Window
 
@@ -60,10 +61,7 @@ def units(field: Field, config: Config, objects: Sequence[dict[str, Any]]) -> li
 def read_window(field: Field, window: Window, config: Config, objects: tuple[dict[str, Any], ...]) -> Window3:
     """Read differences and reference of a window."""
     frames = calibrated_frames(field)
-    region = (slice(0, frames.sizes["time"]), *window)
-    group = f"difference/{config.method}"
-    names = ("flux", "error", "mask", "fit_mask")
-    arrays = {name: np.asarray(field.array(group, name)[region]) for name in names}
+    arrays = read_difference(field, window, frames, config, ("flux", "error", "mask", "fit_mask"))
     coefficients = None
     if field.has("reference", "coefficients"):
         coefficients = np.asarray(field.array("reference", "coefficients")[window], np.float64)

@@ -1,4 +1,4 @@
-"""Places frames on the sky grid, by nearest pixel and never by interpolation."""
+"""Frames into the cube: on the sky grid by nearest pixel, never by interpolation, or as they were taken."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from survey.config import Config
 from survey.io.frames import FrameHeader, read_frame
 from survey.io.store import Field
 from survey.kernels.pixelmap import PixelMap, nearest_pixels
-from survey.stages.calibrated import frame_map
+from survey.stages.calibrated import Grid, frame_map
 from survey.stages.protocol import Output, Stage, Unit
 
 # Bytes of a placed sample (flux, error, dq, mask) and how much of a worker's budget a block may fill.
 SAMPLE_BYTES = 13
 BLOCK_SHARE = 0.25
+IDENTITY = PixelMap.translation(0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,12 @@ class Placement:
 
 
 def place_units(
-    field: Field, frames: xr.Dataset, headers: list[FrameHeader], start: int, config: Config
+    field: Field,
+    frames: xr.Dataset,
+    headers: list[FrameHeader],
+    start: int,
+    config: Config,
+    grid: Grid = "sky",
 ) -> list[Unit]:
     """Units that place frames ``start`` … of the table: a time block and a band of tile rows each.
 
@@ -45,11 +51,20 @@ def place_units(
     total = frames.sizes["time"]
     for first in range(start // block * block, total, block):
         k0, k1 = max(first, start), min(first + block, total)
-        placements = tuple(Placement(headers[k - start], frame_map(frames, k)) for k in range(k0, k1))
+        placements = tuple(
+            Placement(headers[k - start], frame_map(frames, k) if grid == "sky" else IDENTITY)
+            for k in range(k0, k1)
+        )
         for y0 in range(0, height, rows):
             y1 = min(y0 + rows, height)
-            units.append(Unit(f"epochs-{k0:06d}-{k1:06d}-rows-{y0:05d}", None, (k0, k1, y0, y1, placements)))
+            name = f"{prefix(grid)}epochs-{k0:06d}-{k1:06d}-rows-{y0:05d}"
+            units.append(Unit(name, None, (k0, k1, y0, y1, placements, grid)))
     return units
+
+
+def prefix(grid: Grid) -> str:
+    """How the names of a grid's units begin."""
+    return "" if grid == "sky" else f"{grid}-"
 
 
 def unit_identity(unit: Unit) -> list[Any]:
@@ -74,11 +89,12 @@ class Placed:
 
     arrays: dict[str, NDArray[Any]]
     region: tuple[slice, ...]
+    grid: Grid
 
 
 def read(field: Field, unit: Unit, config: Config) -> Placed:
     """Read the unit's frames one by one and take the nearest pixel of each."""
-    k0, k1, y0, y1, placements = unit.items
+    k0, k1, y0, y1, placements, grid = unit.items
     height, width = field.shape
     size = (k1 - k0, y1 - y0, width)
     placed: dict[str, NDArray[Any]] = {
@@ -102,14 +118,13 @@ def read(field: Field, unit: Unit, config: Config) -> Placed:
             placed[name][k][inside] = values[jy, jx]
         if frame.dq is not None:
             placed["dq"][k][inside] = frame.dq[jy, jx]
-    return Placed(placed, (slice(k0, k1), slice(y0, y1), slice(0, width)))
+    return Placed(placed, (slice(k0, k1), slice(y0, y1), slice(0, width)), grid)
 
 
 def apply(data: Placed, state: None, config: Config) -> Output:
     """Hand the placed block on to be written."""
-    return Output(
-        {"images/sky": data.arrays}, data.region, payload={"good": int((~data.arrays["mask"]).sum())}
-    )
+    good = int((~data.arrays["mask"]).sum())
+    return Output({f"images/{data.grid}": data.arrays}, data.region, payload={"good": good})
 
 
 STAGE = Stage("place", 1, lambda config: config.input, lambda field, config: [], read, apply=apply)

@@ -94,6 +94,11 @@ class Stage:
     def __post_init__(self) -> None:
         STAGES[self.name] = self
 
+    @property
+    def gathers(self) -> bool:
+        """Whether it has a first pass whose results are combined."""
+        return self.partial is not _nothing
+
 
 def tile_units(field: Field, config: Config) -> list[Unit]:
     """One unit a tile, in the tiles' order: the usual case."""

@@ -123,8 +123,7 @@ def combine(partials: list[Candidates], config: Config) -> NDArray[np.int64]:
 def read_stars(field: Field, places: NDArray[np.int64], config: Config) -> Stars:
     """Reference around the chosen stars."""
     half = side(config) // 2
-    group = f"difference/{config.method}"
-    error = field.array(group, "error")
+    error = field.array("difference/oversampled", "error")
     middle = error.shape[0] // 2
     coefficients, errors = [], []
     for y, x in places:

@@ -26,6 +26,7 @@ NAMES = ("flux", "error", "mask", "fit_mask", "leverage")
 def submit(field, stage, units, state=None):
     """Reports of the units that were run, and how many were skipped."""
     config = small_config()
+    config.cpm.grid = "sky"
     engine = Engine(field, config, InlineExecutor())
     engine.submit(stage, [(u, stage_key(stage, config, u.name, {})) for u in units], state=state)
     done = engine.collect().get(stage, {})

@@ -1,0 +1,85 @@
+"""The one way to read differences: on the sky grid, wherever they were made.
+
+Differences made on the detector grid are placed as images are, by nearest pixel, so that a star stays in
+its pixel however the frames drift and whoever reads needs only the phases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from survey.config import Config
+from survey.io.store import Field
+from survey.kernels.pixelmap import nearest_pixels
+from survey.stages.calibrated import frame_map
+from survey.stages.methods import method_of
+from survey.tiles import Window
+
+Arrays = dict[str, NDArray[Any]]
+# What a sample that no frame covers reads as.
+OUTSIDE = {"flux": np.nan, "error": np.nan, "mask": True, "fit_mask": False, "leverage": 0.0}
+
+
+def read_difference(
+    field: Field, window: Window, frames: xr.Dataset, config: Config, names: Sequence[str]
+) -> Arrays:
+    """Arrays (time, y, x) of ``difference/<method>`` in a window of the sky grid.
+
+    Parameters
+    ----------
+    window : tuple of slice
+        (y, x) slices of the sky grid.
+    frames : Dataset
+        The table of frames, calibrated.
+    names : sequence of str
+        Of flux, error, mask, fit_mask, leverage.
+    """
+    group = f"difference/{config.method}"
+    epochs = slice(0, frames.sizes["time"])
+    if method_of(config).grid(config) == "sky":
+        return {name: np.asarray(field.array(group, name)[(epochs, *window)]) for name in names}
+    rows, columns = detector_pixels(field, window, frames)
+    inside = (rows >= 0) & (rows < field.shape[0]) & (columns >= 0) & (columns < field.shape[1])
+    size = rows.shape
+    if not inside.any():
+        return {name: np.full(size, OUTSIDE[name], field.array(group, name).dtype) for name in names}
+    low = [int(index[inside].min()) for index in (rows, columns)]
+    high = [int(index[inside].max()) + 1 for index in (rows, columns)]
+    at = (np.nonzero(inside)[0], rows[inside] - low[0], columns[inside] - low[1])
+    arrays = {}
+    for name in names:
+        source = np.asarray(
+            field.array(group, name)[(epochs, slice(low[0], high[0]), slice(low[1], high[1]))]
+        )
+        arrays[name] = np.full(size, OUTSIDE[name], source.dtype)
+        arrays[name][inside] = source[at]
+    return arrays
+
+
+def detector_pixels(
+    field: Field, window: Window, frames: xr.Dataset
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows and columns (time, y, x) of the detector pixels nearest to a window of the sky grid."""
+    spans = [(s.start, s.stop) for s in window]
+    found = [
+        nearest_pixels(frame_map(frames, k), spans[0], spans[1], field.shape)[:2]
+        for k in range(frames.sizes["time"])
+    ]
+    return np.stack([rows for rows, _ in found]), np.stack([columns for _, columns in found])
+
+
+def drift(field: Field, frames: xr.Dataset) -> int:
+    """Largest distance in pixels, an axis, between a sky pixel and the detector pixel nearest to it."""
+    height, width = field.shape
+    y, x = np.meshgrid([0.0, (height - 1) / 2, height - 1.0], [0.0, (width - 1) / 2, width - 1.0])
+    reach = 0.0
+    for k in range(frames.sizes["time"]):
+        xd, yd = frame_map(frames, k).evaluate(x.ravel(), y.ravel())
+        reach = max(reach, float(np.abs(xd - x.ravel()).max()), float(np.abs(yd - y.ravel()).max()))
+    # A distorted map may move a pixel between these nine by a little more.
+    return int(np.ceil(reach)) + 1

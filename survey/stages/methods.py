@@ -1,0 +1,51 @@
+"""What every stage may know of a difference method; how one is run is in `survey.run.methods`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from survey.config import Config
+from survey.stages.calibrated import Grid
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make ``difference/<name>``.
+
+    Parameters
+    ----------
+    name : str
+        As in ``method = "…"`` and in the names of groups and files.
+    words : str
+        For a person: what it does.
+    linear_reference : bool
+        Whether its differences are leave-one-out residuals of the per-pixel reference, so that a search
+        fits reference and event together.
+    """
+
+    name: str
+    words: str
+    linear_reference: bool = False
+
+    def grid(self, config: Config) -> Grid:
+        """The grid its differences live on."""
+        return config.cpm.grid if self.name == "cpm" else "sky"
+
+    def n_basis(self, config: Config) -> int:
+        """Polynomials an axis that a search has to fit along with an event; 0: none."""
+        return config.reference.n_basis if self.linear_reference else 0
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("oversampled", "a Legendre reference over the sub-pixel phases", linear_reference=True),
+        Method("cpm", "every pixel predicted from pixels too far away to share its stars"),
+        Method("sfft", "a template matched by a polynomial kernel", linear_reference=True),
+    )
+}
+
+
+def method_of(config: Config) -> Method:
+    """The method that the settings name."""
+    return METHODS[config.method]
