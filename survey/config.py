@@ -205,6 +205,21 @@ class ReportSettings(Settings):
     events: int = Field(12, ge=0, description="events shown with cutouts and light curves")
 
 
+class SlurmSettings(Settings):
+    """Workers as Slurm jobs (table `[cluster.slurm]`)."""
+
+    partition: str | None = Field(None, description="partition; none: the site's default")
+    account: str | None = None
+    walltime: str = Field("04:00:00", description="of a job; what is done is kept when it ends")
+    memory: str = Field("4GiB", description="of a job, shared by its workers")
+    workers_per_job: int = Field(1, ge=1, description="single-threaded workers in a job")
+    interface: str | None = Field(None, description="network interface of the nodes, e.g. ib0")
+    setup: list[str] = Field([], description="shell lines before the worker starts: module load …, activate")
+    directives: list[str] = Field([], description="further #SBATCH options")
+    scratch: str | None = Field(None, description="local directory of the workers")
+    logs: str | None = Field(None, description="directory of the jobs' output")
+
+
 class ClusterSettings(Settings):
     """Where the work runs (table `[cluster]`). Never changes a result."""
 
@@ -212,6 +227,8 @@ class ClusterSettings(Settings):
     workers: int | None = Field(None, ge=1, description="none: one a core")
     memory_limit: str = "auto"
     dashboard: str = Field("127.0.0.1:0", description="address of the dashboard of the embedded cluster")
+    tls: str | None = Field(None, description="directory of certificates, as `survey certs` makes it")
+    slurm: SlurmSettings | None = Field(None, description="start the workers as Slurm jobs")
 
 
 class Config(Settings):
@@ -302,6 +319,7 @@ def load_config(path: str | Path) -> Config:
         (config.psf, "file"),
         (config.photometry, "targets"),
         (config.registration, "catalog"),
+        (config.cluster, "tls"),
     ):
         if getattr(table, key) is not None:
             setattr(table, key, _absolute(base, getattr(table, key)))

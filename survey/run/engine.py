@@ -2,71 +2,40 @@
 
 from __future__ import annotations
 
-import logging
+import errno
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from distributed import KilledWorker
 
 from survey.config import Config
 from survey.io.ledger import Ledger
 from survey.io.store import Field
 from survey.run.executor import Executor
+from survey.run.tickets import Ticket, Tickets
+from survey.run.watching import Failure, Progress, Silent
 from survey.run.worker import UnitReport, execute, function_key
 from survey.stages.protocol import STAGES, Unit
 
-logger = logging.getLogger(__name__)
+
+class StoppedError(RuntimeError):
+    """A run that cannot go on anywhere; what was done is recorded."""
 
 
-class Progress(Protocol):
-    """What a run tells whoever watches; see `survey.progress` for the terminal's bar."""
-
-    def start(self, stage: str, total: int, done: int) -> None:
-        """A stage begins; ``done`` of its ``total`` units were there already."""
-
-    def advance(self, stage: str, report: UnitReport | None, failed: bool = False) -> None:
-        """One more unit ended."""
-
-    def message(self, text: str) -> None:
-        """Something worth a line."""
-
-
-class Silent:
-    """No progress shown."""
-
-    def start(self, stage: str, total: int, done: int) -> None:
-        """Ignore."""
-
-    def advance(self, stage: str, report: UnitReport | None, failed: bool = False) -> None:
-        """Ignore."""
-
-    def message(self, text: str) -> None:
-        """Log it."""
-        logger.info(text)
-
-
-@dataclass
-class Failure:
-    """A unit that could not be done, and why."""
-
-    stage: str
-    unit: str
-    reason: str
-
-
-@dataclass
-class _Job:
-    stage: str
-    step: str
-    unit: Unit
-    key: str
-    label: str
-    future: Any = None
-    note: Mapping[str, Any] = field(default_factory=dict)
+# Row blocks into which a unit is cut when its worker dies or runs out of memory, step by step.
+SPLIT = 4
+MAX_PARTS = 64
+# Share of a worker's limit that a unit may be forecast to need beside what the process holds already.
+MEMORY_SHARE = 0.7
+WORKER_BASELINE = 350 * 2**20
 
 
 @dataclass
 class Engine:
-    """Submits units and records what comes back.
+    """Runs units on an executor, a window of them at a time, and records what comes back.
 
     Parameters
     ----------
@@ -88,7 +57,11 @@ class Engine:
     failures: list[Failure] = field(default_factory=list)
     skipped: int = 0
     _ledgers: dict[str, Ledger] = field(default_factory=dict)
-    _jobs: list[_Job] = field(default_factory=list)
+    _tickets: Tickets = field(default_factory=Tickets)
+    _suspects: deque[Ticket] = field(default_factory=deque)
+    _running: dict[int, tuple[Any, Ticket]] = field(default_factory=dict)
+    _done: dict[str, dict[str, UnitReport]] = field(default_factory=dict)
+    _alert: str | None = None
 
     def ledger(self, stage: str) -> Ledger:
         """The ledger of a stage of this run's method, read once a run."""
@@ -104,12 +77,12 @@ class Engine:
         step: str = "apply",
         state: Any = None,
         state_of: Callable[[Unit], Any] | None = None,
-        after: Callable[[Unit], list[Any]] = lambda unit: [],
+        after: Callable[[Unit], list[Ticket]] = lambda unit: [],
         label: str | None = None,
         ledger: bool = True,
         note: Callable[[Unit], Mapping[str, Any]] = lambda unit: {},
-    ) -> dict[str, Any]:
-        """Submit the units whose data do not carry the wanted key.
+    ) -> dict[str, Ticket]:
+        """Take in the units whose data do not carry the wanted key; those that may start do.
 
         Parameters
         ----------
@@ -119,7 +92,7 @@ class Engine:
             What `combine` of an earlier stage gave; the same for all units, or
         state_of : callable (unit) -> object
             a state of each unit's own.
-        after : callable (unit) -> list of futures
+        after : callable (unit) -> list of tickets
             What must have ended before the unit may begin.
         ledger : bool
             Whether the unit's result stays in the store; False for passing results (partials).
@@ -129,7 +102,7 @@ class Engine:
         Returns
         -------
         dict
-            Unit name -> future, of those submitted.
+            Unit name -> ticket, of those taken in.
         """
         label = label or stage
         pairs = list(units)
@@ -138,63 +111,163 @@ class Engine:
         self.progress.start(label, len(pairs), len(pairs) - len(todo))
         if ledger:
             self.ledger(stage).invalidate(unit.name for unit, _ in todo)
-        config = self.config.model_copy(update={"cluster": type(self.config.cluster)()})
-        futures = {}
+        tickets = {}
         for unit, key in todo:
-            future = self.executor.submit(
-                execute,
-                str(self.target.path),
-                stage,
-                step,
-                unit,
-                config,
-                state if state_of is None else state_of(unit),
-                key,
-                *after(unit),
-                name=f"{label}-{unit.name}",
+            own = state if state_of is None else state_of(unit)
+            ticket = Ticket(
+                stage, step, unit, key, label, own, ledger, note(unit), self._parts(stage, step, unit)
             )
-            self._jobs.append(
-                _Job(stage, step if ledger else "partial", unit, key, label, future, note(unit))
-            )
-            futures[unit.name] = future
-        return futures
+            failed = self._tickets.add(ticket, after(unit))
+            if failed is not None:
+                self._give_up(ticket, f"needs {failed.name}, which failed")
+            tickets[unit.name] = ticket
+        self._fill()
+        return tickets
 
     def skip(self, count: int) -> None:
         """Count units that were found done without being submitted."""
         self.skipped += count
 
+    def _parts(self, stage: str, step: str, unit: Unit) -> int:
+        """Row blocks in which a unit fits into the smallest worker."""
+        found, limit = STAGES[stage], self.executor.worker_memory
+        if limit is None or found.merge is None or found.memory is None or step != "apply":
+            return 1
+        share = MEMORY_SHARE * max(limit - WORKER_BASELINE, 0.1 * limit)
+        parts = 1
+        while parts < MAX_PARTS and found.memory(unit, self._epochs, self.config, parts) > share:
+            parts *= SPLIT
+        return parts
+
+    @cached_property
+    def _epochs(self) -> int:
+        return int(self.target.frames().sizes["time"])
+
+    @cached_property
+    def _sent_config(self) -> Config:
+        """Settings as workers get them: where the work runs is none of their business."""
+        return self.config.model_copy(update={"cluster": type(self.config.cluster)()})
+
+    def _fill(self) -> None:
+        """Hand calls to the executor until its window is full; suspects last, one by one."""
+        while len(self._running) < self.executor.window and (ticket := self._tickets.take()) is not None:
+            self._start(ticket)
+        if self._suspects and not self._running:
+            self._start(self._suspects.popleft())
+
+    def _start(self, ticket: Ticket) -> None:
+        call = self.executor.submit(
+            execute,
+            str(self.target.path),
+            ticket.stage,
+            ticket.step,
+            ticket.unit,
+            self._sent_config,
+            ticket.state,
+            ticket.key,
+            ticket.parts,
+            name=f"{ticket.label}-{ticket.unit.name}",
+        )
+        self._running[id(call)] = call, ticket
+        self.executor.watch(call)
+
     def collect(self) -> dict[str, dict[str, UnitReport]]:
-        """Wait for everything submitted; returns stage -> unit -> report.
+        """Wait for everything submitted; returns label -> unit -> report.
 
         Failed units are in `failures`, with their reasons, and the rest goes on without them.
+
+        Raises
+        ------
+        ClusterError
+            If the cluster is lost.
+        StoppedError
+            If nothing more can be written.
         """
-        jobs, self._jobs = {id(job.future): job for job in self._jobs}, []
-        done: dict[str, dict[str, UnitReport]] = {}
-        pending = dict(jobs)
-        by_key = {getattr(job.future, "key", id(job.future)): job for job in jobs.values()}
         try:
-            for future, report, error in self.executor.completed([job.future for job in jobs.values()]):
-                job = by_key[getattr(future, "key", id(future))]
-                pending.pop(id(job.future), None)
-                if error is not None:
-                    self.failures.append(
-                        Failure(job.label, job.unit.name, f"{type(error).__name__}: {error}")
-                    )
-                    self.progress.advance(job.label, None, failed=True)
-                    continue
-                if job.step == "apply":
-                    payload = {**report.payload, **job.note, "checksum": report.checksum}
-                    self.ledger(job.stage).record(job.unit.name, job.key, payload)
-                done.setdefault(job.label, {})[job.unit.name] = report
-                self.reports.append(report)
-                self.progress.advance(job.label, report)
+            while self._tickets.open:
+                for call, report, error in self.executor.ended(1.0):
+                    ticket = self._running.pop(id(call))[1]
+                    if error is None:
+                        self._record(ticket, report)
+                    else:
+                        self._failed(ticket, error)
+                self._fill()
+                self._tell()
         except BaseException:
-            self.executor.cancel(job.future for job in pending.values())
+            self.executor.cancel(call for call, _ in self._running.values())
+            self._running.clear()
+            self._suspects.clear()
+            self._tickets.clear()
             raise
         finally:
             for ledger in self._ledgers.values():
                 ledger.flush()
+        done, self._done = self._done, {}
         return done
+
+    def _tell(self) -> None:
+        """Pass on what keeps the cluster from working, once."""
+        alert = self.executor.alert
+        if alert and not self._alert:
+            self.progress.message(alert)
+        self._alert = alert
+
+    def _record(self, ticket: Ticket, report: UnitReport) -> None:
+        if ticket.step == "apply" and ticket.ledger:
+            payload = {**report.payload, **ticket.note, "written": report.written}
+            self.ledger(ticket.stage).record(ticket.unit.name, ticket.key, payload)
+        self._done.setdefault(ticket.label, {})[ticket.unit.name] = report
+        # Partial results are the caller's; a run's record would hold them all to its end.
+        self.reports.append(report if report.result is None else replace(report, result=None))
+        self._tickets.done(ticket)
+        if ticket.alone:
+            self._acquit(ticket)
+        self.progress.advance(ticket.label, report)
+
+    def _failed(self, ticket: Ticket, error: BaseException) -> None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            self._give_up(ticket, describe(error))
+            raise StoppedError(
+                f"{ticket.name}: {describe(error)}; free space at {self.target.path} and run again to resume"
+            )
+        if self._try_again(ticket, error):
+            return
+        for other, needed in self._tickets.fail(ticket):
+            self._give_up(other, f"needs {needed.name}, which failed")
+        self._give_up(ticket, describe(error))
+
+    def _try_again(self, ticket: Ticket, error: BaseException) -> bool:
+        """Whether a unit that had no memory, or whose worker died, gets another chance."""
+        if isinstance(error, KilledWorker) and not ticket.alone:
+            # It may only have stood beside the culprit; whose worker dies while nothing else runs is one.
+            ticket.alone = True
+            self._suspects.append(ticket)
+            self.progress.message(f"{ticket.name}: {describe(error)}; again when it can be alone")
+            return True
+        whole = ticket.step != "apply" or STAGES[ticket.stage].merge is None
+        if not isinstance(error, MemoryError | KilledWorker) or whole or ticket.parts >= MAX_PARTS:
+            return False
+        ticket.parts *= SPLIT
+        self.progress.message(f"{ticket.name}: {describe(error)}; again in {ticket.parts} row blocks")
+        if ticket.alone:
+            self._suspects.appendleft(ticket)
+        else:
+            self._tickets.again(ticket)
+        return True
+
+    def _acquit(self, ticket: Ticket) -> None:
+        """A suspect is done, in so many row blocks: those of its stage are let out to run so, together."""
+        if ticket.parts == 1:
+            return
+        fellows = [other for other in self._suspects if other.stage == ticket.stage]
+        for other in fellows:
+            other.parts, other.alone = max(other.parts, ticket.parts), False
+            self._suspects.remove(other)
+            self._tickets.again(other)
+
+    def _give_up(self, ticket: Ticket, reason: str) -> None:
+        self.failures.append(Failure(ticket.label, ticket.unit.name, reason))
+        self.progress.advance(ticket.label, None, failed=True)
 
     def payloads(self, stage: str, units: Iterable[Unit]) -> list[dict[str, Any]]:
         """What the units' `apply` reported, in unit order, whether now or in an earlier run."""
@@ -205,6 +278,16 @@ class Engine:
         """Compact the ledgers that were written."""
         for ledger in self._ledgers.values():
             ledger.compact()
+
+
+def describe(error: BaseException) -> str:
+    """One line about an error: what it is, and where it struck."""
+    if isinstance(error, KilledWorker):
+        return "its worker died every time (killed, or over its memory limit)"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full"
+    where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    return f"{type(error).__name__}: {error}{where}"
 
 
 # Stages whose results serve every method.

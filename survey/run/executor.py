@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
@@ -11,27 +14,50 @@ from typing import Any, Protocol
 import distributed
 
 from survey.config import ClusterSettings
+from survey.run.clusters import ClusterError, cluster_client
 
 logger = logging.getLogger(__name__)
 
-THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+# Calls handed to a cluster ahead of those that run: enough to hide the way there and back.
+WINDOW = 64
+WINDOW_A_WORKER = 4
+# Seconds between looks at whether the cluster is still there.
+LOOK_SECONDS = 1.0
+# Seconds without any worker after which a person is told.
+LONELY_SECONDS = 20.0
 
-
-class ClusterError(RuntimeError):
-    """A cluster that cannot be reached, or was lost on the way."""
+Outcome = tuple[Any, Any, BaseException | None]
 
 
 class Executor(Protocol):
     """The little that a run asks of a cluster."""
 
     def submit(self, function: Callable[..., Any], *args: Any, name: str) -> Any:
-        """Start a call; arguments may be results of other calls."""
+        """Start a call."""
 
-    def completed(self, futures: Iterable[Any]) -> Iterator[tuple[Any, Any, BaseException | None]]:
-        """(future, result, error) as each call ends."""
+    def watch(self, call: Any) -> None:
+        """Have `ended` report the call."""
 
-    def cancel(self, futures: Iterable[Any]) -> None:
+    def ended(self, timeout: float) -> list[Outcome]:
+        """(call, result, error) of watched calls that ended; waits for the first of them, at most so long."""
+
+    def completed(self, calls: Iterable[Any]) -> Iterator[Outcome]:
+        """(call, result, error) of these calls as each ends."""
+
+    def cancel(self, calls: Iterable[Any]) -> None:
         """Give up what has not ended."""
+
+    @property
+    def window(self) -> int:
+        """Calls that should be under way at a time."""
+
+    @property
+    def worker_memory(self) -> int | None:
+        """Bytes of the smallest worker's limit; None without a limit."""
+
+    @property
+    def alert(self) -> str | None:
+        """What keeps the calls from running, if something does."""
 
     @property
     def dashboard(self) -> str | None:
@@ -52,65 +78,139 @@ class InlineExecutor:
     """Runs every call at once in the calling thread: for notebooks, debugging and tests."""
 
     dashboard: str | None = None
+    alert: str | None = None
+    worker_memory: int | None = None
     n_workers = 1
+    window = 1
+
+    def __init__(self) -> None:
+        self._ended: deque[_Call] = deque()
 
     def submit(self, function: Callable[..., Any], *args: Any, name: str) -> _Call:
-        """Call now; an error is kept for `completed`."""
-        failed = next((arg for arg in args if isinstance(arg, _Call) and arg.error is not None), None)
-        if failed is not None:
-            return _Call(error=failed.error)
+        """Call now; an error is kept."""
         try:
-            return _Call(function(*(arg.result if isinstance(arg, _Call) else arg for arg in args)))
+            return _Call(function(*args))
         except Exception as error:
             return _Call(error=error)
 
-    def completed(self, futures: Iterable[_Call]) -> Iterator[tuple[_Call, Any, BaseException | None]]:
+    def watch(self, call: _Call) -> None:
+        """It has ended already."""
+        self._ended.append(call)
+
+    def ended(self, timeout: float) -> list[Outcome]:
+        """All that is watched."""
+        found: list[Outcome] = [(call, call.result, call.error) for call in self._ended]
+        self._ended.clear()
+        return found
+
+    def completed(self, calls: Iterable[_Call]) -> Iterator[Outcome]:
         """In the order they were submitted."""
-        for call in futures:
+        for call in calls:
             yield call, call.result, call.error
             call.result = None
 
-    def cancel(self, futures: Iterable[_Call]) -> None:
+    def cancel(self, calls: Iterable[_Call]) -> None:
         """Nothing to do: all calls have ended."""
 
 
 class DaskExecutor:
-    """Runs calls on a Dask cluster through plain futures."""
+    """Runs calls on a Dask cluster through plain futures.
+
+    Notes
+    -----
+    Futures report through callbacks into a queue. `distributed.as_completed` would end without a word when
+    the scheduler is lost; a queue can be looked at with a timeout, and fed while it is read.
+    """
 
     def __init__(self, client: distributed.Client) -> None:
         self.client = client
+        self._queue: queue.SimpleQueue[distributed.Future] = queue.SimpleQueue()
+        self._workers: list[tuple[int, int]] = []
+        self._looked = self._seen = time.monotonic()
+        self._look()
 
     def submit(self, function: Callable[..., Any], *args: Any, name: str) -> distributed.Future:
-        """Submit; futures among the arguments are dependencies."""
+        """Submit under a name of its own: two runs never share a task."""
         return self.client.submit(function, *args, key=f"{name}-{os.urandom(4).hex()}", pure=False)
 
-    def completed(
-        self, futures: Iterable[distributed.Future]
-    ) -> Iterator[tuple[distributed.Future, Any, BaseException | None]]:
-        """As they end. A lost scheduler is an error here: Dask itself would just stop yielding."""
-        waiting = list(futures)
-        seen = 0
-        for future in distributed.as_completed(waiting, loop=self.client.loop):
-            seen += 1
-            if future.status == "finished":
-                try:
-                    result = future.result()
-                except OSError as error:
-                    raise ClusterError(f"the cluster was lost ({error}); run again to resume") from None
-                yield future, result, None
-            elif future.status == "error":
-                yield future, None, future.exception()
-            else:
-                raise ClusterError(f"the cluster was lost ({future.status}); run again to resume")
-        if seen != len(waiting):
-            raise ClusterError(
-                f"the cluster was lost with {len(waiting) - seen} tasks under way; run again to resume"
-            )
+    def watch(self, call: distributed.Future) -> None:
+        """Have the future put itself into the queue."""
+        call.add_done_callback(self._queue.put)
 
-    def cancel(self, futures: Iterable[distributed.Future]) -> None:
+    def ended(self, timeout: float) -> list[Outcome]:
+        """Take what has ended out of the queue, results in one message.
+
+        Raises
+        ------
+        ClusterError
+            If the scheduler is lost.
+        """
+        found: list[distributed.Future] = []
+        with suppress(queue.Empty):
+            found.append(self._queue.get(timeout=timeout))
+            while True:
+                found.append(self._queue.get_nowait())
+        if not found and self.client.status not in ("running", "newly-created"):
+            raise ClusterError(f"the cluster was lost (client {self.client.status}); run again to resume")
+        if time.monotonic() - self._looked > 5 * LOOK_SECONDS:
+            self._look()
+        return self._outcomes(found)
+
+    def _outcomes(self, futures: list[distributed.Future]) -> list[Outcome]:
+        states = {future.status for future in futures} - {"finished", "error"}
+        if states:
+            raise ClusterError(f"the cluster was lost ({states.pop()}); run again to resume")
+        good = [future for future in futures if future.status == "finished"]
+        try:
+            results = dict(zip((f.key for f in good), self.client.gather(good), strict=True)) if good else {}
+            return [
+                (f, results[f.key], None) if f.key in results else (f, None, f.exception()) for f in futures
+            ]
+        except (OSError, TimeoutError, distributed.CancelledError) as error:
+            raise ClusterError(f"the cluster was lost ({error}); run again to resume") from None
+
+    def _look(self) -> None:
+        """Ask which workers there are; an unanswered question is left to `ended`."""
+        self._looked = time.monotonic()
+        with suppress(OSError, TimeoutError, ValueError):
+            workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+            self._workers = [(int(w["nthreads"]), int(w["memory_limit"] or 0)) for w in workers]
+        if self._workers:
+            self._seen = self._looked
+
+    def completed(self, calls: Iterable[distributed.Future]) -> Iterator[Outcome]:
+        """As they end; see `ended`."""
+        waiting = {id(call): call for call in calls}
+        for call in waiting.values():
+            self.watch(call)
+        while waiting:
+            for outcome in self.ended(LOOK_SECONDS):
+                if waiting.pop(id(outcome[0]), None) is not None:
+                    yield outcome
+
+    def cancel(self, calls: Iterable[distributed.Future]) -> None:
         """Cancel what has not ended; a lost cluster has nothing left to cancel."""
         with suppress(OSError, RuntimeError, TimeoutError):
-            self.client.cancel(list(futures))
+            self.client.cancel(list(calls))
+
+    @property
+    def window(self) -> int:
+        """Some calls, and more for every worker: a scheduler holds these and no others."""
+        return WINDOW + WINDOW_A_WORKER * self.n_workers
+
+    @property
+    def worker_memory(self) -> int | None:
+        """The smallest limit; None where no worker has one."""
+        limits = [limit for _, limit in self._workers if limit]
+        return min(limits) if limits else None
+
+    @property
+    def alert(self) -> str | None:
+        """That there is no worker, and for how long."""
+        lonely = time.monotonic() - self._seen
+        if self._workers or lonely < LONELY_SECONDS:
+            return None
+        return f"no worker has been connected for {lonely:.0f} s; waiting for one"
 
     @property
     def dashboard(self) -> str | None:
@@ -120,7 +220,7 @@ class DaskExecutor:
     @property
     def n_workers(self) -> int:
         """Threads over all workers."""
-        return max(1, sum(self.client.nthreads().values()))
+        return max(1, sum(threads for threads, _ in self._workers))
 
 
 @contextmanager
@@ -130,8 +230,8 @@ def connect(settings: ClusterSettings, client: Any = None) -> Iterator[Executor]
     Parameters
     ----------
     settings : ClusterSettings
-        ``scheduler`` connects to a running cluster; otherwise one is started on this machine with a
-        process a core and closed at the end.
+        ``scheduler`` connects to a running cluster, ``slurm`` starts one as jobs; otherwise one is started on
+        this machine with a process a core. What was started is closed at the end.
     client : distributed.Client or "synchronous", optional
         A client to use instead; ``"synchronous"`` runs everything in this thread.
 
@@ -142,31 +242,8 @@ def connect(settings: ClusterSettings, client: Any = None) -> Iterator[Executor]
     """
     if client == "synchronous":
         yield InlineExecutor()
-        return
-    if client is not None:
+    elif client is not None:
         yield DaskExecutor(client)
-        return
-    if settings.scheduler:
-        try:
-            remote = distributed.Client(settings.scheduler, timeout="15s", set_as_default=False)
-        except (OSError, TimeoutError, ValueError) as error:
-            raise ClusterError(
-                f"no Dask scheduler answers at {settings.scheduler} ({error}); "
-                "start one with `dask scheduler`, or leave --scheduler out"
-            ) from None
-        with remote:
-            yield DaskExecutor(remote)
-        return
-    with (
-        distributed.LocalCluster(
-            n_workers=settings.workers or os.cpu_count() or 1,
-            threads_per_worker=1,
-            memory_limit=settings.memory_limit,
-            dashboard_address=settings.dashboard,
-            host="127.0.0.1",
-            env=THREADS,
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        distributed.Client(cluster, set_as_default=False) as local,
-    ):
-        yield DaskExecutor(local)
+    else:
+        with cluster_client(settings) as made:
+            yield DaskExecutor(made)

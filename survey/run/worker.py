@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import survey.stages.registry  # noqa: F401  (a worker must know every stage)
 from survey.config import Config
 from survey.io.files import write_parquet
 from survey.io.store import Field
-from survey.stages.protocol import STAGES, Output, Unit
+from survey.stages.protocol import STAGES, Output, Stage, Unit
 
 
 @dataclass
@@ -42,43 +44,76 @@ class UnitReport:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory: int = 0
     baseline_memory: int = 0
-    checksum: int = 0
+    written: list[dict[str, Any]] = field(default_factory=list)
     payload: dict[str, Any] = field(default_factory=dict)
     result: Any = None
 
 
 def execute(
-    path: str, stage_name: str, step: str, unit: Unit, config: Config, state: Any, key: str, *_: Any
+    path: str, stage_name: str, step: str, unit: Unit, config: Config, state: Any, key: str, parts: int = 1
 ) -> UnitReport:
     """Run one step (``partial`` or ``apply``) of a stage on one unit.
 
-    Trailing arguments are results that must be there first; their values are not looked at.
+    With ``parts`` above 1 the unit's tile is done in row blocks, one after the other; what each reported is
+    put together by the stage's ``merge``. Cores do not depend on how they are cut, so the data are the same.
     """
     stage = STAGES[stage_name]
-    report = UnitReport(stage_name, step, unit.name, key)
+    report = UnitReport(stage_name, step, unit.name, key, {"read": 0.0, "compute": 0.0, "write": 0.0})
     report.baseline_memory = psutil.Process().memory_info().rss
     _reset_peak()
-    clock = time.perf_counter
     # Threads inside BLAS would fight the other workers, and change a sum's last bits.
     with threadpool_limits(1):
         target = Field.open(path)
-        t0 = clock()
-        data = stage.read(target, unit, config)
-        t1 = clock()
-        if step == "partial":
-            report.result = stage.partial(data, config)
-            output = Output()
-        else:
-            output = stage.apply(data, state, config)
-        t2 = clock()
-        for group, arrays in sorted(output.arrays.items()):
-            report.checksum ^= target.write(group, arrays, output.region)
-        for folder, table in sorted(output.tables.items()):
-            write_parquet(target.path / folder / f"{config.method}.parts" / f"{unit.name}.parquet", table)
-    report.payload = output.payload
-    report.seconds = {"read": t1 - t0, "compute": t2 - t1, "write": clock() - t2}
+        pieces = row_blocks(unit, parts)
+        payloads = [_piece(target, stage, step, piece, config, state, report) for piece in pieces]
+    report.payload = payloads[0] if stage.merge is None or len(payloads) == 1 else stage.merge(payloads)
     report.peak_memory = _peak()
     return report
+
+
+def _piece(
+    target: Field, stage: Stage, step: str, unit: Unit, config: Config, state: Any, report: UnitReport
+) -> dict[str, Any]:
+    """Read, compute and write one piece of a unit; adds to the report, returns the stage's payload."""
+    output = Output()
+    with _timed(report, "read"):
+        data = stage.read(target, unit, config)
+    with _timed(report, "compute"):
+        if step == "partial":
+            report.result = stage.partial(data, config)
+        else:
+            output = stage.apply(data, state, config)
+    with _timed(report, "write"):
+        for group, arrays in sorted(output.arrays.items()):
+            sums = {name: target.write(group, {name: arrays[name]}, output.region) for name in sorted(arrays)}
+            region = [[part.start, part.stop] for part in output.region]
+            report.written.append({"group": group, "region": region, "crc32": sums})
+        for folder, table in sorted(output.tables.items()):
+            write_parquet(target.path / folder / f"{config.method}.parts" / f"{unit.name}.parquet", table)
+    return output.payload
+
+
+@contextmanager
+def _timed(report: UnitReport, what: str) -> Iterator[None]:
+    """Add to the seconds of a phase; an error is told which one it struck."""
+    started = time.perf_counter()
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"{what} {report.unit}")
+        raise
+    finally:
+        report.seconds[what] += time.perf_counter() - started
+
+
+def row_blocks(unit: Unit, parts: int) -> list[Unit]:
+    """A unit cut into so many row blocks of its tile, as far as it has rows."""
+    tile = unit.tile
+    if parts < 2 or tile is None:
+        return [unit]
+    rows = -(-(tile.y1 - tile.y0) // parts)
+    starts = range(tile.y0, tile.y1, rows)
+    return [replace(unit, tile=replace(tile, y0=y, y1=min(y + rows, tile.y1))) for y in starts]
 
 
 def function_key(*parts: Any) -> str:

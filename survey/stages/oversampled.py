@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -96,4 +97,11 @@ def apply(data: TileData, state: Sequence[Event] | None, config: Config) -> Outp
     return Output({"difference/oversampled": difference, "reference": reference}, region, payload=payload)
 
 
-STAGE = Stage("oversampled", 1, lambda config: config.reference, tile_units, read, apply=apply)
+def merge(payloads: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sums over the row blocks of a tile."""
+    histogram = np.sum([payload["histogram"] for payload in payloads], axis=0)
+    merged = {name: sum(p[name] for p in payloads) for name in ("samples", "sum", "sum2", "clipped")}
+    return {**merged, "histogram": histogram.tolist(), "events": max(p["events"] for p in payloads)}
+
+
+STAGE = Stage("oversampled", 1, lambda config: config.reference, tile_units, read, apply=apply, merge=merge)

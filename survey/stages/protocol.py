@@ -80,6 +80,13 @@ class Stage:
         Optional first pass, gathered by ``combine``.
     combine : callable (partials in unit order, config) -> state
     apply : callable (data, state, config) -> Output
+    merge : callable (payloads) -> payload
+        Puts together what the row blocks of one tile reported, first rows first. A stage that has it,
+        and whose cores do not depend on how the image is cut, is done in row blocks where a tile does
+        not fit into memory.
+    memory : callable (unit, epochs, config, parts) -> bytes
+        Forecast of what `read` and `apply` take above the import baseline, with the unit's tile cut
+        into ``parts`` row blocks.
     """
 
     name: str
@@ -90,6 +97,8 @@ class Stage:
     partial: Callable[[Any, Config], Any] = _nothing
     combine: Callable[[list[Any], Config], Any] = _nothing
     apply: Callable[[Any, Any, Config], Output] = _nothing  # type: ignore[assignment]
+    merge: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
+    memory: Callable[[Unit, int, Config, int], float] | None = None
 
     def __post_init__(self) -> None:
         STAGES[self.name] = self

@@ -1,0 +1,130 @@
+"""Processes die under a run: the field comes out as if nothing had happened, nothing is redone."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from survey.run.clusters import ClusterError
+from survey.run.executor import DaskExecutor
+from tests.faults import tiny
+from tests.faults.harness import ROOT, Processes, kill, wait_for
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    with Processes(tmp_path / "cluster") as processes:
+        yield processes
+
+
+class Run(threading.Thread):
+    """A run of the tiny stage in a thread of its own, so that the test can do its mischief meanwhile."""
+
+    def __init__(self, path, client, **settings):
+        super().__init__(daemon=True)
+        self.path, self.client, self.settings = path, client, settings
+        self.engine = self.error = None
+        self.start()
+
+    def run(self):
+        try:
+            self.engine = tiny.run_tiny(self.path, DaskExecutor(self.client), **self.settings)
+        except Exception as error:
+            self.error = error
+
+    def end(self, seconds=60):
+        self.join(seconds)
+        assert not self.is_alive(), "the run does not end"
+        return self.engine
+
+
+def begun(path, n):
+    return lambda: len(tiny.executions(path)) >= n
+
+
+def test_workers_and_scheduler_die_and_the_field_is_undisturbed(cluster, tmp_path):
+    """One worker dies; all die and come back; the scheduler dies and the run is resumed."""
+    field = tiny.make_field(tmp_path / "field", tiles=6)
+    cluster.start_scheduler()
+    first, second = cluster.start_worker(), cluster.start_worker()
+    with cluster.client(workers=2) as client:
+        run = Run(field.path, client, sleep=0.1)
+        wait_for(begun(field.path, 6), what="six tiles begun")
+        kill(first)
+        wait_for(begun(field.path, 12), what="twelve tiles begun")
+        kill(second)
+        assert run.is_alive()
+        cluster.start_worker()
+        cluster.start_worker()
+        wait_for(begun(field.path, 20), what="twenty tiles begun")
+        wait_for(lambda: len(tiny.recorded(field.path)) > 10, what="a batch of records")
+        kill(cluster.scheduler)
+        assert run.end() is None
+        assert isinstance(run.error, ClusterError)
+        assert "run again to resume" in str(run.error)
+    done, before = tiny.recorded(field.path), tiny.executions(field.path)
+    assert 10 < len(done) < 36
+    for worker in cluster.workers[2:]:
+        worker.wait(60)
+    cluster.start_scheduler()
+    cluster.start_worker()
+    with cluster.client(workers=1) as client:
+        engine = Run(field.path, client).end()
+    assert not engine.failures
+    assert engine.skipped == len(done)
+    assert all(tiny.executions(field.path)[unit] == before[unit] for unit in done)
+    tiny.assert_undisturbed(field.path)
+
+
+@pytest.mark.slow
+def test_the_process_that_runs_dies_and_the_next_one_resumes(cluster, tmp_path):
+    field = tiny.make_field(tmp_path / "field", tiles=6)
+    cluster.start_scheduler()
+    cluster.start_worker()
+    code = (
+        "import distributed; from tests.faults import tiny; from survey.run.executor import DaskExecutor\n"
+        f"client = distributed.Client({cluster.address!r})\n"
+        f"tiny.run_tiny({str(field.path)!r}, DaskExecutor(client), sleep=0.1)"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    wait_for(lambda: len(tiny.recorded(field.path)) > 5, what="six tiles recorded")
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    done, before = tiny.recorded(field.path), tiny.executions(field.path)
+    with cluster.client(workers=1) as client:
+        engine = Run(field.path, client).end()
+    assert not engine.failures
+    assert engine.skipped == len(done)
+    after = tiny.executions(field.path)
+    assert all(after[unit] == before[unit] for unit in done)
+    tiny.assert_undisturbed(field.path)
+
+
+@pytest.mark.slow
+def test_a_worker_beyond_its_memory_is_restarted_and_the_tile_cut(cluster, tmp_path):
+    """The tile takes 800 MB whole, 200 MB in four; the worker may hold 700 MB."""
+    field = tiny.make_field(tmp_path / "field", tiles=3)
+    cluster.start_scheduler()
+    cluster.start_worker("--memory-limit", "700MB", nanny=True)
+    with cluster.client(workers=1) as client:
+        engine = Run(field.path, client, tile_4={"eat": 800}).end(240)
+    assert not engine.failures
+    tiny.assert_undisturbed(field.path)
+    parts = tiny.executions(field.path)["tile-00004"]
+    assert parts >= 4 + 4, "four deaths, then four row blocks"
+
+
+@pytest.mark.slow
+def test_a_unit_that_kills_its_workers_in_any_size_is_reported_and_the_run_goes_on(cluster, tmp_path):
+    field = tiny.make_field(tmp_path / "field", tiles=3)
+    cluster.start_scheduler("--preload", "tests.faults.impatient")
+    cluster.start_worker("--memory-limit", "700MB", nanny=True)
+    with cluster.client(workers=1) as client:
+        engine = Run(field.path, client, tile_4={"die": True}).end(240)
+    assert [(f.unit, f.reason) for f in engine.failures] == [
+        ("tile-00004", "its worker died every time (killed, or over its memory limit)")
+    ]
+    assert len(tiny.recorded(field.path)) == 8, "those that stood beside it are done"

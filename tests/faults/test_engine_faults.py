@@ -1,0 +1,101 @@
+"""What goes wrong in units and how the engine takes it; no cluster, no waiting."""
+
+import pytest
+
+from survey.config import Config
+from survey.io.ledger import FieldBusyError
+from survey.run.engine import Engine, StoppedError
+from survey.run.executor import InlineExecutor
+from survey.run.tickets import Ticket, Tickets
+from survey.stages.protocol import Unit
+from tests.faults import tiny
+
+
+@pytest.fixture
+def field(tmp_path):
+    return tiny.make_field(tmp_path / "field")
+
+
+def test_undisturbed_run_is_what_the_tests_compare_with(field):
+    engine = tiny.run_tiny(field.path, InlineExecutor())
+    assert len(engine.reports) == 16
+    tiny.assert_undisturbed(field.path)
+    again = tiny.run_tiny(field.path, InlineExecutor())
+    assert (len(again.reports), again.skipped) == (0, 16)
+
+
+def test_a_failed_tile_is_named_with_its_reason_and_the_rest_goes_on(field):
+    engine = tiny.run_tiny(field.path, InlineExecutor(), tile_3={"fail": "no such luck"})
+    assert [(f.unit, f.reason) for f in engine.failures] == [
+        ("tile-00003", "ValueError: no such luck (read tile-00003)")
+    ]
+    assert len(tiny.recorded(field.path)) == 15
+    assert len(tiny.run_tiny(field.path, InlineExecutor()).reports) == 1
+    tiny.assert_undisturbed(field.path)
+
+
+def test_what_needs_a_failed_tile_says_so_and_is_not_begun(field):
+    engine = Engine(field, Config(), InlineExecutor())
+    pairs = tiny.keyed(field, tile_0={"fail": "broken"})
+    first = engine.submit("tiny", pairs[:2], step="partial", ledger=False, label="first")
+    engine.submit("tiny", pairs[2:4], label="second", after=lambda unit: [first["tile-00000"]])
+    engine.submit("tiny", pairs[4:5], label="third", after=lambda unit: [first["tile-00001"]])
+    done = engine.collect()
+    reasons = {f.unit: f.reason for f in engine.failures}
+    assert reasons["tile-00002"] == reasons["tile-00003"] == "needs first of tile-00000, which failed"
+    assert list(done["third"]) == ["tile-00004"]
+    assert "tile-00002" not in tiny.executions(field.path)
+
+
+def test_a_tile_beyond_memory_is_done_in_row_blocks_with_the_same_bits(field):
+    engine = tiny.run_tiny(field.path, InlineExecutor(), tile_5={"eat": 16, "limit": 5})
+    assert not engine.failures
+    assert tiny.executions(field.path)["tile-00005"] == 1 + 4
+    assert engine.ledger("tiny").records["tile-00005"].payload["rows"] == 32
+    tiny.assert_undisturbed(field.path)
+
+
+def test_a_tile_beyond_memory_in_any_size_is_reported(field):
+    engine = tiny.run_tiny(field.path, InlineExecutor(), tile_5={"eat": 16, "limit": 0})
+    assert [f.unit for f in engine.failures] == ["tile-00005"]
+    assert "MemoryError" in engine.failures[0].reason
+    assert len(tiny.recorded(field.path)) == 15
+
+
+def test_two_runs_want_the_same_group(field):
+    with field.lease(tiny.GROUP, "first"), pytest.raises(FieldBusyError, match="first"):
+        tiny.run_tiny(field.path, InlineExecutor())
+    assert not tiny.executions(field.path)
+
+
+def test_a_full_disk_stops_the_run_and_it_resumes(tmp_path, small_disk):
+    field = tiny.make_field(small_disk / "field", tiles=8, edge=64)
+    with pytest.raises(StoppedError, match=r"disk is full; free space at .* run again to resume"):
+        tiny.run_tiny(field.path, InlineExecutor())
+    done = tiny.recorded(field.path)
+    assert 0 < len(done) < 64
+    (small_disk / "ballast").unlink()
+    before = tiny.executions(field.path)
+    engine = tiny.run_tiny(field.path, InlineExecutor())
+    assert not engine.failures
+    assert all(tiny.executions(field.path)[unit] == before[unit] for unit in done)
+    tiny.assert_undisturbed(field.path)
+
+
+def test_tickets_start_in_order_and_only_when_what_they_need_is_done():
+    def make(name):
+        return Ticket("s", "apply", Unit(name), "k", "s")
+
+    tickets = Tickets()
+    a, b, c = make("a"), make("b"), make("c")
+    for ticket, after in ((a, []), (b, [a]), (c, [])):
+        assert tickets.add(ticket, after) is None
+    assert [tickets.take(), tickets.take(), tickets.take()] == [a, c, None]
+    tickets.done(a)
+    assert tickets.take() is b
+    tickets.again(b)
+    assert tickets.take() is b
+    assert list(tickets.fail(b)) == []
+    assert tickets.add(make("d"), [b]) is b
+    tickets.done(c)
+    assert tickets.open == 0
