@@ -157,14 +157,20 @@ class DaskExecutor:
         return self._outcomes(found)
 
     def _outcomes(self, futures: list[distributed.Future]) -> list[Outcome]:
-        states = {future.status for future in futures} - {"finished", "error"}
-        if states:
-            raise ClusterError(f"the cluster was lost ({states.pop()}); run again to resume")
+        for future in futures:
+            if future.status == "cancelled":
+                raise ClusterError("the cluster was lost; run again to resume")
+        for future in futures:
+            if future.status in ("lost", "pending"):
+                # The worker that held the result died before it was fetched: it will end once more.
+                self.watch(future)
+        futures = [future for future in futures if future.status in ("finished", "error")]
         good = [future for future in futures if future.status == "finished"]
         try:
             results = dict(zip((f.key for f in good), self.client.gather(good), strict=True)) if good else {}
             return [
-                (f, results[f.key], None) if f.key in results else (f, None, f.exception()) for f in futures
+                (f, results[f.key], None) if f.key in results else (f, None, f.exception(timeout=10))
+                for f in futures
             ]
         except (OSError, TimeoutError, distributed.CancelledError) as error:
             raise ClusterError(f"the cluster was lost ({error}); run again to resume") from None

@@ -35,6 +35,12 @@ class Run(threading.Thread):
         except Exception as error:
             self.error = error
 
+    def check(self):
+        """Show an error that ended the run before the test meant it to."""
+        if self.error is not None:
+            raise self.error
+        return True
+
     def end(self, seconds=60):
         self.join(seconds)
         assert not self.is_alive(), "the run does not end"
@@ -51,7 +57,7 @@ def test_workers_and_scheduler_die_and_the_field_is_undisturbed(cluster, tmp_pat
     cluster.start_scheduler()
     first, second = cluster.start_worker(), cluster.start_worker()
     with cluster.client(workers=2) as client:
-        run = Run(field.path, client, sleep=0.1)
+        run = Run(field.path, client, sleep=0.3)
         wait_for(begun(field.path, 6), what="six tiles begun")
         kill(first)
         wait_for(begun(field.path, 12), what="twelve tiles begun")
@@ -60,7 +66,7 @@ def test_workers_and_scheduler_die_and_the_field_is_undisturbed(cluster, tmp_pat
         cluster.start_worker()
         cluster.start_worker()
         wait_for(begun(field.path, 20), what="twenty tiles begun")
-        wait_for(lambda: len(tiny.recorded(field.path)) > 10, what="a batch of records")
+        wait_for(lambda: run.check() and len(tiny.recorded(field.path)) > 10, what="a batch of records")
         kill(cluster.scheduler)
         assert run.end() is None
         assert isinstance(run.error, ClusterError)
