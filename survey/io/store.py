@@ -227,11 +227,15 @@ class Field:
         checksum = 0
         for name, values in sorted(arrays.items()):
             array = self.array(group, name)
-            where = region[-2:] if "time" not in (array.metadata.dimension_names or ()) else region  # type: ignore[union-attr]
             data = np.ascontiguousarray(values, dtype=array.dtype)
-            array[where] = data
+            array[_region_of(array, region)] = data
             checksum = zlib.crc32(data.tobytes(), checksum)
         return checksum
+
+    def checksum(self, group: str, name: str, region: tuple[slice, ...]) -> int:
+        """Checksum of a region of an array as it is stored: what `write` returned for it."""
+        array = self.array(group, name)
+        return zlib.crc32(np.ascontiguousarray(array[_region_of(array, region)]).tobytes())
 
     # -- tables ---------------------------------------------------------------------------------
 
@@ -301,6 +305,12 @@ class Field:
         """Records of all runs, oldest first."""
         files = sorted((self.path / "runs").glob("*/run.json"))
         return [json.loads(file.read_text()) for file in files]
+
+
+def _region_of(array: zarr.Array, region: tuple[slice, ...]) -> tuple[slice, ...]:
+    """(time, y, x) for a cube, (y, x) for an array without time."""
+    dims = array.metadata.dimension_names or ()  # type: ignore[union-attr]
+    return region if "time" in dims else region[-2:]
 
 
 def open_field(path: str | Path) -> xr.DataTree:

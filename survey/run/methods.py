@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from survey.run.engine import stage_key
 from survey.run.worker import function_key
+from survey.stages import oversampled
 from survey.stages.events import Event
 from survey.stages.protocol import STAGES, Unit
 
@@ -78,12 +79,25 @@ class OversampledDifferences:
         self, events: Mapping[str, list[Event]], label: str, units: Sequence[Unit] | None = None
     ) -> Waiting:
         units = self.pipeline.units if units is None else units
+        records = dict(self.pipeline.engine.ledger("oversampled").records)
+        first = {unit.name: self.key(unit) for unit in units}
+        keyed = []
+        for unit in units:
+            mine = events.get(unit.name, ())
+            record = records.get(unit.name)
+            if mine and unit.tile and record is not None and record.key == first[unit.name]:
+                # All samples are in the fit: only what the events reach differs without theirs.
+                windows = oversampled.event_windows(unit.tile, mine, self.pipeline.config)
+                unit = Unit(unit.name, unit.tile, windows)
+            keyed.append((unit, self.key(unit, mine)))
+
+        def note(unit: Unit) -> dict[str, Any]:
+            kept = records[unit.name].payload if unit.items else {}
+            kept = {name: value for name, value in kept.items() if name != "events"}
+            return {**kept, "first": first[unit.name]}
+
         futures = self.pipeline.engine.submit(
-            "oversampled",
-            [(unit, self.key(unit, events.get(unit.name, ()))) for unit in units],
-            state_of=lambda unit: events.get(unit.name),
-            label=label,
-            note=lambda unit: {"first": self.key(unit)},
+            "oversampled", keyed, state_of=lambda unit: events.get(unit.name), label=label, note=note
         )
         return {name: [future] for name, future in futures.items()}
 

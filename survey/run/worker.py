@@ -86,11 +86,27 @@ def _piece(
     with _timed(report, "write"):
         for group, arrays in sorted(output.arrays.items()):
             sums = {name: target.write(group, {name: arrays[name]}, output.region) for name in sorted(arrays)}
-            region = [[part.start, part.stop] for part in output.region]
-            report.written.append({"group": group, "region": region, "crc32": sums})
+            _note_written(report, group, output.region, sums)
+        if output.pieces:
+            _write_pieces(target, output, report)
         for folder, table in sorted(output.tables.items()):
             write_parquet(target.path / folder / f"{config.method}.parts" / f"{unit.name}.parquet", table)
     return output.payload
+
+
+def _write_pieces(target: Field, output: Output, report: UnitReport) -> None:
+    """Write parts of a unit's core; the checksums are those of the whole core as it then is."""
+    for piece in output.pieces:
+        for group, arrays in sorted(piece.arrays.items()):
+            target.write(group, arrays, piece.region)
+    for group, arrays in sorted(output.pieces[0].arrays.items()):
+        sums = {name: target.checksum(group, name, output.region) for name in sorted(arrays)}
+        _note_written(report, group, output.region, sums)
+
+
+def _note_written(report: UnitReport, group: str, region: tuple[slice, ...], sums: dict[str, int]) -> None:
+    spans = [[part.start, part.stop] for part in region]
+    report.written.append({"group": group, "region": spans, "crc32": sums})
 
 
 @contextmanager
@@ -109,7 +125,7 @@ def _timed(report: UnitReport, what: str) -> Iterator[None]:
 def row_blocks(unit: Unit, parts: int) -> list[Unit]:
     """A unit cut into so many row blocks of its tile, as far as it has rows."""
     tile = unit.tile
-    if parts < 2 or tile is None:
+    if parts < 2 or tile is None or unit.items:
         return [unit]
     rows = -(-(tile.y1 - tile.y0) // parts)
     starts = range(tile.y0, tile.y1, rows)

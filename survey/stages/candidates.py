@@ -18,10 +18,11 @@ from survey.kernels.candidates import EventFlag, measure_candidate
 from survey.kernels.peaks import PEAK_DTYPE
 from survey.stages.calibrated import calibrated_frames, phases
 from survey.stages.detect import Search, model_scatter, search_time, tile_halo, to_days
-from survey.stages.differences import read_difference
+from survey.stages.differences import object_windows, read_difference
 from survey.stages.events import Event
 from survey.stages.methods import method_of
 from survey.stages.protocol import Output, Stage, Unit
+from survey.tiles import Window
 
 # Margin beyond the search's own halo: a candidate is measured on a stamp and a rim of its neighbours' rows.
 RIM = 2
@@ -67,29 +68,46 @@ def units(field: Field, peaks: NDArray[np.void]) -> list[Unit]:
 
 
 def read(field: Field, unit: Unit, config: Config) -> TilePeaks:
-    """Differences around every peak of the tile, cut from one read of core and halo."""
+    """Differences around every peak of the tile."""
     assert unit.tile is not None
     margin = tile_halo(config) + RIM
-    window = unit.tile.window(margin, field.shape)
     frames = calibrated_frames(field)
+    peaks = [dict(zip(PEAK_DTYPE.names or (), peak, strict=True)) for peak in unit.items]
+    places = [(peak["y"], peak["x"]) for peak in peaks]
+    stamps: dict[int, Stamp] = {}
+    for window, served in object_windows(unit.tile.window(margin, field.shape), places, margin):
+        part = _read_window(field, window, frames, config)
+        for i in served:
+            stamps[i] = _cut(part, window, unit.items[i], places[i], margin)
+    ordered = [stamps[i] for i in range(len(peaks))]
+    return TilePeaks(ordered, search_time(frames, config), frames, field.shape)
+
+
+def _read_window(field: Field, window: Window, frames: xr.Dataset, config: Config) -> dict[str, NDArray[Any]]:
+    """Differences of a window as the search takes them, and their phases."""
     names = ("flux", "error", "mask", "fit_mask", "leverage")
     arrays = read_difference(field, window, frames, config, names)
     arrays["mask"] |= (frames["flags"].values != 0)[:, None, None]
     arrays["error"] *= model_scatter(field, window, arrays["flux"], arrays["error"], arrays["mask"])
-    phase_y, phase_x = phases(frames, window, field.shape)
+    arrays["phase_y"], arrays["phase_x"] = phases(frames, window, field.shape)
+    return arrays
+
+
+def _cut(
+    arrays: dict[str, NDArray[Any]],
+    window: Window,
+    peak: tuple[Any, ...],
+    place: tuple[float, float],
+    margin: int,
+) -> Stamp:
+    """The stamp around one peak, out of a window that holds it."""
     height, width = arrays["flux"].shape[1:]
-    stamps = []
-    for peak in unit.items:
-        place = dict(zip(PEAK_DTYPE.names or (), peak, strict=True))
-        cy, cx = round(place["y"]) - window[0].start, round(place["x"]) - window[1].start
-        rows = slice(max(cy - margin, 0), min(cy + margin + 1, height))
-        columns = slice(max(cx - margin, 0), min(cx + margin + 1, width))
-        cut = (slice(None), rows, columns)
-        py, px = (phase_y[cut], phase_x[cut]) if phase_y.ndim == 3 else (phase_y, phase_x)
-        origin = (window[0].start + rows.start, window[1].start + columns.start)
-        values = {name: array[cut] for name, array in arrays.items()}
-        stamps.append(Stamp(peak=tuple(peak), phase_y=py, phase_x=px, origin=origin, **values))
-    return TilePeaks(stamps, search_time(frames, config), frames, field.shape)
+    cy, cx = round(place[0]) - window[0].start, round(place[1]) - window[1].start
+    rows = slice(max(cy - margin, 0), min(cy + margin + 1, height))
+    columns = slice(max(cx - margin, 0), min(cx + margin + 1, width))
+    origin = (window[0].start + rows.start, window[1].start + columns.start)
+    values = {name: a[:, rows, columns] if a.ndim == 3 else a for name, a in arrays.items()}
+    return Stamp(peak=tuple(peak), origin=origin, **values)
 
 
 def apply(data: TilePeaks, state: Search, config: Config) -> Output:

@@ -21,6 +21,8 @@ from survey.stages.methods import method_of
 from survey.tiles import Window
 
 Arrays = dict[str, NDArray[Any]]
+# A small window costs a chunk or four of every array; a tile of 256 pixels with its halo 36.
+MANY_OBJECTS = 12
 # What a sample that no frame covers reads as.
 OUTSIDE = {"flux": np.nan, "error": np.nan, "mask": True, "fit_mask": False, "leverage": 0.0}
 
@@ -59,6 +61,37 @@ def read_difference(
         arrays[name] = np.full(size, OUTSIDE[name], source.dtype)
         arrays[name][inside] = source[at]
     return arrays
+
+
+def object_windows(
+    tile_window: Window, places: Sequence[tuple[float, float]], half: int
+) -> list[tuple[Window, list[int]]]:
+    """Windows to read for objects, each with the indices of those it serves.
+
+    Few objects: a small window each, cut at ``tile_window``. Many: all of it at once, because it would be
+    read almost whole anyway.
+
+    Parameters
+    ----------
+    tile_window : tuple of slice
+        What may be read.
+    places : sequence of (y, x)
+        Positions of the objects.
+    half : int
+        Pixels on either side of the pixel nearest to a position.
+    """
+    if len(places) > MANY_OBJECTS:
+        return [(tile_window, list(range(len(places))))]
+    rows, columns = tile_window
+    found = []
+    for i, (y, x) in enumerate(places):
+        cy, cx = round(y), round(x)
+        window = (
+            slice(max(cy - half, rows.start), min(cy + half + 1, rows.stop)),
+            slice(max(cx - half, columns.start), min(cx + half + 1, columns.stop)),
+        )
+        found.append((window, [i]))
+    return found
 
 
 def detector_pixels(

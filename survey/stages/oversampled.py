@@ -22,12 +22,20 @@ EVENT_RADIUS = 4.0
 
 
 @dataclass
-class TileData:
-    """Calibrated samples of a tile's core and halo."""
+class WindowData:
+    """Calibrated samples of a window (a tile's core, or a part of it) and its halo."""
 
-    tile: Tile
+    window: Tile
     halo: int
     samples: CalibratedTile
+
+
+@dataclass
+class TileData:
+    """What a unit fits: its tile's core, or only windows in it."""
+
+    tile: Tile
+    windows: list[WindowData]
 
 
 def tile_halo(config: Config) -> int:
@@ -35,21 +43,75 @@ def tile_halo(config: Config) -> int:
     return halo(config.reference.extension)
 
 
+def event_windows(tile: Tile, events: Sequence[Event], config: Config) -> tuple[Tile, ...]:
+    """The parts of a tile's core that differ when the samples of these events leave the fit.
+
+    Windows that touch are joined, so that none is fitted twice.
+    """
+    reach = int(np.ceil(EVENT_RADIUS)) + tile_halo(config)
+    boxes = [
+        (
+            max(int(np.floor(e["y"])) - reach, tile.y0),
+            min(int(np.ceil(e["y"])) + reach + 1, tile.y1),
+            max(int(np.floor(e["x"])) - reach, tile.x0),
+            min(int(np.ceil(e["x"])) + reach + 1, tile.x1),
+        )
+        for e in events
+    ]
+    joined: list[tuple[int, int, int, int]] = []
+    for box in boxes:
+        if box[0] >= box[1] or box[2] >= box[3]:
+            continue
+        while True:
+            other = next((b for b in joined if _overlap(b, box)), None)
+            if other is None:
+                break
+            joined.remove(other)
+            box = (
+                min(box[0], other[0]),
+                max(box[1], other[1]),
+                min(box[2], other[2]),
+                max(box[3], other[3]),
+            )
+        joined.append(box)
+    return tuple(Tile(i, *box) for i, box in enumerate(joined))
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
+
+
 def read(field: Field, unit: Unit, config: Config) -> TileData:
-    """Calibrated samples of the core and its halo."""
+    """Calibrated samples of the core and its halo, or of the windows that the unit's items name."""
     assert unit.tile is not None
     margin = tile_halo(config)
-    return TileData(unit.tile, margin, read_calibrated(field, unit.tile.window(margin, field.shape)))
+    windows = unit.items or (unit.tile,)
+    return TileData(
+        unit.tile,
+        [WindowData(w, margin, read_calibrated(field, w.window(margin, field.shape))) for w in windows],
+    )
 
 
 def apply(data: TileData, state: Sequence[Event] | None, config: Config) -> Output:
-    """Reference and leave-one-out differences of the core.
+    """Reference and leave-one-out differences of the core, or of windows in it.
 
     Parameters
     ----------
     state : sequence of events, optional
         Events whose samples are kept out of the fit.
     """
+    pieces = [_fit(window, state, config) for window in data.windows]
+    if data.windows[0].window is data.tile:
+        return pieces[0]
+    n_time = len(data.windows[0].samples.time)
+    return Output(
+        region=(slice(0, n_time), *data.tile.core),
+        pieces=pieces,
+        payload={"events": len(state or ())},
+    )
+
+
+def _fit(data: WindowData, state: Sequence[Event] | None, config: Config) -> Output:
     samples, settings = data.samples, config.reference
     excluded = np.broadcast_to((samples.flags != 0)[:, None, None], samples.flux.shape)
     if state:
@@ -68,9 +130,9 @@ def apply(data: TileData, state: Sequence[Event] | None, config: Config) -> Outp
         fit_mask=excluded,
         gain=samples.gain if np.isfinite(samples.gain).all() else None,
     )
-    y, x = data.tile.inner(data.halo)
+    tile = data.window
+    y, x = tile.inner(data.halo)
     cube = (slice(None), y, x)
-    tile = data.tile
     difference = {
         "flux": result.flux[cube],
         "error": result.error[cube],

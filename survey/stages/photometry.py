@@ -17,7 +17,7 @@ from survey.io.store import Field
 from survey.kernels.psf import EffectivePSF, fit_psf_flux, refine_position, stamp_psf
 from survey.kernels.reference import ReferenceFit
 from survey.stages.calibrated import calibrated_frames, phases
-from survey.stages.differences import read_difference
+from survey.stages.differences import object_windows, read_difference
 from survey.stages.protocol import Output, Stage, Unit
 from survey.tiles import Window
 
@@ -79,10 +79,15 @@ def read_window(field: Field, window: Window, config: Config, objects: tuple[dic
     )
 
 
-def read(field: Field, unit: Unit, config: Config) -> Window3:
-    """Differences of the tile and a margin for stars at its edge."""
+def read(field: Field, unit: Unit, config: Config) -> list[Window3]:
+    """Differences around the tile's objects, with a margin for stars at its edge."""
     assert unit.tile is not None
-    return read_window(field, unit.tile.window(tile_halo(config), field.shape), config, unit.items)
+    margin = tile_halo(config)
+    places = [(item["y"], item["x"]) for item in unit.items]
+    return [
+        read_window(field, window, config, tuple(unit.items[i] for i in served))
+        for window, served in object_windows(unit.tile.window(margin, field.shape), places, margin)
+    ]
 
 
 def measure(data: Window3, psf: EffectivePSF, item: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -178,9 +183,13 @@ def _reference_flux(
     return float(flux[0]), float(flux_error[0])
 
 
-def apply(data: Window3, state: EffectivePSF, config: Config) -> Output:
+def apply(data: list[Window3], state: EffectivePSF, config: Config) -> Output:
     """Light curves of the tile's objects, as one table file."""
-    rows = [{**_identity(item), **measure(data, state, item, config)} for item in data.objects]
+    rows = [
+        {**_identity(item), **measure(window, state, item, config)}
+        for window in data
+        for item in window.objects
+    ]
     return Output(tables={"lightcurves": light_curve_table(rows)}, payload={"objects": len(rows)})
 
 

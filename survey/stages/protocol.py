@@ -44,6 +44,8 @@ class Output:
         Group -> name -> array of the unit's core.
     region : tuple of slice
         (time, y, x) where the arrays belong.
+    pieces : list of Output
+        Further arrays with regions of their own, inside the unit's core.
     tables : mapping
         Folder of the field -> pyarrow table, written as a part of the unit's own.
     payload : dict
@@ -52,6 +54,7 @@ class Output:
 
     arrays: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
     region: tuple[slice, ...] = ()
+    pieces: list[Output] = field(default_factory=list)
     tables: Mapping[str, Any] = field(default_factory=dict)
     payload: dict[str, Any] = field(default_factory=dict)
 

@@ -1,0 +1,63 @@
+"""Only what an event reaches is fitted again, only what an object needs is read; the numbers are the same."""
+
+import shutil
+
+import numpy as np
+
+from survey.config import Config
+from survey.io.store import Field
+from survey.run.api import run
+from survey.stages import differences, oversampled
+from survey.tiles import Tile
+from tests.run.conftest import assert_same_bits, small_config
+
+
+def copy_of(finished, path):
+    shutil.copytree(finished.path, path)
+    return path
+
+
+def test_windows_give_what_whole_tiles_give(finished, tmp_path):
+    path = copy_of(finished, tmp_path / "field")
+    ledger = Field.open(path).ledger("oversampled.oversampled")
+    refitted = [name for name, record in ledger.records.items() if record.payload["events"]]
+    assert refitted
+    before = {name: ledger.records[name].payload["written"] for name in refitted}
+    # Without a record nothing is known of a tile: it is fitted as a whole, events left out.
+    ledger.invalidate(refitted)
+    assert run(path, small_config(), client="synchronous").ok
+    assert_same_bits(finished.path, path)
+    after = Field.open(path).ledger("oversampled.oversampled").records
+    assert {name: after[name].payload["written"] for name in refitted} == before
+
+
+def test_small_windows_give_what_one_read_gives(finished, tmp_path, monkeypatch):
+    path = copy_of(finished, tmp_path / "field")
+    for stage in ("candidates", "photometry"):
+        shutil.rmtree(path / "ledger" / f"oversampled.{stage}")
+    monkeypatch.setattr(differences, "MANY_OBJECTS", 0)
+    assert run(path, small_config(), client="synchronous").ok
+    assert_same_bits(finished.path, path)
+
+
+def test_event_windows_join_where_they_touch_and_stay_in_the_tile():
+    tile = Tile(0, 0, 64, 64, 128)
+    events = [{"y": 3.2, "x": 66.0}, {"y": 9.0, "x": 70.0}, {"y": 50.0, "x": 120.0}]
+    windows = oversampled.event_windows(tile, events, Config())
+    assert [(w.y0, w.y1, w.x0, w.x1) for w in windows] == [(0, 15, 64, 76), (45, 56, 115, 126)]
+
+
+def test_an_event_beyond_the_tile_needs_no_window_of_it():
+    assert oversampled.event_windows(Tile(0, 0, 64, 0, 64), [{"y": 80.0, "x": 10.0}], Config()) == ()
+
+
+def test_object_windows_are_cut_at_what_may_be_read():
+    whole = (slice(0, 100), slice(20, 120))
+    (window, served), (other, _) = differences.object_windows(whole, [(2.0, 118.0), (50.4, 60.6)], 5)
+    assert (window, served) == ((slice(0, 8), slice(113, 120)), [0])
+    assert other == (slice(45, 56), slice(56, 67))
+    many = differences.object_windows(
+        whole, [(float(i), 60.0) for i in range(differences.MANY_OBJECTS + 1)], 5
+    )
+    assert many == [(whole, list(range(differences.MANY_OBJECTS + 1)))]
+    assert np.all([s.stop > s.start for w, _ in many for s in w])
