@@ -125,7 +125,7 @@ def _timed(report: UnitReport, what: str) -> Iterator[None]:
 def row_blocks(unit: Unit, parts: int) -> list[Unit]:
     """A unit cut into so many row blocks of its tile, as far as it has rows."""
     tile = unit.tile
-    if parts < 2 or tile is None or unit.items:
+    if parts < 2 or tile is None:
         return [unit]
     rows = -(-(tile.y1 - tile.y0) // parts)
     starts = range(tile.y0, tile.y1, rows)

@@ -81,11 +81,20 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool
     return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
 
 
+def _inside(windows: Sequence[Tile], tile: Tile) -> list[Tile]:
+    """The parts of windows that lie in a tile."""
+    cut = [
+        Tile(w.index, max(w.y0, tile.y0), min(w.y1, tile.y1), max(w.x0, tile.x0), min(w.x1, tile.x1))
+        for w in windows
+    ]
+    return [w for w in cut if w.y0 < w.y1 and w.x0 < w.x1]
+
+
 def read(field: Field, unit: Unit, config: Config) -> TileData:
     """Calibrated samples of the core and its halo, or of the windows that the unit's items name."""
     assert unit.tile is not None
     margin = tile_halo(config)
-    windows = unit.items or (unit.tile,)
+    windows = _inside(unit.items, unit.tile) if unit.items else [unit.tile]
     return TileData(
         unit.tile,
         [WindowData(w, margin, read_calibrated(field, w.window(margin, field.shape))) for w in windows],
@@ -101,14 +110,11 @@ def apply(data: TileData, state: Sequence[Event] | None, config: Config) -> Outp
         Events whose samples are kept out of the fit.
     """
     pieces = [_fit(window, state, config) for window in data.windows]
-    if data.windows[0].window is data.tile:
+    if pieces and data.windows[0].window is data.tile:
         return pieces[0]
-    n_time = len(data.windows[0].samples.time)
-    return Output(
-        region=(slice(0, n_time), *data.tile.core),
-        pieces=pieces,
-        payload={"events": len(state or ())},
-    )
+    n_time = len(data.windows[0].samples.time) if pieces else 0
+    region = (slice(0, n_time), *data.tile.core)
+    return Output(region=region, pieces=pieces, payload={"events": len(state or ())})
 
 
 def _fit(data: WindowData, state: Sequence[Event] | None, config: Config) -> Output:
@@ -160,7 +166,9 @@ def _fit(data: WindowData, state: Sequence[Event] | None, config: Config) -> Out
 
 
 def merge(payloads: list[dict[str, Any]]) -> dict[str, Any]:
-    """Sums over the row blocks of a tile."""
+    """Sums over the row blocks of a tile; windows alone report none."""
+    if "histogram" not in payloads[0]:
+        return payloads[0]
     histogram = np.sum([payload["histogram"] for payload in payloads], axis=0)
     merged = {name: sum(p[name] for p in payloads) for name in ("samples", "sum", "sum2", "clipped")}
     return {**merged, "histogram": histogram.tolist(), "events": max(p["events"] for p in payloads)}

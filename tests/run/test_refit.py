@@ -7,7 +7,9 @@ import numpy as np
 from survey.config import Config
 from survey.io.store import Field
 from survey.run.api import run
+from survey.run.worker import row_blocks
 from survey.stages import differences, oversampled
+from survey.stages.protocol import Unit
 from survey.tiles import Tile
 from tests.run.conftest import assert_same_bits, small_config
 
@@ -61,3 +63,16 @@ def test_object_windows_are_cut_at_what_may_be_read():
     )
     assert many == [(whole, list(range(differences.MANY_OBJECTS + 1)))]
     assert np.all([s.stop > s.start for w, _ in many for s in w])
+
+
+def test_a_tile_cut_where_memory_is_short_fits_its_part_of_the_windows(finished):
+    field = Field.open(finished.path)
+    events = [{"y": 46.0, "x": 20.0, "time": 0.0, "sigma_days": 0.1, "kind": "event"}]
+    unit = Unit("t", Tile(0, 0, 48, 0, 48), (Tile(0, 41, 48, 15, 26),))
+    above, below = row_blocks(unit, 2)
+    assert not oversampled.read(field, above, small_config()).windows
+    assert (
+        oversampled.apply(oversampled.read(field, above, small_config()), events, small_config()).pieces == []
+    )
+    (window,) = oversampled.read(field, below, small_config()).windows
+    assert (window.window.y0, window.window.y1) == (41, 48)
