@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from survey.cluster_cli import COMMANDS as CLUSTER_COMMANDS
+
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -280,29 +282,6 @@ def plan(sources: tuple[str, ...], field: Path | None, as_json: bool, workers: i
 
 @main.command()
 @click.argument("field", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def status(field: Path, as_json: bool) -> None:
-    """Say what a field holds and how its runs ended.
-
-    Example: survey status field
-    """
-    import json
-
-    from survey.run.status import field_status
-
-    found = field_status(field)
-    if as_json:
-        click.echo(json.dumps(found, default=str))
-        return
-    for name, value in found.items():
-        if name != "runs":
-            click.echo(f"{name:<12} {value}")
-    for record in found["runs"]:
-        click.echo(f"run          {record}")
-
-
-@main.command()
-@click.argument("field", type=click.Path(path_type=Path))
 @click.option("--method", default="oversampled", show_default=True)
 @click.option(
     "--format",
@@ -413,6 +392,9 @@ def _stage_command(stage: str, words: str) -> None:
 
 _stage_command("oversampled", "Fit the oversampled reference and its differences: this stage alone.")
 _stage_command("detect", "Search the differences for peaks: this stage alone.")
+
+for _found in CLUSTER_COMMANDS:
+    main.add_command(_found)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ ALLOWED = {
     "run": {"run", "stages", "io", "kernels", "schema", "config", "tiles"},
     "progress": set(),
     "demo": {"run", "simulate", "report", "io", "config", "progress"},
-    "cli": {"run", "simulate", "report", "io", "config", "progress", "stages", "demo"},
+    "driver": {"run", "report", "config"},
+    "cluster_cli": {"run", "io", "cli"},
+    "cli": {"run", "simulate", "report", "io", "config", "progress", "stages", "demo", "cluster_cli"},
     "__init__": {"run", "simulate", "config", "io"},
 }
 HEAVY = {"dask", "distributed", "xarray", "zarr"}

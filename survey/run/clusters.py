@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import distributed
+from distributed.comm import connect
 
 from survey.config import ClusterSettings
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-CONNECT_TIMEOUT = "15s"
+CONNECT_SECONDS = 15.0
 
 
 class ClusterError(RuntimeError):
@@ -39,7 +42,7 @@ def cluster_client(settings: ClusterSettings) -> Iterator[distributed.Client]:
         yield client
 
 
-def remote_client(address: str, settings: ClusterSettings, timeout: str = CONNECT_TIMEOUT) -> Any:
+def remote_client(address: str, settings: ClusterSettings, timeout: float = CONNECT_SECONDS) -> Any:
     """A client of a running scheduler; a context manager.
 
     Raises
@@ -47,16 +50,28 @@ def remote_client(address: str, settings: ClusterSettings, timeout: str = CONNEC
     ClusterError
         If it does not answer, or refuses.
     """
+    secure = security(settings)
+    # A client that cannot connect closes itself when it is collected, and may wait for itself then. So knock
+    # first; from a thread, because a notebook has an event loop of its own in this one.
+    with ThreadPoolExecutor(1) as thread:
+        failure = thread.submit(asyncio.run, _knock(address, secure, timeout)).result()
+    if failure is not None:
+        hint = "start one with `dask scheduler`, or leave --scheduler out"
+        if address.startswith("tls://"):
+            hint = "certificates of its authority are needed: [cluster] tls = DIR, made by `survey certs DIR`"
+        raise ClusterError(f"no Dask scheduler answers at {address} ({failure}); {hint}")
+    return distributed.Client(address, timeout=timeout, set_as_default=False, security=secure)
+
+
+async def _knock(address: str, secure: distributed.Security | None, timeout: float) -> str | None:
+    """What keeps a scheduler from being reached; None if nothing does."""
+    options = (secure or distributed.Security()).get_connection_args("client")
     try:
-        return distributed.Client(address, timeout=timeout, set_as_default=False, security=security(settings))
-    except (OSError, TimeoutError, ValueError, TypeError) as error:
-        secure = address.startswith("tls://")
-        hint = (
-            "certificates of its authority are needed: [cluster] tls = DIR, made by `survey certs DIR`"
-            if secure
-            else "start one with `dask scheduler`, or leave --scheduler out"
-        )
-        raise ClusterError(f"no Dask scheduler answers at {address} ({error}); {hint}") from None
+        comm = await connect(address, timeout=timeout, **options)
+    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
+        return f"{error}"
+    await comm.close()
+    return None
 
 
 def security(settings: ClusterSettings) -> distributed.Security | None:

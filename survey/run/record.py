@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,9 @@ from survey.run.engine import Failure
 from survey.run.worker import UnitReport
 
 PACKAGES = ("survey", "numpy", "scipy", "numba", "astropy", "sep", "zarr", "xarray", "dask", "distributed")
+
+# The id that a submitted run was given when it was handed over.
+RUN_ID: ContextVar[str | None] = ContextVar("RUN_ID", default=None)
 
 
 @dataclass
@@ -67,8 +71,8 @@ class RunSummary:
 
 
 def new_run_id() -> str:
-    """A name that sorts by time."""
-    return time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:6]
+    """A name that sorts by time; a submitted run keeps the one it was given."""
+    return RUN_ID.get() or time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:6]
 
 
 def versions() -> dict[str, str]:

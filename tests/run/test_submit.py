@@ -1,0 +1,157 @@
+"""Runs that are handed over: to a driver beside a scheduler, over TLS; cancelled, lost and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pytest
+from click.testing import CliRunner
+
+from survey.cli import main
+from survey.config import ClusterSettings
+from survey.io.certificates import CertificateError, make_certificates
+from survey.io.files import write_json
+from survey.run.clusters import ClusterError, remote_client
+from survey.run.live import RunError, cancel, find_run, run_state, run_states
+from survey.run.submit import submit
+from tests.faults.harness import ROOT, Processes, wait_for
+from tests.run.conftest import assert_same_bits, small_config
+
+
+def tls_options(folder, role):
+    return [
+        f"--tls-{n}={folder / f}"
+        for n, f in (("ca-file", "ca.pem"), ("cert", f"{role}.pem"), ("key", f"{role}-key.pem"))
+    ]
+
+
+def survey(*arguments):
+    """The command in a process of its own, which has ended when this returns."""
+    return subprocess.run(
+        [sys.executable, "-m", "survey.cli", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        check=False,
+    )
+
+
+def settings_file(folder, frames):
+    file = folder / "run.toml"
+    file.write_text(f'[input]\nframes = ["{frames}"]\n[grid]\ntile = 48\n[psf]\nsize = 11\n')
+    return file
+
+
+def ended(folder):
+    return lambda: run_state(folder)["state"] not in ("starting", "running")
+
+
+def test_submitted_over_tls_outlives_its_submitter_and_equals_a_local_run(finished, tmp_path):
+    """The submitting process ends at once; strangers, and friends of another authority, are refused."""
+    certs, field = tmp_path / "certs", tmp_path / "field"
+    make_certificates(certs)
+    make_certificates(tmp_path / "others")
+    with Processes(tmp_path / "cluster") as cluster:
+        cluster.start_scheduler("--protocol=tls", *tls_options(certs, "scheduler"))
+        for _ in range(2):
+            cluster.start_worker(*tls_options(certs, "worker"))
+        assert cluster.address.startswith("tls://")
+        for tls in (None, str(tmp_path / "others")):
+            with pytest.raises(ClusterError, match="survey certs"):
+                remote_client(cluster.address, ClusterSettings(tls=tls), timeout=3)
+        config = settings_file(tmp_path, finished.frames)
+        done = survey(
+            "submit", config, "-o", field, "--scheduler", cluster.address, "--tls", certs, "--no-report"
+        )
+        assert done.returncode == 0, done.stderr
+        folder = field / "runs" / done.stdout.strip()
+        wait_for(ended(folder), 150, "the end of the run")
+    state = run_state(folder)
+    assert state["state"] == "done", (folder / "log.txt").read_text()
+    assert state["settings"]["cluster"]["scheduler"] == cluster.address
+    assert_same_bits(finished.path, field)
+
+
+@pytest.mark.slow
+def test_cancelled_lost_and_resumed_on_this_machine(finished, tmp_path):
+    """The first is cancelled, the second one's driver killed; the third ends, with the same bits."""
+    field = tmp_path / "field"
+    config = small_config()
+    config.cluster.workers = 1
+    first = field / "runs" / submit(field, config, [finished.frames], report=False)
+    wait_for(lambda: (field / "ledger" / "oversampled.oversampled").exists(), 90, "first tiles")
+    assert cancel(field)["state"] == "cancelled"
+    assert "cancelled" in (first / "log.txt").read_text()
+    with pytest.raises(RunError, match="nothing to cancel"):
+        cancel(field)
+    second = field / "runs" / submit(field, config, report=False)
+    wait_for(lambda: run_state(second)["live"].get("stages"), 60, "the second driver")
+    os.kill(run_state(second)["live"]["pid"], signal.SIGKILL)
+    wait_for(ended(second), 10, "the end of the second driver")
+    assert run_state(second)["state"] == "lost"
+    third = field / "runs" / submit(field, config, report=False)
+    wait_for(ended(third), 150, "the end of the third")
+    assert [state["state"] for state in run_states(field)] == ["cancelled", "lost", "done"]
+    assert_same_bits(finished.path, field)
+
+
+def test_state_of_a_run_from_its_files(tmp_path):
+    folder = tmp_path / "runs" / "20260101T000000-abc"
+    job = {"run_id": folder.name, "submitted": time.time()}
+    write_json(folder / "job.json", job)
+    assert run_state(folder)["state"] == "starting"
+    write_json(folder / "job.json", {**job, "submitted": time.time() - 1e4})
+    assert run_state(folder)["state"] == "lost"
+    beat = {"state": "running", "pid": 1, "host": "elsewhere", "beat": time.time(), "stages": []}
+    write_json(folder / "live.json", beat)
+    assert run_state(folder)["state"] == "running"
+    write_json(folder / "live.json", {**beat, "beat": time.time() - 1e3})
+    assert run_state(folder)["state"] == "lost"
+    write_json(folder / "run.json", {"status": "done"})
+    assert run_state(folder)["state"] == "done"
+    assert find_run(tmp_path, "2026") == find_run(tmp_path) == folder
+    with pytest.raises(RunError, match="survey status"):
+        find_run(tmp_path, "2027")
+
+
+def test_a_scheduler_that_does_not_answer_leaves_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("survey.run.submit.remote_client", partial(remote_client, timeout=1))
+    config = small_config()
+    config.cluster.scheduler = "tcp://127.0.0.1:9"
+    with pytest.raises(ClusterError, match="no Dask scheduler answers"):
+        submit(tmp_path / "field", config)
+    assert run_states(tmp_path / "field") == []
+
+
+def test_certificates_are_private_and_never_overwritten(tmp_path):
+    files = make_certificates(tmp_path / "certs", ["10.0.0.1", "scheduler.example.org"])
+    assert {file.name for file in files if "key" not in file.name} == {
+        "ca.pem",
+        "scheduler.pem",
+        "worker.pem",
+        "client.pem",
+    }
+    assert all(file.stat().st_mode & 0o077 == 0 for file in files if "key" in file.name)
+    with pytest.raises(CertificateError, match="--renew"):
+        make_certificates(tmp_path / "certs")
+    authority = (tmp_path / "certs" / "ca.pem").read_bytes()
+    worker = (tmp_path / "certs" / "worker.pem").read_bytes()
+    make_certificates(tmp_path / "certs", renew=True)
+    assert (tmp_path / "certs" / "ca.pem").read_bytes() == authority
+    assert (tmp_path / "certs" / "worker.pem").read_bytes() != worker
+    (tmp_path / "certs" / "client-key.pem").unlink()
+    with pytest.raises(ClusterError, match=r"client-key.pem is missing"):
+        remote_client("tls://127.0.0.1:9", ClusterSettings(tls=str(tmp_path / "certs")))
+
+
+def test_status_names_runs_and_logs_prints_them(finished):
+    found = json.loads(CliRunner().invoke(main, ["status", str(finished.path), "--json"]).stdout)
+    assert found["runs"][0]["state"] == "done"
+    logs = CliRunner().invoke(main, ["logs", str(finished.path)])
+    assert logs.exit_code == 1
+    assert "none found" in logs.stderr
