@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+import survey.upkeep_cli  # noqa: F401  (its commands join those of cluster_cli)
 from survey.cluster_cli import COMMANDS as CLUSTER_COMMANDS
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -35,7 +36,7 @@ class _Group(click.Group):
             raise Failed(f"{error}") from None
 
 
-@click.group(cls=_Group, context_settings=CONTEXT)
+@click.group(name="survey", cls=_Group, context_settings=CONTEXT)
 @click.option("--traceback", is_flag=True, help="Show Python tracebacks of errors.")
 @click.version_option(package_name="survey")
 def main(traceback: bool) -> None:

@@ -14,7 +14,7 @@ COMMANDS: list[click.Command] = []
 ENDED_WELL = "done"
 
 
-def _command(**options: Any) -> Any:
+def command(**options: Any) -> Any:
     """A command that `survey.cli` takes into its group."""
 
     def keep(function: Any) -> click.Command:
@@ -25,7 +25,7 @@ def _command(**options: Any) -> Any:
     return keep
 
 
-@_command()
+@command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path())
 @click.option("-o", "--output", "field", type=click.Path(path_type=Path), metavar="FIELD")
 @click.option("--method", help="Difference method.")
@@ -75,7 +75,7 @@ def submit(
     click.echo(f"survey status {target} --watch; survey logs {target}; survey cancel {target}", err=True)
 
 
-@_command()
+@command()
 @click.argument("field", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--watch", is_flag=True, help="Follow the run under way to its end.")
@@ -153,7 +153,7 @@ def _watch(field: Path) -> int:
         time.sleep(0.5)
 
 
-@_command()
+@command()
 @click.argument("field", type=click.Path(path_type=Path))
 @click.argument("run", required=False)
 def cancel(field: Path, run: str | None) -> None:
@@ -168,7 +168,7 @@ def cancel(field: Path, run: str | None) -> None:
     sys.exit(0 if state["state"] == "cancelled" else 1)
 
 
-@_command()
+@command()
 @click.argument("field", type=click.Path(path_type=Path))
 @click.argument("run", required=False)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
@@ -195,7 +195,7 @@ def logs(field: Path, run: str | None, follow: bool) -> None:
         time.sleep(0.5)
 
 
-@_command()
+@command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--host", "hosts", multiple=True, help="Name or address of the scheduler; may be repeated.")
 @click.option("--days", type=click.IntRange(1), default=825, show_default=True, help="Validity.")

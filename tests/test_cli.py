@@ -86,3 +86,12 @@ def test_a_run_by_settings_file_reports_and_exits_by_what_was_done(finished, tmp
     assert "0 units computed" in text
     settings.write_text("[refrence]\nclip = 3\n")
     assert "did you mean 'reference'" in call("run", settings, "-o", field, status=1)
+
+
+def test_dask_survey_is_the_same_command():
+    from importlib.metadata import entry_points
+
+    (entry,) = (e for e in entry_points(group="dask_cli") if e.name == "survey")
+    command = entry.load()
+    assert command.name == "survey"
+    assert {"submit", "status", "verify"} <= set(command.commands)

@@ -23,7 +23,19 @@ ALLOWED = {
     "demo": {"run", "simulate", "report", "io", "config", "progress"},
     "driver": {"run", "report", "config"},
     "cluster_cli": {"run", "io", "cli"},
-    "cli": {"run", "simulate", "report", "io", "config", "progress", "stages", "demo", "cluster_cli"},
+    "upkeep_cli": {"run", "cluster_cli"},
+    "cli": {
+        "run",
+        "simulate",
+        "report",
+        "io",
+        "config",
+        "progress",
+        "stages",
+        "demo",
+        "cluster_cli",
+        "upkeep_cli",
+    },
     "__init__": {"run", "simulate", "config", "io"},
 }
 HEAVY = {"dask", "distributed", "xarray", "zarr"}

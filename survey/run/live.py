@@ -111,7 +111,7 @@ def run_state(folder: str | Path) -> dict[str, Any]:
     ended = record.get("status", "running")
     if live.get("state", "running") != "running":
         found["state"] = live["state"]
-    elif live and _alive(live):
+    elif live and process_lives(live):
         found["state"] = "running"
     elif ended != "running":
         found["state"] = ended
@@ -121,7 +121,7 @@ def run_state(folder: str | Path) -> dict[str, Any]:
     return found
 
 
-def _alive(live: dict[str, Any]) -> bool:
+def process_lives(live: dict[str, Any]) -> bool:
     """A process on this host lives if it runs; elsewhere, if its heart beats."""
     if live["host"] != socket.gethostname():
         return bool(time.time() - live["beat"] < STALE_SECONDS)

@@ -1,0 +1,186 @@
+"""Looking after a field: what can go, and who holds it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from survey.io.store import Field, FieldError
+from survey.run.live import process_lives
+from survey.run.record import new_run_id
+
+# A temporary file this old belongs to nobody: writing one takes seconds.
+LEFTOVER_SECONDS = 3600.0
+
+
+def ledgers(target: Field) -> list[str]:
+    """Names of a field's ledgers."""
+    return sorted(p.name for p in (target.path / "ledger").glob("*") if p.is_dir())
+
+
+@contextmanager
+def all_leases(target: Field) -> Iterator[None]:
+    """The right to write every group that there is.
+
+    Raises
+    ------
+    FieldBusyError
+        If a run writes one of them.
+    """
+    methods = {name.split(".")[0] for name in ledgers(target) if "." in name} | {"oversampled"}
+    owner = new_run_id()
+    with ExitStack() as stack:
+        for group in ("images", *(f"difference/{method}" for method in sorted(methods))):
+            stack.enter_context(target.lease(group, owner))
+        yield
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something that no run will look at again."""
+
+    path: Path
+    size: int
+    why: str
+
+
+def prune(
+    path: str | Path, *, delete: bool = False, keep_runs: int | None = None, method: str | None = None
+) -> list[Leftover]:
+    """Find, and with ``delete`` remove, what no run will look at again.
+
+    Parameters
+    ----------
+    path : path
+        The field.
+    delete : bool
+        Remove it; the field must not be written by a run.
+    keep_runs : int, optional
+        Also the folders of all runs but so many latest ones.
+    method : str, optional
+        Also everything that this difference method made.
+
+    Returns
+    -------
+    list of Leftover
+
+    Raises
+    ------
+    FieldBusyError
+        With ``delete``, if a run writes the field.
+    """
+    target = Field.open(path)
+    if not delete:
+        return _leftovers(target, keep_runs, method)
+    with all_leases(target):
+        found = _leftovers(target, keep_runs, method)
+        # A ledger goes before what it vouches for: a kill in between leaves nothing that looks done.
+        for leftover in sorted(found, key=lambda f: "ledger" not in f.path.parts):
+            if leftover.path.is_dir():
+                shutil.rmtree(leftover.path)
+            else:
+                leftover.path.unlink(missing_ok=True)
+        for name in ledgers(target):
+            target.ledger(name).compact()
+    return found
+
+
+def _leftovers(target: Field, keep_runs: int | None, method: str | None) -> list[Leftover]:
+    now = time.time()
+    found = [
+        _leftover(file, "temporary file of a killed writer")
+        for file in target.path.rglob("*.partial")
+        if now - file.stat().st_mtime > LEFTOVER_SECONDS
+    ]
+    for pattern in (".*.new", ".*.old"):
+        found += [_leftover(p, "half of a replaced table") for p in target.cube.glob(pattern)]
+    found += _stale_parts(target)
+    if keep_runs is not None:
+        folders = sorted(p for p in (target.path / "runs").glob("*") if p.is_dir())
+        found += [_leftover(p, "old run") for p in folders[: max(len(folders) - keep_runs, 0)]]
+    if method is not None:
+        found += _of_method(target, method)
+    return found
+
+
+def _stale_parts(target: Field) -> list[Leftover]:
+    """Parts of tables whose units are in no ledger any more."""
+    found = []
+    for folder in target.path.glob("*/*.parts"):
+        method = folder.name.removesuffix(".parts")
+        known: set[str] = set()
+        for name in ledgers(target):
+            if name.startswith(f"{method}."):
+                known |= set(target.ledger(name).records)
+        found += [
+            _leftover(file, "part of a table that is no longer used")
+            for file in folder.glob("*.parquet")
+            if file.stem not in known
+        ]
+    return found
+
+
+def _of_method(target: Field, method: str) -> list[Leftover]:
+    if method == "oversampled":
+        raise FieldError("oversampled differences carry the reference that all methods use: they stay")
+    paths = [
+        *(target.cube / group / method for group in ("difference", "search")),
+        *(target.path / "ledger").glob(f"{method}.*"),
+        *(target.path / folder / f"{method}{end}" for folder in ("events", "lightcurves") for end in ENDS),
+    ]
+    there = [p for p in paths if p.exists()]
+    if not there:
+        raise FieldError(f"{target.path}: holds nothing of a method {method!r}")
+    return [_leftover(p, f"made by {method}") for p in there]
+
+
+ENDS = (".parquet", ".parts")
+
+
+def _leftover(path: Path, why: str) -> Leftover:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return Leftover(path, sum(file.stat().st_size for file in files if file.is_file()), why)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A lease and whether its holder lives."""
+
+    group: str
+    owner: str
+    host: str
+    pid: int
+    alive: bool
+    removed: bool
+
+
+def unlock(path: str | Path, *, force: bool = False) -> list[Held]:
+    """Remove the leases of dead runs; with ``force`` also those of runs that seem alive.
+
+    A run removes a dead one's lease by itself; this is for a holder on a host that is gone for good, or whose
+    heart only seems to beat.
+
+    Returns
+    -------
+    list of Held
+        Every lease there was.
+    """
+    folder = Field.open(path).path / "leases"
+    found = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            claim: dict[str, Any] = json.loads(file.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            claim = {"owner": "unknown", "host": "", "pid": 0, "beat": file.stat().st_mtime}
+        alive = process_lives(claim)
+        if force or not alive:
+            file.unlink(missing_ok=True)
+        group = file.stem.replace(".", "/", 1)
+        found.append(Held(group, claim["owner"], claim["host"], claim["pid"], alive, force or not alive))
+    return found

@@ -1,0 +1,183 @@
+"""Does a field hold what was written into it? And if not, what can be done about it."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from survey.config import make_config
+from survey.io.ledger import Record
+from survey.io.store import Field
+from survey.run.upkeep import all_leases, ledgers
+from survey.stages import place, register
+
+TABLES = ("frames", "stars", "registration", "psf")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Data that are not what the ledger says."""
+
+    ledger: str
+    unit: str
+    what: str
+
+
+@dataclass
+class Verification:
+    """What `verify` found.
+
+    Parameters
+    ----------
+    checked : int
+        Units whose data were read and compared.
+    unknown : int
+        Units recorded without checksums: they write no arrays.
+    problems : list of Problem
+    repaired : list of (ledger, unit)
+        Blocks of images that were placed again, and units that the next run makes again.
+    hopeless : list of Problem
+        Images that cannot be placed again, and why.
+    """
+
+    checked: int = 0
+    unknown: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    repaired: list[tuple[str, str]] = field(default_factory=list)
+    hopeless: list[Problem] = field(default_factory=list)
+
+
+def verify(path: str | Path, *, repair: bool = False) -> Verification:
+    """Read everything that units wrote and compare it with the checksums in the ledgers.
+
+    Parameters
+    ----------
+    path : path
+        The field.
+    repair : bool
+        Place damaged images again from their frames, and strike units with damaged results from their
+        ledgers, so that the next run makes them again. Where images were damaged, all results are struck.
+
+    Returns
+    -------
+    Verification
+
+    Raises
+    ------
+    FieldError
+        If there is no field.
+    FieldBusyError
+        With ``repair``, if a run writes the field.
+    """
+    target = Field.open(path)
+    found = Verification()
+    for name in TABLES:
+        if target.has_table(name):
+            found.problems += _check_table(target, name)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for ledger in ledgers(target):
+            records = target.ledger(ledger).records
+            checks = pool.map(lambda item: _check_unit(target, *item), records.items())
+            for unit, wrong in zip(records, checks, strict=True):
+                if wrong is None:
+                    found.unknown += 1
+                    continue
+                found.checked += 1
+                found.problems += [Problem(ledger, unit, what) for what in wrong]
+    if repair and found.problems:
+        with all_leases(target):
+            _repair(target, found)
+    return found
+
+
+def _repair(target: Field, found: Verification) -> None:
+    """Place damaged images again, strike damaged results and what may have been made of damaged images."""
+    wanted: dict[str, set[str]] = {}
+    for problem in found.problems:
+        if problem.unit:
+            wanted.setdefault(problem.ledger, set()).add(problem.unit)
+    placed = wanted.pop("place", set())
+    images = target.ledger("place").records
+    for unit in sorted(placed):
+        failure = place_again(target, unit, images[unit])
+        if failure is None:
+            found.repaired.append(("place", unit))
+        else:
+            found.hopeless.append(Problem("place", unit, failure))
+    if placed:
+        # Whether they were made before or after the damage nobody knows.
+        for name in ledgers(target):
+            if name != "place":
+                wanted[name] = set(target.ledger(name).records)
+    for name, units in wanted.items():
+        target.ledger(name).invalidate(sorted(units))
+        found.repaired += [(name, unit) for unit in sorted(units)]
+
+
+def place_again(target: Field, name: str, record: Record) -> str | None:
+    """Write a block of images again from the files it came in; returns why that cannot be done."""
+    config = make_config(target.attrs["config"], source=f"settings stored in {target.path}")
+    (piece,) = record.payload["written"]
+    (first, last), grid = piece["region"][0], piece["group"].split("/")[1]
+    frames = target.frames().isel(time=slice(0, last))
+    headers = register.stored_headers(frames)[first:]
+    units = place.place_units(target, frames, headers, first, config, grid)
+    unit = next((u for u in units if u.name == name), None)
+    if unit is None:
+        return "was placed with other settings"
+    try:
+        output = place.apply(place.read(target, unit, config), None, config)
+    except (OSError, ValueError) as error:
+        return f"cannot be placed again: {error}"
+    for group, arrays in output.arrays.items():
+        for array, values in arrays.items():
+            if checksum(values, target.array(group, array).dtype) != piece["crc32"][array]:
+                return f"its frames are no longer what they were: {group}/{array} comes out different"
+        target.write(group, arrays, output.region)
+    return None
+
+
+def _check_table(target: Field, name: str) -> list[Problem]:
+    try:
+        target.table(name)
+    except Exception as error:
+        return [Problem("", "", f"table {name} cannot be read: {type(error).__name__}: {error}")]
+    return []
+
+
+def _check_unit(target: Field, unit: str, record: Record) -> list[str] | None:
+    """What is wrong with a unit's arrays; None if it says of none that it wrote them."""
+    written = record.payload.get("written")
+    if not written:
+        return None
+    wrong = []
+    for piece in written:
+        region = tuple(slice(*ends) for ends in piece["region"])
+        for name, expected in piece["crc32"].items():
+            label = f"{piece['group']}/{name}"
+            try:
+                same = _checksum(target, piece["group"], name, region) == expected
+            except Exception as error:
+                wrong.append(f"{label} cannot be read: {type(error).__name__}: {error}")
+                continue
+            if not same:
+                wrong.append(f"{label} is not what was written")
+    return wrong
+
+
+def _checksum(target: Field, group: str, name: str, region: tuple[slice, ...]) -> int:
+    """CRC-32 of a region as it is in the store."""
+    array = target.array(group, name)
+    where = region if "time" in (array.metadata.dimension_names or ()) else region[-2:]  # type: ignore[union-attr]
+    return checksum(array[where], array.dtype)
+
+
+def checksum(values: Any, dtype: Any) -> int:
+    """CRC-32 of an array as `Field.write` computes it."""
+    return zlib.crc32(np.ascontiguousarray(values, dtype=dtype).tobytes())
