@@ -162,20 +162,13 @@ def _check_unit(target: Field, unit: str, record: Record) -> list[str] | None:
         for name, expected in piece["crc32"].items():
             label = f"{piece['group']}/{name}"
             try:
-                same = _checksum(target, piece["group"], name, region) == expected
+                same = target.checksum(piece["group"], name, region) == expected
             except Exception as error:
                 wrong.append(f"{label} cannot be read: {type(error).__name__}: {error}")
                 continue
             if not same:
                 wrong.append(f"{label} is not what was written")
     return wrong
-
-
-def _checksum(target: Field, group: str, name: str, region: tuple[slice, ...]) -> int:
-    """CRC-32 of a region as it is in the store."""
-    array = target.array(group, name)
-    where = region if "time" in (array.metadata.dimension_names or ()) else region[-2:]  # type: ignore[union-attr]
-    return checksum(array[where], array.dtype)
 
 
 def checksum(values: Any, dtype: Any) -> int:
