@@ -28,6 +28,11 @@ from survey.kernels._temporal_pass import temporal_pass
 Array = NDArray[np.float64]
 
 
+# Event centres taken at a time: a matrix of all centres and epochs would be gigabytes at 7,000 epochs.
+PASS_BLOCK = 128
+BANK_BLOCK = 1024
+
+
 @dataclass(frozen=True)
 class EventBank:
     """Time scales, the centres tried for each, and what the reference leaves of them.
@@ -134,14 +139,28 @@ def event_bank(
         )
     py, px = py.reshape(n_time, -1), px.reshape(n_time, -1)
     centers = tuple(event_centers(t, s, step) for s in scales)
-    profiles = np.concatenate([temporal_profile(t, c, s) for c, s in zip(centers, scales, strict=True)])
-    places = [
-        retained_variance(
-            model, py[:, i], px[:, i], profiles, v, n_basis=n_basis, extension=extension, size=size
-        )
-        for i in range(py.shape[1])
-    ]
-    ratio = np.mean(places, axis=0)
+    blocks = [(s, c[b]) for s, c in zip(scales, centers, strict=True) for b in _blocks(len(c), BANK_BLOCK)]
+    ratio = np.concatenate(
+        [
+            np.mean(
+                [
+                    retained_variance(
+                        model,
+                        py[:, i],
+                        px[:, i],
+                        temporal_profile(t, c, s),
+                        v,
+                        n_basis=n_basis,
+                        extension=extension,
+                        size=size,
+                    )
+                    for i in range(py.shape[1])
+                ],
+                axis=0,
+            )
+            for s, c in blocks
+        ]
+    )
     edges = np.cumsum([len(c) for c in centers])[:-1]
     subpixel = subpixel_filter(model, stamp_size(model, size))
     return EventBank(t, scales, centers, tuple(np.split(ratio, edges)), subpixel)
@@ -207,10 +226,16 @@ def matched_filter_bank(
         drop_spikes(signal, weight, spike)
     time = bank.time[order]
     for sigma, t0, ratio in zip(bank.temporal_sigma, bank.t0, bank.ratio, strict=True):
-        profiles = temporal_profile(time, t0, sigma)
-        offsets = (time - t0[:, None]) / sigma
-        snr = temporal_pass(signal, weight, profiles, offsets, ratio)
+        snr = np.empty((len(t0), *shape[1:]), np.float32)
+        for block in _blocks(len(t0), PASS_BLOCK):
+            profiles = temporal_profile(time, t0[block], sigma)
+            offsets = (time - t0[block, None]) / sigma
+            snr[block] = temporal_pass(signal, weight, profiles, offsets, ratio[block])
         yield ScaleMap(sigma, t0, snr, bank.subpixel)
+
+
+def _blocks(count: int, size: int) -> list[slice]:
+    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def matched_filter(

@@ -25,6 +25,14 @@ def wait_for(condition, seconds=30.0, what="condition"):
     raise AssertionError(f"{what}: not within {seconds} s")
 
 
+def _address(file):
+    """What a scheduler wrote into its file, once it has written all of it."""
+    try:
+        return json.loads(file.read_text())["address"]
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
 class Processes:
     """Scheduler and workers as processes of their own; a context manager that ends them all."""
 
@@ -65,8 +73,7 @@ class Processes:
         file.unlink(missing_ok=True)
         where = ["--host", host, "--port", str(self.port), "--no-dashboard", "--scheduler-file", str(file)]
         self.scheduler = self.start("-m", "distributed.cli.dask_scheduler", *where, *options, prefix=prefix)
-        wait_for(file.exists, 60, "scheduler")
-        self.address = json.loads(file.read_text())["address"]
+        self.address = wait_for(lambda: _address(file), 60, "scheduler")
         self.port = int(self.address.rsplit(":", 1)[1])
         return self.scheduler
 
