@@ -91,7 +91,7 @@ def tile_grid(shape: tuple[int, int], size: int) -> list[Tile]:
 def choose_tile_size(shape: tuple[int, int], epochs: int, memory: float) -> int:
     """Tile edge for a number of epochs and a memory budget.
 
-    The budget bounds it from above (see `tile_bytes`); at least four tiles keep several workers busy.
+    The budget bounds it from above (see `tile_bytes`; a run cuts tiles into row blocks if that was too little); at least four tiles keep several workers busy.
     Always a multiple of 32.
 
     Parameters
@@ -99,17 +99,25 @@ def choose_tile_size(shape: tuple[int, int], epochs: int, memory: float) -> int:
     memory : float
         Bytes that one tile may take.
     """
-    bounded = int((memory / tile_bytes(1, epochs)) ** 0.5)
+    per_pixel = tile_bytes(1, epochs) - BYTES_AT_LEAST
+    bounded = int((max(memory - BYTES_AT_LEAST, 0.0) / per_pixel) ** 0.5)
     busy = -(-max(shape) // 2)
     return max(32, min(256, bounded // 32 * 32, -(-busy // 32) * 32))
 
 
-# Measured on the oversampled stage, the hungriest (74 MB at 128 x 128 x 96, 485 MB at 256 x 256 x 192): bytes
-# a pixel and epoch (calibrated inputs, masks, difference, leverage) and bytes a pixel (coefficients).
-BYTES_PER_SAMPLE = 30
-BYTES_PER_PIXEL = 1500
+# Measured on the oversampled stage, the hungriest (tests/benchmarks/test_memory.py): bytes a pixel and epoch
+# (calibrated inputs, masks, differences, leverage, an array's copy on its way to disk), what it adds where
+# every sample has a phase of its own (rotation, distortion), bytes a pixel (coefficients), and the rest.
+BYTES_PER_SAMPLE = 40
+BYTES_PER_PHASE = 16
+BYTES_PER_PIXEL = 400
+BYTES_AT_LEAST = 17e6
 
 
-def tile_bytes(size: int, epochs: int) -> float:
-    """Forecast of the memory one tile takes above the import baseline."""
-    return float(size**2 * (BYTES_PER_SAMPLE * epochs + BYTES_PER_PIXEL))
+def tile_bytes(size: int, epochs: int, *, own_phases: bool = False) -> float:
+    """Forecast of the memory one tile takes above the import baseline.
+
+    ``own_phases`` where frames are rotated or distorted, so that every sample has a phase of its own.
+    """
+    sample = BYTES_PER_SAMPLE + (BYTES_PER_PHASE if own_phases else 0)
+    return float(size**2 * (sample * epochs + BYTES_PER_PIXEL) + BYTES_AT_LEAST)

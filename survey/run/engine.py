@@ -17,8 +17,9 @@ from survey.io.store import Field
 from survey.run.executor import Executor
 from survey.run.tickets import Ticket, Tickets
 from survey.run.watching import Failure, Progress, Silent
-from survey.run.worker import UnitReport, execute, function_key
-from survey.stages.protocol import STAGES, Unit
+from survey.run.worker import UnitReport, execute, function_key, row_blocks
+from survey.stages.calibrated import outlook
+from survey.stages.protocol import STAGES, Outlook, Unit
 
 
 class StoppedError(RuntimeError):
@@ -30,7 +31,7 @@ SPLIT = 4
 MAX_PARTS = 64
 # Share of a worker's limit that a unit may be forecast to need beside what the process holds already.
 MEMORY_SHARE = 0.7
-WORKER_BASELINE = 350 * 2**20
+WORKER_BASELINE = 440 * 2**20
 
 
 @dataclass
@@ -135,13 +136,15 @@ class Engine:
             return 1
         share = MEMORY_SHARE * max(limit - WORKER_BASELINE, 0.1 * limit)
         parts = 1
-        while parts < MAX_PARTS and found.memory(unit, self._epochs, self.config, parts) > share:
+        while (
+            parts < MAX_PARTS and found.memory(row_blocks(unit, parts)[0], self._outlook, self.config) > share
+        ):
             parts *= SPLIT
         return parts
 
     @cached_property
-    def _epochs(self) -> int:
-        return int(self.target.frames().sizes["time"])
+    def _outlook(self) -> Outlook:
+        return outlook(self.target)
 
     @cached_property
     def _sent_config(self) -> Config:

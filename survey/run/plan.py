@@ -12,6 +12,7 @@ from typing import Any
 from survey.config import Config
 from survey.io.frames import combine_scans, find_files, scan_file
 from survey.io.store import Field
+from survey.stages.calibrated import outlook
 from survey.tiles import choose_tile_size, tile_bytes, tile_grid
 
 # Measured on one core of a two-core machine (tests/benchmarks); microseconds a pixel and epoch.
@@ -134,7 +135,8 @@ def plan(path: str | Path, config: Config, frames: Sequence[str | Path] = ()) ->
         work += samples * epochs * min(9 / max(len(tiles), 1), 1) * 2 * MICROSECONDS["refine"]
     share = forecast.units["oversampled"][0] / max(len(tiles), 1)
     forecast.seconds = work * 1e-6 / workers + 8
-    forecast.memory = tile_bytes(tile, epochs)
+    own_phases = bool(old) and outlook(Field.open(path)).own_phases
+    forecast.memory = tile_bytes(tile, epochs, own_phases=own_phases)
     forecast.disk = samples * (new * DISK_BYTES["images"] + epochs * share * DISK_BYTES["differences"])
     return forecast
 

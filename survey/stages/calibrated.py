@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from survey.io.store import Field
 from survey.kernels.pixelmap import PixelMap, displacement, n_terms, nearest_pixels, polynomial_terms
+from survey.stages.protocol import Outlook
 from survey.tiles import Window
 
 # What refinement replaces in the table of frames.
@@ -168,3 +169,11 @@ def read_calibrated(
         gain=frames["gain"].values * scale,
         window=window,
     )
+
+
+def outlook(field: Field) -> Outlook:
+    """What of a field's frames decides how much memory its tiles take."""
+    frames = field.frames()
+    epochs = frames.sizes["time"]
+    shifts = all(frame_map(frames, k).is_translation(field.shape) for k in range(epochs))
+    return Outlook(epochs, own_phases=not shifts)

@@ -19,7 +19,7 @@ from survey.kernels.scatter import excess_scatter
 from survey.stages.calibrated import calibrated_frames, phases
 from survey.stages.differences import read_difference
 from survey.stages.methods import method_of
-from survey.stages.protocol import Output, Stage, Unit, tile_units
+from survey.stages.protocol import Outlook, Output, Stage, Unit, tile_units
 from survey.tiles import Tile, Window
 
 # Largest stamp of the spatial filter the halo allows for.
@@ -242,6 +242,19 @@ def to_days(frames: xr.Dataset, config: Config, value: float, sigma: float) -> t
     return at(value), float(at(value + sigma) - at(value - sigma)) / 2
 
 
+# Measured (tests/benchmarks/test_memory.py), bytes: a sample of core and halo (differences, filtered sums, one
+# time scale's map), what a phase of its own adds, a sample of the core (what is looked at), and the rest.
+BYTES = {"sample": 20, "phase": 20, "core": 18, "least": 8e6}
+
+
+def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
+    """Forecast of a tile with its halo."""
+    assert unit.tile is not None
+    each = BYTES["sample"] + (BYTES["phase"] if outlook.own_phases else 0)
+    around, core = outlook.samples(unit.tile, tile_halo(config)), outlook.samples(unit.tile, 0)
+    return each * around + BYTES["core"] * core + BYTES["least"]
+
+
 STAGE = Stage(
     "detect",
     1,
@@ -249,4 +262,5 @@ STAGE = Stage(
     tile_units,
     read,
     apply=apply,
+    memory=memory,
 )

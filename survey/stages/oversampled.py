@@ -13,8 +13,8 @@ from survey.io.store import Field
 from survey.kernels.reference import difference_images, halo
 from survey.stages.calibrated import CalibratedTile, read_calibrated
 from survey.stages.events import Event, event_mask
-from survey.stages.protocol import Output, Stage, Unit, tile_units
-from survey.tiles import Tile
+from survey.stages.protocol import Outlook, Output, Stage, Unit, tile_units
+from survey.tiles import BYTES_AT_LEAST, BYTES_PER_PHASE, BYTES_PER_PIXEL, BYTES_PER_SAMPLE, Tile
 
 # Radius in pixels around an event within which samples leave the fit; the PSF's wings beyond it hold
 # too little of an event to bend a reference.
@@ -174,4 +174,22 @@ def merge(payloads: list[dict[str, Any]]) -> dict[str, Any]:
     return {**merged, "histogram": histogram.tolist(), "events": max(p["events"] for p in payloads)}
 
 
-STAGE = Stage("oversampled", 1, lambda config: config.reference, tile_units, read, apply=apply, merge=merge)
+def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
+    """Forecast of a tile, which is what the tiles' size was chosen by."""
+    assert unit.tile is not None
+    samples = outlook.samples(unit.tile, tile_halo(config))
+    pixels = samples // outlook.epochs
+    each = BYTES_PER_SAMPLE + (BYTES_PER_PHASE if outlook.own_phases else 0)
+    return each * samples + BYTES_PER_PIXEL * pixels + BYTES_AT_LEAST
+
+
+STAGE = Stage(
+    "oversampled",
+    1,
+    lambda config: config.reference,
+    tile_units,
+    read,
+    apply=apply,
+    merge=merge,
+    memory=memory,
+)

@@ -14,7 +14,7 @@ from survey.io.frames import FrameHeader, read_frame
 from survey.io.store import Field
 from survey.kernels.pixelmap import PixelMap, nearest_pixels
 from survey.stages.calibrated import Grid, frame_map
-from survey.stages.protocol import Output, Stage, Unit
+from survey.stages.protocol import Outlook, Output, Stage, Unit
 
 # Bytes of a placed sample (flux, error, dq, mask) and how much of a worker's budget a block may fill.
 SAMPLE_BYTES = 13
@@ -127,4 +127,18 @@ def apply(data: Placed, state: None, config: Config) -> Output:
     return Output({f"images/{data.grid}": data.arrays}, data.region, payload={"good": good})
 
 
-STAGE = Stage("place", 1, lambda config: config.input, lambda field, config: [], read, apply=apply)
+# Measured (tests/benchmarks/test_memory.py), bytes: a placed sample with its share of a frame and of what is
+# on its way to disk, and whatever the block.
+BYTES = {"sample": 27, "least": 8e6}
+
+
+def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
+    """Forecast of one block, frames as wide as the grid."""
+    k0, k1, y0, y1 = unit.items[:4]
+    width = unit.items[4][0].header.shape[1]
+    return BYTES["sample"] * (k1 - k0) * (y1 - y0) * width + BYTES["least"]
+
+
+STAGE = Stage(
+    "place", 1, lambda config: config.input, lambda field, config: [], read, apply=apply, memory=memory
+)

@@ -34,6 +34,26 @@ class Unit:
     items: tuple[Any, ...] = ()
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What of a field decides how much memory a unit takes.
+
+    Parameters
+    ----------
+    epochs : int
+    own_phases : bool
+        Whether every sample has a phase of its own (rotation, distortion), not every frame one for all.
+    """
+
+    epochs: int
+    own_phases: bool = False
+
+    def samples(self, tile: Tile, halo: int) -> int:
+        """Samples of a tile and its halo."""
+        height, width = tile.shape
+        return (height + 2 * halo) * (width + 2 * halo) * self.epochs
+
+
 @dataclass
 class Output:
     """What `apply` returns: arrays to write and a small report.
@@ -87,9 +107,8 @@ class Stage:
         Puts together what the row blocks of one tile reported, first rows first. A stage that has it,
         and whose cores do not depend on how the image is cut, is done in row blocks where a tile does
         not fit into memory.
-    memory : callable (unit, epochs, config, parts) -> bytes
-        Forecast of what `read` and `apply` take above the import baseline, with the unit's tile cut
-        into ``parts`` row blocks.
+    memory : callable (unit, outlook, config) -> bytes
+        Forecast of what one step on a unit takes above the import baseline.
     """
 
     name: str
@@ -101,7 +120,7 @@ class Stage:
     combine: Callable[[list[Any], Config], Any] = _nothing
     apply: Callable[[Any, Any, Config], Output] = _nothing  # type: ignore[assignment]
     merge: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
-    memory: Callable[[Unit, int, Config, int], float] | None = None
+    memory: Callable[[Unit, Outlook, Config], float] | None = None
 
     def __post_init__(self) -> None:
         STAGES[self.name] = self

@@ -17,7 +17,7 @@ from survey.config import Config
 from survey.io.store import Field
 from survey.kernels.reference import difference_images
 from survey.stages.calibrated import CalibratedTile, read_calibrated
-from survey.stages.protocol import Stage, Unit
+from survey.stages.protocol import Outlook, Stage, Unit
 from survey.tiles import Tile
 
 # More pixels add nothing: some ten thousand samples a frame fix four numbers. Windows of this edge, so many
@@ -135,6 +135,18 @@ def corrected(frames: xr.Dataset, correction: NDArray[np.float64], reference: in
     return frames
 
 
+# Measured (tests/benchmarks/test_memory.py), bytes: a sample of the window and one pixel around, what a phase
+# of its own adds, and whatever the window.
+BYTES = {"sample": 28, "phase": 20, "least": 14e6}
+
+
+def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
+    """Forecast of one window."""
+    assert unit.tile is not None
+    each = BYTES["sample"] + (BYTES["phase"] if outlook.own_phases else 0)
+    return each * outlook.samples(unit.tile, 1) + BYTES["least"]
+
+
 STAGE = Stage(
     "refine",
     1,
@@ -147,4 +159,5 @@ STAGE = Stage(
     read,
     partial,
     combine,
+    memory=memory,
 )

@@ -1,0 +1,115 @@
+"""Memory: what the stages forecast against what they take, 7,000 epochs, and a field larger than memory."""
+
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from survey.config import Config, make_config
+from survey.io.store import Field
+from survey.run.api import create_field
+from survey.run.worker import execute
+from survey.simulate import simulate_field
+from survey.stages import detect, place, psf, register
+from survey.stages.calibrated import outlook
+from survey.stages.protocol import STAGES
+from survey.tiles import Tile
+from tests.benchmarks.wide_field import seed_field, wide_field
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def seed(tmp_path_factory):
+    return seed_field(tmp_path_factory.mktemp("seed"))
+
+
+def measure(path, stage):
+    """Forecast and measured peak above the import baseline of the stage's middle unit, in a fresh process."""
+    code = "import sys; from tests.benchmarks.test_memory import child; child(*sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), stage], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    print(
+        f"{stage} {found['what']}: forecast {found['forecast']:.0f} MB, measured {found['measured']:.0f} MB"
+    )
+    return found["forecast"], found["measured"]
+
+
+def child(path, name):
+    """Once on a small piece, so that compiled kernels are loaded, then on the unit."""
+    field = Field.open(path)
+    config = make_config(field.attrs["config"])
+    stage, state = STAGES[name], None
+    if name == "place":
+        frames = field.frames()
+        units = place.place_units(field, frames, register.stored_headers(frames), 0, config)
+        unit, small = units[0], units[-1]
+    else:
+        units = stage.units(field, config)
+        unit = units[len(units) // 2]
+        y, x = unit.tile.y0, unit.tile.x0
+        small = replace(unit, tile=Tile(0, y, y + 24, x, x + 24))
+    if name == "detect":
+        state = detect.prepare(field, psf.load(field), config)
+    step = "partial" if stage.gathers else "apply"
+    execute(str(path), name, step, small, config, state, "k")
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    report = execute(str(path), name, step, unit, config, state, "k")
+    what = f"{unit.tile.shape} x {field.frames().sizes['time']}" if unit.tile else unit.name
+    forecast = stage.memory(unit, outlook(field), config) / 1e6
+    measured = (report.peak_memory - report.baseline_memory) / 1e6
+    print(json.dumps({"forecast": forecast, "measured": measured, "what": what}))
+
+
+SIZES = [(64, 96), (128, 192), (64, 768)]
+
+
+@pytest.mark.parametrize(("tile", "epochs"), SIZES)
+def test_forecast_of_tiles_is_within_a_quarter(seed, tmp_path, tile, epochs):
+    window = slice(tile - 32, 2 * tile + 32)
+    shape = (3 * tile, 3 * tile)
+    field = wide_field(tmp_path / "field", seed, shape, tile, epochs, filled=(window, window))
+    for stage in ("oversampled", "detect"):
+        forecast, measured = measure(field.path, stage)
+        assert abs(forecast / measured - 1) < 0.25
+
+
+@pytest.mark.parametrize("epochs", [96, 384, 1000])
+def test_forecast_of_refinement_is_within_a_quarter(seed, tmp_path, epochs):
+    field = wide_field(tmp_path / "field", seed, (288, 288), 96, epochs)
+    forecast, measured = measure(field.path, "refine")
+    assert abs(forecast / measured - 1) < 0.25
+
+
+@pytest.mark.parametrize("size", [256, 512, 1024])
+def test_forecast_of_placing_is_within_a_quarter(tmp_path, size):
+    simulate_field(tmp_path / "frames", size=size, frames=17, seed=1, events=0)
+    create_field(tmp_path / "field", [tmp_path / "frames"], Config(), client="synchronous")
+    forecast, measured = measure(tmp_path / "field", "place")
+    assert abs(forecast / measured - 1) < 0.25
+
+
+def test_seven_thousand_epochs_of_a_tile(seed, tmp_path):
+    """The tile that the default budget gives so many epochs: search and reference stay in the budget."""
+    from survey.tiles import choose_tile_size
+
+    budget = Config().grid.memory * 2**30
+    tile = choose_tile_size((4088, 4088), 7000, budget)
+    window = slice(tile - 16, 2 * tile + 16)
+    shape = (3 * tile, 3 * tile)
+    field = wide_field(tmp_path / "field", seed, shape, tile, 7000, filled=(window, window))
+    for stage in ("oversampled", "detect"):
+        forecast, measured = measure(field.path, stage)
+        assert abs(forecast / measured - 1) < 0.25
+        assert measured * 1e6 < budget
+    assert np.isfinite(
+        field.array("difference/oversampled", "flux")[:2, tile : tile + 8, tile : tile + 8]
+    ).any()
