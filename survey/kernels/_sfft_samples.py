@@ -28,45 +28,49 @@ def block_side(shape: tuple[int, int]) -> int:
 
 
 class Samples(Protocol):
-    """What the three ways to sample a template offer."""
+    """What the ways to sample a template offer."""
 
-    def block(self, y0: int, x0: int, side: int) -> Array:
-        """Samples (n_kernel, side**2) of the block at (y0, x0), zero outside the image."""
+    def fill(self, y0: int, x0: int, out: NDArray[np.floating]) -> None:
+        """Write the samples (n_kernel, side**2) of the block at (y0, x0); zero outside the image."""
 
 
 class ShiftedSamples:
     """R(p - a) of an image on the same pixels, for a over the kernel's pixels in [y, x] order."""
 
-    def __init__(self, template: Array, kernel_shape: tuple[int, int]) -> None:
-        self._ky, self._kx = kernel_shape
-        hy, hx = self._ky // 2, self._kx // 2
+    def __init__(self, template: NDArray[np.floating], kernel_shape: tuple[int, int]) -> None:
+        self._kernel_shape, self._shape = kernel_shape, template.shape
+        hy, hx = kernel_shape[0] // 2, kernel_shape[1] // 2
         self._padded = np.pad(template, ((hy, hy + _WIDEST), (hx, hx + _WIDEST)))
 
-    def block(self, y0: int, x0: int, side: int) -> Array:
-        """Samples (n_kernel, side**2)."""
-        near = self._padded[y0 : y0 + self._ky + side - 1, x0 : x0 + self._kx + side - 1]
-        views = np.lib.stride_tricks.sliding_window_view(near, (side, side))
-        return views[::-1, ::-1].reshape(self._ky * self._kx, -1)
+    def fill(self, y0: int, x0: int, out: NDArray[np.floating]) -> None:
+        """Samples of a block."""
+        _shifted_block(self._padded, y0, x0, *self._shape, *self._kernel_shape, out)
 
 
 class SplineSamples:
     """R(p - a + phase(p)) of a well-sampled image by its cubic spline."""
 
     def __init__(
-        self, template: Array, kernel_shape: tuple[int, int], phase_y: ArrayLike, phase_x: ArrayLike
+        self,
+        template: NDArray[np.floating],
+        kernel_shape: tuple[int, int],
+        phase_y: ArrayLike,
+        phase_x: ArrayLike,
     ) -> None:
         self._kernel_shape, self._shape = kernel_shape, template.shape
         reach = max(kernel_shape) // 2 + 3
         self._reach = reach
-        self._coefficients = np.pad(spline_filter(template, 3, mode="mirror"), (reach, reach), mode="reflect")
+        self._coefficients = np.pad(
+            spline_filter(template.astype(float), 3, mode="mirror"), (reach, reach), mode="reflect"
+        )
         self._phase_y = np.ascontiguousarray(np.broadcast_to(phase_y, template.shape), float)
         self._phase_x = np.ascontiguousarray(np.broadcast_to(phase_x, template.shape), float)
 
-    def block(self, y0: int, x0: int, side: int) -> Array:
-        """Samples (n_kernel, side**2)."""
-        out = np.zeros((*self._kernel_shape, side, side))
-        _spline_block(self._coefficients, self._phase_y, self._phase_x, y0, x0, self._reach, out)
-        return out.reshape(-1, side * side)
+    def fill(self, y0: int, x0: int, out: NDArray[np.floating]) -> None:
+        """Samples of a block."""
+        _spline_block(
+            self._coefficients, self._phase_y, self._phase_x, y0, x0, self._reach, _blocked(out, self._kernel_shape)
+        )
 
 
 class ReferenceSamples:
@@ -87,25 +91,44 @@ class ReferenceSamples:
         """Take a pedestal away, which is all in the constant term."""
         self._coefficients[..., 0] -= np.where(self.invalid, 0.0, level)
 
-    def block(self, y0: int, x0: int, side: int) -> Array:
-        """Samples (n_kernel, side**2)."""
-        out = np.zeros((*self._kernel_shape, side, side))
-        _reference_block(self._coefficients, self._basis, y0, x0, out)
-        return out.reshape(-1, side * side)
+    def fill(self, y0: int, x0: int, out: NDArray[np.floating]) -> None:
+        """Samples of a block."""
+        _reference_block(self._coefficients, self._basis, y0, x0, _blocked(out, self._kernel_shape))
 
 
 class StoredSamples:
     """Samples given as an array (n_kernel, y, x)."""
 
-    def __init__(self, samples: Array) -> None:
+    def __init__(self, samples: NDArray[np.floating]) -> None:
         self._samples = samples
 
-    def block(self, y0: int, x0: int, side: int) -> Array:
-        """Samples (n_kernel, side**2)."""
+    def fill(self, y0: int, x0: int, out: NDArray[np.floating]) -> None:
+        """Samples of a block."""
+        side = int(np.sqrt(out.shape[1]))
         part = self._samples[:, y0 : y0 + side, x0 : x0 + side]
-        out = np.zeros((len(part), side, side))
-        out[:, : part.shape[1], : part.shape[2]] = part
-        return out.reshape(len(part), -1)
+        block = out.reshape(len(part), side, side)
+        block[:] = 0
+        block[:, : part.shape[1], : part.shape[2]] = part
+
+
+def _blocked(out: NDArray[np.floating], kernel_shape: tuple[int, int]) -> NDArray[np.floating]:
+    """The same memory as (ky, kx, side, side), emptied."""
+    side = int(np.sqrt(out.shape[1]))
+    out[:] = 0
+    return out.reshape(*kernel_shape, side, side)
+
+
+@njit(cache=True, nogil=True)
+def _shifted_block(padded, y0, x0, ny, nx, ky, kx, out):
+    """Copies of the padded image, moved by every kernel pixel; padding makes them zero outside."""
+    side = int(np.sqrt(out.shape[1]))
+    for r in range(ky):
+        for c in range(kx):
+            a = (ky - 1 - r) * kx + kx - 1 - c
+            for i in range(side):
+                y = y0 + i + r
+                for j in range(side):
+                    out[a, i * side + j] = padded[y, x0 + j + c]
 
 
 @njit(cache=True, nogil=True)
@@ -119,7 +142,6 @@ def _spline_block(coefficients, phase_y, phase_x, y0, x0, reach, out):
         for j in range(min(size, phase_y.shape[1] - x0)):
             py, px = phase_y[y0 + i, x0 + j], phase_x[y0 + i, x0 + j]
             if not (abs(py) <= 2.0 and abs(px) <= 2.0):
-                out[:, :, i, j] = np.nan
                 continue
             iy, ix = int(np.floor(py)), int(np.floor(px))
             _weights(py - iy, wy)

@@ -75,6 +75,18 @@ class Subtraction:
     fit_mask : bool array
         Pixels kept out of the fit: ``mask``, outliers, and pixels away from the stars where stars were given.
     kernel : MatchingKernel, or what the method calls its kernel
+    direction : {'template', 'image'}
+        Which of the two was convolved; where it is the image, ``convolved`` is the image in the template's
+        units, and the difference has the template's PSF.
+    model_error : float
+        Fraction of a bright star's flux by which the model misses it; not part of ``error``.
+    decorrelation : array (k, k), optional
+        Kernel that the difference was whitened with, near the middle of the image.
+    psf_flux, psf_flux_error, significance : array, optional
+        PSF flux of a point source at every pixel, its error, and the matched filter's S/N with all sources
+        of noise, where the method gives them (zogy).
+    psf : array (k, k), optional
+        PSF of the difference near the middle of the image, where the method knows it.
     """
 
     difference: Array
@@ -84,3 +96,10 @@ class Subtraction:
     mask: NDArray[np.bool_]
     fit_mask: NDArray[np.bool_]
     kernel: Any
+    direction: str = "template"
+    model_error: float = 0.0
+    decorrelation: Array | None = None
+    psf_flux: Array | None = None
+    psf_flux_error: Array | None = None
+    significance: Array | None = None
+    psf: Array | None = None

@@ -1,0 +1,213 @@
+"""From images as they are given to what the matching kernel is fitted to: masks, pedestals, noise, samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+from scipy.ndimage import maximum_filter
+
+from survey.kernels._sfft_samples import (
+    ReferenceSamples,
+    Samples,
+    ShiftedSamples,
+    SplineSamples,
+    StoredSamples,
+    TemplateFunction,
+    sample_function,
+)
+from survey.kernels.background import Background, measure_background, noise_model
+from survey.kernels.reference import ReferenceFit
+
+Floats = NDArray[np.floating]
+Mask = NDArray[np.bool_]
+# Pixels of an image from which its sky is measured; more add nothing.
+_SKY_PIXELS = 512
+
+
+@dataclass
+class Noisy:
+    """One image: its pixels less a pedestal, what is bad, and its variance.
+
+    Attributes
+    ----------
+    photon : float
+        1 / gain where ``variance`` holds the sky's noise alone.
+    """
+
+    values: Floats
+    bad: Mask
+    level: float
+    variance: Floats | None
+    photon: float = 0.0
+
+
+def working_type(*images: ArrayLike) -> np.dtype:
+    """float32 if that is what all images are, else float64."""
+    single = all(np.asarray(image).dtype == np.float32 for image in images)
+    return np.dtype(np.float32 if single else np.float64)
+
+
+def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Mask:
+    """A bool array of a shape; none is all good."""
+    if mask is None:
+        return np.zeros(shape, bool)
+    mask = np.asarray(mask, bool)
+    if mask.shape != shape:
+        raise ValueError(f"a mask of shape {mask.shape} does not fit the image's {shape}")
+    return mask
+
+
+def sky_of(image: Floats, bad: Mask, order: int = 1) -> Background:
+    """Sky of an image, from a part of its pixels where it has very many."""
+    step = max(min(image.shape) // _SKY_PIXELS, 1)
+    part = (slice(None, None, step), slice(None, None, step))
+    return measure_background(image[part], bad[part], order=order)
+
+
+def variance_of(image: Floats, bad: Mask, error: ArrayLike | None, gain: float | None) -> Floats:
+    """Square of the errors given, or of the noise measured: sky, and photons above it where there is a gain."""
+    if error is not None:
+        return np.broadcast_to(np.asarray(error, image.dtype), image.shape) ** 2
+    sky = sky_of(image, bad)
+    if gain is None:
+        return np.broadcast_to(np.asarray(sky.rms**2, image.dtype), image.shape)
+    level = Background(
+        sky.level, sky.rms, sky.level_error, sky.coefficients, image.shape[:2], sky.n_meshes
+    )
+    return np.asarray(noise_model(image, level, gain) ** 2, image.dtype)
+
+
+def prepare_image(
+    image: ArrayLike, mask: ArrayLike | None, error: ArrayLike | None, gain: float | None, dtype: DTypeLike
+) -> Noisy:
+    """The image to be fitted. With a gain and no errors its photons are counted from the model."""
+    values = np.asarray(image, dtype)
+    bad = ~np.isfinite(values) | as_mask(mask, values.shape)
+    if bad.all():
+        raise ValueError("no good pixel in the image")
+    photon = 0.0 if error is not None or gain is None else 1 / gain
+    variance = variance_of(values, bad, error, None)
+    bad |= ~np.isfinite(variance) | (variance <= 0)
+    if bad.all():
+        raise ValueError("no good pixel in the image: its errors are not finite or not positive")
+    level = _level(values, bad)
+    filled = values - np.asarray(level, dtype)
+    filled[bad] = 0
+    return Noisy(filled, bad, level, variance, photon)
+
+
+def prepare_template(
+    template: ArrayLike, mask: ArrayLike | None, error: ArrayLike | None, gain: float | None, dtype: DTypeLike
+) -> Noisy:
+    """The template; without errors and gain it has no noise."""
+    values = np.asarray(template, dtype)
+    bad = ~np.isfinite(values) | as_mask(mask, values.shape)
+    if bad.all():
+        raise ValueError("no good pixel in the template")
+    variance = None
+    if error is not None or gain is not None:
+        variance = variance_of(values, bad, error, gain)
+        bad |= ~np.isfinite(variance)
+        variance = np.where(bad, np.asarray(0, dtype), variance)
+    level = _level(values, bad)
+    filled = values - np.asarray(level, dtype)
+    filled[bad] = 0
+    return Noisy(filled, bad, level, variance)
+
+
+def _level(image: Floats, bad: Mask) -> float:
+    """Pedestal: left in, it would be most of every sample, and the ridge would fight the flux scale."""
+    step = max(min(image.shape) // _SKY_PIXELS, 1)
+    return float(np.median(image[::step, ::step][~bad[::step, ::step]])) if not bad.all() else 0.0
+
+
+def make_samples(
+    template: Floats,
+    level: float,
+    kernel_shape: tuple[int, int],
+    phase_y: ArrayLike | None,
+    phase_x: ArrayLike | None,
+    given: ArrayLike | TemplateFunction | ReferenceFit | None,
+) -> tuple[Samples, Mask]:
+    """Template samples less its pedestal, and the pixels that have none.
+
+    Parameters
+    ----------
+    template : array (y, x)
+        Its pedestal ``level`` subtracted, 0 where bad.
+    given : ReferenceFit, function or array (n_kernel, y, x), optional
+        A continuous template, its pedestal in it.
+    """
+    py, px = (np.asarray(0.0 if p is None else p, float) for p in (phase_y, phase_x))
+    # a phase of more than two pixels is no phase
+    nowhere = np.broadcast_to(~((np.abs(py) <= 2) & (np.abs(px) <= 2)), template.shape)
+    one_phase = py.ndim == 0 and px.ndim == 0
+    if given is None:
+        if not py.any() and not px.any():
+            return ShiftedSamples(template, kernel_shape), nowhere
+        return SplineSamples(template, kernel_shape, py, px), nowhere
+    if isinstance(given, ReferenceFit):
+        if one_phase:
+            value = given.evaluate(py[None], px[None])[0] - level
+            return _shifted(np.where(given.valid, value, np.nan), template.dtype, kernel_shape, nowhere)
+        reference = ReferenceSamples(given, kernel_shape, py, px)
+        reference.subtract(level)
+        reach = maximum_filter(reference.invalid, size=kernel_shape, mode="constant", cval=True)
+        return reference, nowhere | reach
+    if not callable(given):
+        values = np.asarray(given, float)
+    elif one_phase:
+        return _shifted(
+            np.asarray(given(py, px), float) - level, template.dtype, kernel_shape, nowhere
+        )
+    else:
+        py, px = np.broadcast_to(py, template.shape), np.broadcast_to(px, template.shape)
+        values = sample_function(given, kernel_shape, py, px)
+    if values.shape != (kernel_shape[0] * kernel_shape[1], *template.shape):
+        raise ValueError(f"template_samples must be (n_kernel, y, x), not {values.shape}")
+    return StoredSamples(np.nan_to_num(values - level)), ~np.isfinite(values).all(0)
+
+
+def _shifted(
+    value: Floats, dtype: np.dtype, kernel_shape: tuple[int, int], nowhere: Mask
+) -> tuple[Samples, Mask]:
+    """One phase for all pixels: the template at that phase is an image like any other."""
+    hole = maximum_filter(~np.isfinite(value), size=kernel_shape, mode="constant", cval=True)
+    return ShiftedSamples(np.nan_to_num(value).astype(dtype), kernel_shape), nowhere | hole
+
+
+def away_from(
+    stars: ArrayLike | None, radius: float | None, shape: tuple[int, int], kernel_shape: tuple[int, int]
+) -> Mask:
+    """Pixels not near any star; none if no stars are given."""
+    away = np.full(shape, stars is not None)
+    reach = float(max(kernel_shape)) if radius is None else radius
+    for y, x in np.asarray(stars if stars is not None else np.empty((0, 2)), float):
+        rows = slice(max(int(y - reach), 0), int(y + reach) + 2)
+        columns = slice(max(int(x - reach), 0), int(x + reach) + 2)
+        dy, dx = np.ogrid[: away[rows, columns].shape[0], : away[rows, columns].shape[1]]
+        away[rows, columns] &= np.hypot(dy + rows.start - y, dx + columns.start - x) > reach
+    return away
+
+
+def autocorrelation_width(image: Floats, bad: Mask) -> float:
+    """Gaussian sigma of an image's stars from its autocorrelation at lags of one and two pixels.
+
+    Lag 0 would hold the noise. Only the comparison of two images of one field is meant.
+    """
+    # a central part of a large image is enough
+    step = max(min(image.shape) // _SKY_PIXELS, 1)
+    cut = tuple(slice(n // 2 - n // (2 * step), n // 2 + max(n // (2 * step), 1)) for n in image.shape)
+    values, good = image[cut].astype(float), ~bad[cut]
+    if not good.any():
+        return np.nan
+    values = np.where(good, values - np.median(values[good]), 0.0)
+    found = []
+    for lag in (1, 2):
+        along = [(values[lag:] * values[:-lag]).mean(), (values[:, lag:] * values[:, :-lag]).mean()]
+        found.append(float(np.mean(along)))
+    if not 0 < found[1] < found[0]:
+        return np.nan
+    return float(np.sqrt(0.75 / np.log(found[0] / found[1])))

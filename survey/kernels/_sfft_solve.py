@@ -1,0 +1,114 @@
+"""Passes of fit, noise and clipping until the matching kernel stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from survey.kernels._sfft_fit import KernelModel, Normal
+from survey.kernels._sfft_pass import Planes, Scene, Sums, blocks_of, sweep
+from survey.kernels._sfft_samples import Samples, block_side
+
+Array = NDArray[np.float64]
+
+# Kernel errors leave residuals proportional to the star: this part of the model counts as noise in clipping.
+CLIP_FRACTION = 0.05
+# The weights need the kernel of the pass before: two more passes than the first.
+MIN_PASSES = 3
+# A first kernel, which only serves the weights, needs no more blocks than this.
+_ENOUGH_BLOCKS = 1024
+# Where fewer pixels than this fraction change sides, the old normal matrix serves the new weights.
+_SAME_MATRIX = 1e-3
+# A model error that changes by less than this fraction, or this much, leaves the weights as they are.
+_SAME_ERROR = (0.3, 0.003)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How a fit is regularised, clipped and ended."""
+
+    ridge: float
+    clip: float
+    max_iter: int
+
+
+@dataclass
+class Fitted:
+    """Coefficients (n_kernel + 1, n_poly), the images they make, and how well they follow stars."""
+
+    coefficients: Array
+    planes: Planes
+    model_error: float
+
+
+def check_pixels(model: KernelModel, pixels: int) -> None:
+    """Raise where pixels cannot determine the parameters."""
+    if pixels < 2 * model.n_parameters:
+        raise ValueError(
+            f"{pixels} good pixels are too few for {model.n_parameters} parameters; "
+            "lower kernel_shape or the polynomial orders"
+        )
+
+
+def fit(model: KernelModel, samples: Samples, scene: Scene, limits: Limits) -> Fitted:
+    """Solve for the kernel.
+
+    The first pass weighs by the images' noise alone and may look at a part of the blocks; the next ones add
+    the template's noise through the kernel, leave outliers out, and count what the model is found to miss in
+    bright stars as noise. Later passes reuse the normal matrix: their gradients are exact.
+    """
+    check_pixels(model, int((~scene.excluded).sum()))
+    clip = (limits.clip, CLIP_FRACTION)
+    part = _part(model, scene)
+    first = sweep(model, samples, scene, None, corners=part)
+    assert first.matrix is not None
+    normal = Normal(model, first.matrix, limits.ridge)
+    parameters = normal.step(first.gradient, np.zeros(model.n_parameters))
+    coefficients = model.expand(parameters)
+    look = sweep(model, samples, scene, coefficients, clip=clip, gram=False, corners=part)
+    model_error, clipped, stale = look.model_error(), -1, True
+    for iteration in range(1, max(limits.max_iter, 1)):
+        sums = sweep(
+            model, samples, scene, coefficients, clip=clip, model_error=model_error, gram=stale
+        )
+        check_pixels(model, sums.pixels)
+        if sums.matrix is not None:
+            normal = Normal(model, sums.matrix, limits.ridge)
+        parameters = normal.step(sums.gradient, parameters)
+        coefficients = model.expand(parameters)
+        found = sums.model_error()
+        stale = abs(found - model_error) > max(_SAME_ERROR[0] * model_error, _SAME_ERROR[1])
+        if stale:
+            model_error = found
+        same = abs(sums.clipped - clipped) <= _SAME_MATRIX * sums.pixels
+        clipped = sums.clipped
+        if iteration + 1 >= MIN_PASSES and same and not stale:
+            break
+    planes = Planes(
+        *(np.empty(scene.image.shape, scene.image.dtype) for _ in range(2)), np.empty(scene.image.shape, bool)
+    )
+    last = sweep(
+        model, samples, scene, coefficients, clip=clip, model_error=model_error, gram=False, planes=planes
+    )
+    return Fitted(coefficients, planes, last.model_error())
+
+
+def _part(model: KernelModel, scene: Scene) -> list[tuple[int, int]] | None:
+    """Every fourth block of a large image, if those have pixels enough; None: all."""
+    side = block_side(model.image_shape)
+    corners = blocks_of(scene.image.shape, side)
+    if len(corners) < 2 * _ENOUGH_BLOCKS:
+        return None
+    some = [(y, x) for y, x in corners if (y // side) % 2 == 0 and (x // side) % 2 == 0]
+    used = sum(int((~scene.excluded[y : y + side, x : x + side]).sum()) for y, x in some)
+    return some if used >= 10 * model.n_parameters else None
+
+
+def add_sums(parts: list[Sums]) -> Sums:
+    """Sums of all tiles, added in their order."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
