@@ -55,7 +55,7 @@ class KernelModel:
 
     @cached_property
     def _layout(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
-        """Of every free parameter: its own coefficient, the central one it is taken from (-1: none), shape?"""
+        """Of every free parameter: its coefficient, the central one it is taken from (-1: none), shape?"""
         nb, centre = self.n_poly, self.n_kernel // 2
         own, less, shape = [], [], []
         for a in range(self.n_kernel):

@@ -1,4 +1,4 @@
-"""From images as they are given to what the matching kernel is fitted to: masks, pedestals, noise, samples."""
+"""From images as given to what the matching kernel is fitted to: masks, pedestals, noise, samples."""
 
 from __future__ import annotations
 
@@ -67,15 +67,13 @@ def sky_of(image: Floats, bad: Mask, order: int = 1) -> Background:
 
 
 def variance_of(image: Floats, bad: Mask, error: ArrayLike | None, gain: float | None) -> Floats:
-    """Square of the errors given, or of the noise measured: sky, and photons above it where there is a gain."""
+    """Square of the errors given, or of the noise measured: sky, and with a gain the photons above it."""
     if error is not None:
         return np.broadcast_to(np.asarray(error, image.dtype), image.shape) ** 2
     sky = sky_of(image, bad)
     if gain is None:
         return np.broadcast_to(np.asarray(sky.rms**2, image.dtype), image.shape)
-    level = Background(
-        sky.level, sky.rms, sky.level_error, sky.coefficients, image.shape[:2], sky.n_meshes
-    )
+    level = Background(sky.level, sky.rms, sky.level_error, sky.coefficients, image.shape[:2], sky.n_meshes)
     return np.asarray(noise_model(image, level, gain) ** 2, image.dtype)
 
 
@@ -159,9 +157,7 @@ def make_samples(
     if not callable(given):
         values = np.asarray(given, float)
     elif one_phase:
-        return _shifted(
-            np.asarray(given(py, px), float) - level, template.dtype, kernel_shape, nowhere
-        )
+        return _shifted(np.asarray(given(py, px), float) - level, template.dtype, kernel_shape, nowhere)
     else:
         py, px = np.broadcast_to(py, template.shape), np.broadcast_to(px, template.shape)
         values = sample_function(given, kernel_shape, py, px)

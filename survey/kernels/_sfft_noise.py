@@ -44,7 +44,9 @@ def whitening_kernel(
     return np.asarray(cut / cut.sum())
 
 
-def decorrelated(result: Subtraction, image_variance: Floats, template_variance: Floats | None) -> Subtraction:
+def decorrelated(
+    result: Subtraction, image_variance: Floats, template_variance: Floats | None
+) -> Subtraction:
     """A subtraction whose difference is whitened, cell by cell, with the errors that are left.
 
     Pixels whose whitening draws on a masked pixel close by are masked.

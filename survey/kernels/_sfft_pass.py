@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy.linalg.blas import dsyrk, ssyrk
 
 from survey.kernels._sfft_fit import KernelModel
+from survey.kernels._sfft_loops import block_terms, noise_sums, weigh_block
 from survey.kernels._sfft_samples import Samples, block_side
 
 Array = NDArray[np.float64]
@@ -42,6 +42,9 @@ class Scene:
         1 / gain of the image: variance per unit of the model's own flux; 0 where ``variance`` has it all.
     origin : (int, int)
         (y, x) of the first pixel in the frame that the kernel's polynomials span.
+    corrects : bool
+        Take what the template's white noise adds to the normal equations out of them: noise in the regressor
+        draws the kernel, and with it the flux scale, towards zero.
     """
 
     image: NDArray[np.floating]
@@ -50,6 +53,7 @@ class Scene:
     template_variance: NDArray[np.floating] | None = None
     photon: float = 0.0
     origin: tuple[int, int] = (0, 0)
+    corrects: bool = False
 
 
 @dataclass
@@ -73,7 +77,9 @@ class Sums:
     pixels, clipped : int
         In the fit, and left out as outliers.
     bright : array (n, 3)
-        Of the brightest pixel of blocks that hold a bright star: residual, variance, model without background.
+        Of the brightest pixel of blocks that hold a bright star: residual, variance, model without sky.
+    noise : array (n_kernel, n_poly, n_poly), optional
+        What the template's noise adds to the matrix.
     """
 
     matrix: Array | None
@@ -81,10 +87,12 @@ class Sums:
     pixels: int
     clipped: int
     bright: Array
+    noise: Array | None = None
 
     def __add__(self, other: Sums) -> Sums:
-        matrix = (
-            None if self.matrix is None or other.matrix is None else np.asarray(self.matrix + other.matrix)
+        matrix, noise = (
+            None if mine is None or theirs is None else np.asarray(mine + theirs)
+            for mine, theirs in ((self.matrix, other.matrix), (self.noise, other.noise))
         )
         return Sums(
             matrix,
@@ -92,7 +100,25 @@ class Sums:
             self.pixels + other.pixels,
             self.clipped + other.clipped,
             np.concatenate([self.bright, other.bright]),
+            noise,
         )
+
+    def corrected(self, kept: float, coefficients: Array | None) -> tuple[Array | None, Array]:
+        """Matrix and gradient without the template's noise, but for a part of it that stays as a ridge."""
+        if self.noise is None:
+            return self.matrix, self.gradient
+        n, nb = self.noise.shape[:2]
+        out = (1 - kept) * self.noise
+        gradient = self.gradient.copy()
+        if coefficients is not None:
+            gradient[: n * nb] += np.einsum("abc,ac->ab", out, coefficients[:-1]).ravel()
+        if self.matrix is None:
+            return None, gradient
+        matrix = self.matrix.copy()
+        blocks = matrix[: n * nb, : n * nb].reshape(n, nb, n, nb)
+        index = np.arange(n)
+        blocks[index, :, index, :] -= out
+        return matrix, gradient
 
     def model_error(self) -> float:
         """Fraction of the model that counts as error so that bright stars' median chi2 is a normal's."""
@@ -154,6 +180,7 @@ def sweep(
         Side of the blocks; from the polynomials' frame by default, so that tiles have their field's.
     """
     side = block_side(model.image_shape) if side is None else side
+    height, width = scene.image.shape
     dtype = scene.image.dtype
     n, nb = model.n_kernel + 1, model.n_poly
     work = _Workspace(model, side, dtype, gram)
@@ -165,6 +192,7 @@ def sweep(
     out = (blank, blank, np.zeros((1, 1), bool)) if planes is None else _planes(planes)
     total = np.zeros((nb * nb, n * n)) if gram else None
     gradient = np.zeros((n, nb))
+    noise = np.zeros((n - 1, nb, nb)) if scene.corrects else None
     counts, bright = np.zeros(2, np.int64), []
     for y0, x0 in blocks_of(scene.image.shape, side) if corners is None else corners:
         if planes is None and scene.excluded[y0 : y0 + side, x0 : x0 + side].all():
@@ -174,21 +202,26 @@ def sweep(
         squared = work.square(coefficients, model.kernel_shape)
         if theta is not None:
             np.matmul(theta[:, :-1], work.rows[:-1], out=work.values)
-        _weigh(
+        weigh_block(
             scene.image, scene.variance, scene.excluded, variance, squared, work.values,
             blank[0, :0] if theta is None else theta[:, -1], work.terms, y0, x0, scene.photon, clip[0],
-            clip[1], model_error, _BRIGHT, gram, work.rows, work.right, counts, work.peak, *out,
+            clip[1], model_error, _BRIGHT, gram, work.rows, work.right, work.weight, counts,
+            work.peak, out[0], out[1], out[2],
         )  # fmt: skip
         if work.peak[2] > 0:
             bright.append(work.peak.copy())
-        if planes is None:
-            gradient += work.rows @ work.right.T
+        if planes is not None:
+            continue
+        gradient += work.rows @ work.right.T
+        if noise is not None:
+            noise_sums(variance, work.weight, y0, x0, height, width, work.noise)
+            work.add_noise(noise)
         if total is not None:
             work.add(total, syrk(1.0, work.rows.T, trans=1))
     if total is not None:
         work.flush(total)
     peaks = np.array(bright, float).reshape(-1, 3)
-    return Sums(_matrix(total, n, nb), gradient.ravel(), int(counts[0]), int(counts[1]), peaks)
+    return Sums(_matrix(total, n, nb), gradient.ravel(), int(counts[0]), int(counts[1]), peaks, noise)
 
 
 def _planes(planes: Planes) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.bool_]]:
@@ -219,6 +252,8 @@ class _Workspace:
         self.values = np.zeros((nb, side * side), dtype)
         self.terms = np.zeros((nb, side * side), dtype)
         self.right = np.zeros((nb, side * side), dtype)
+        self.weight = np.zeros(side * side, dtype)
+        self.noise = np.zeros(model.kernel_shape)
         self.peak = np.zeros(3)
         self._central = np.zeros((nb, 1))
         ky, kx = model.kernel_shape
@@ -231,8 +266,8 @@ class _Workspace:
         """Polynomials of the block at (y0, x0) of their frame, and at its centre."""
         ny, nx = self.model.image_shape
         order, half = self.model.order, (self.side - 1) / 2
-        _terms(order, y0, x0, self.side, 2 / max(ny - 1, 1), 2 / max(nx - 1, 1), self.terms)
-        _terms(order, y0 + half, x0 + half, 1, 2 / max(ny - 1, 1), 2 / max(nx - 1, 1), self._central)
+        block_terms(order, y0, x0, self.side, 2 / max(ny - 1, 1), 2 / max(nx - 1, 1), self.terms)
+        block_terms(order, y0 + half, x0 + half, 1, 2 / max(ny - 1, 1), 2 / max(nx - 1, 1), self._central)
 
     def square(self, coefficients: Array | None, kernel_shape: tuple[int, int]) -> NDArray[np.floating]:
         """Square of the kernel at the block's centre, flipped, its rows padded to a multiple of four.
@@ -245,6 +280,11 @@ class _Workspace:
         squared = ((coefficients[:-1] @ self._central[:, 0]) ** 2).reshape(kernel_shape)
         self._squared[:, : kernel_shape[1]] = squared[::-1, ::-1]
         return self._squared
+
+    def add_noise(self, total: Array) -> None:
+        """Add what the template's noise is in a block's normal matrix."""
+        central = self._central[:, 0]
+        total += self.noise.reshape(-1, 1, 1) * np.outer(central, central)
 
     def add(self, total: Array, gram: NDArray[np.floating]) -> None:
         """Add a block's Gram matrix."""
@@ -260,101 +300,3 @@ class _Workspace:
         self._products[self._waiting :] = 0
         total += self._products.T @ self._grams
         self._waiting = 0
-
-
-@njit(cache=True, nogil=True, fastmath={"contract"})
-def _terms(order, y0, x0, side, by_y, by_x, out):
-    """Monomials u^i v^j by total degree at the pixels of a block; x and y run from -1 to 1 over the frame."""
-    u = np.empty(side, out.dtype)
-    for j in range(side):
-        u[j] = by_x * (x0 + j) - 1
-    for i in range(side):
-        v = out.dtype.type(by_y * (y0 + i) - 1)
-        first = i * side
-        for j in range(side):
-            out[0, first + j] = 1
-        t = 1
-        for d in range(1, order + 1):
-            # u times all of the degree before, then v times its last
-            for k in range(d):
-                for j in range(side):
-                    out[t + k, first + j] = u[j] * out[t - d + k, first + j]
-            for j in range(side):
-                out[t + d, first + j] = v * out[t - 1, first + j]
-            t += d + 1
-
-
-@njit(cache=True, nogil=True, fastmath={"contract"})
-def _weigh(
-    image, variance, excluded, template_variance, squared, values, background, terms, y0, x0, photon, clip,
-    fraction, model_error, bright, weighted, rows, right, counts, peak, convolved, total, fit_mask,
-):  # fmt: skip
-    """Model, variance, clipping and weights of a block.
-
-    Leaves terms times weighted residual in ``right`` and the brightest star pixel in ``peak``; where
-    ``weighted``, the root of the weight is put into the rows instead, for their Gram matrix.
-    """
-    n, m = rows.shape
-    side = int(np.sqrt(m))
-    nb = len(terms)
-    ky, kx = squared.shape
-    ny, nx = image.shape
-    peak[:] = 0
-    height = min(side, ny - y0)
-    width = min(side, nx - x0)
-    noisy = template_variance.shape[0] > 1
-    filling = convolved.shape[0] > 1
-    # zero outside the image: rows are padded there
-    root = np.zeros(m, rows.dtype)
-    right[:] = 0
-    line = np.zeros(side, rows.dtype)
-    for i in range(height):
-        y = y0 + i
-        if noisy:
-            line[:] = 0
-            for r in range(ky):
-                for c in range(0, kx, 4):  # four at a time: short loops cost more than sums
-                    k0, k1, k2, k3 = squared[r, c], squared[r, c + 1], squared[r, c + 2], squared[r, c + 3]
-                    near = template_variance[y + r, x0 + c : x0 + c + side + 3]
-                    for j in range(side):
-                        line[j] += k0 * near[j] + k1 * near[j + 1] + k2 * near[j + 2] + k3 * near[j + 3]
-        for j in range(width):
-            x, p = x0 + j, i * side + j
-            flux = rows.dtype.type(0)
-            sky = rows.dtype.type(0)
-            if len(background):
-                for b in range(nb):
-                    flux += values[b, p] * terms[b, p]
-                    sky += background[b] * terms[b, p]
-            source = max(flux, rows.dtype.type(0))
-            noise = variance[y, x] + line[j] + photon * source
-            residual = image[y, x] - flux - sky
-            limit = clip * np.sqrt(noise + (max(fraction, model_error) * flux) ** 2)
-            out_of_fit = excluded[y, x]
-            if not out_of_fit and abs(residual) > limit:
-                out_of_fit = True
-                counts[1] += 1
-            if filling:
-                convolved[y, x] = flux + sky
-                total[y, x] = noise
-                fit_mask[y, x] = out_of_fit
-            if out_of_fit:
-                continue
-            counts[0] += 1
-            if flux > peak[2] and flux * flux > bright * bright * noise:
-                peak[0], peak[1], peak[2] = residual, noise, flux
-            weight = 1 / (noise + (model_error * flux) ** 2)
-            if weighted:
-                weight = np.sqrt(weight)
-            root[p] = weight
-            for b in range(nb):
-                right[b, p] = terms[b, p] * residual * weight
-    if weighted:
-        for a in range(n - 1):
-            for p in range(m):
-                rows[a, p] *= root[p]
-        for p in range(m):
-            rows[n - 1, p] = root[p]
-    else:
-        for p in range(m):
-            rows[n - 1, p] = 1

@@ -38,13 +38,14 @@ class ShiftedSamples:
     """R(p - a) of an image on the same pixels, for a over the kernel's pixels in [y, x] order."""
 
     def __init__(self, template: NDArray[np.floating], kernel_shape: tuple[int, int]) -> None:
-        self._kernel_shape, self._shape = kernel_shape, template.shape
+        self._kernel_shape = kernel_shape
         hy, hx = kernel_shape[0] // 2, kernel_shape[1] // 2
         self._padded = np.pad(template, ((hy, hy + _WIDEST), (hx, hx + _WIDEST)))
 
     def fill(self, y0: int, x0: int, out: NDArray[np.floating]) -> None:
         """Samples of a block."""
-        _shifted_block(self._padded, y0, x0, *self._shape, *self._kernel_shape, out)
+        ky, kx = self._kernel_shape
+        _shifted_block(self._padded, y0, x0, ky, kx, out)
 
 
 class SplineSamples:
@@ -69,7 +70,13 @@ class SplineSamples:
     def fill(self, y0: int, x0: int, out: NDArray[np.floating]) -> None:
         """Samples of a block."""
         _spline_block(
-            self._coefficients, self._phase_y, self._phase_x, y0, x0, self._reach, _blocked(out, self._kernel_shape)
+            self._coefficients,
+            self._phase_y,
+            self._phase_x,
+            y0,
+            x0,
+            self._reach,
+            _blocked(out, self._kernel_shape),
         )
 
 
@@ -119,7 +126,7 @@ def _blocked(out: NDArray[np.floating], kernel_shape: tuple[int, int]) -> NDArra
 
 
 @njit(cache=True, nogil=True)
-def _shifted_block(padded, y0, x0, ny, nx, ky, kx, out):
+def _shifted_block(padded, y0, x0, ky, kx, out):
     """Copies of the padded image, moved by every kernel pixel; padding makes them zero outside."""
     side = int(np.sqrt(out.shape[1]))
     for r in range(ky):

@@ -21,6 +21,8 @@ MIN_PASSES = 3
 _ENOUGH_BLOCKS = 1024
 # Where fewer pixels than this fraction change sides, the old normal matrix serves the new weights.
 _SAME_MATRIX = 1e-3
+# Part of the template's noise that stays in the normal matrix at least.
+_NOISE_KEPT = 0.05
 # A model error that changes by less than this fraction, or this much, leaves the weights as they are.
 _SAME_ERROR = (0.3, 0.003)
 
@@ -43,6 +45,44 @@ class Fitted:
     model_error: float
 
 
+class Solver:
+    """Turns the sums of each pass into the next coefficients.
+
+    Noise in the template draws the kernel towards zero. It is taken out of the sums as far as the pixels
+    allow: modes of the kernel that hold little but noise would be divided by a difference near zero.
+    """
+
+    def __init__(self, model: KernelModel, ridge: float) -> None:
+        self.model, self.ridge = model, ridge
+        self._parameters = np.zeros(model.n_parameters)
+        self._coefficients: Array | None = None
+        self._normal: Normal | None = None
+        self._kept = 1.0
+
+    def step(self, sums: Sums) -> Array:
+        """Coefficients (n_kernel + 1, n_poly) after a pass."""
+        if sums.matrix is not None:
+            self._factorise(sums)
+        assert self._normal is not None
+        _, gradient = sums.corrected(self._kept, self._coefficients)
+        self._parameters = self._normal.step(gradient, self._parameters)
+        self._coefficients = self.model.expand(self._parameters)
+        return self._coefficients
+
+    def _factorise(self, sums: Sums) -> None:
+        # eigenvalues of a sample's noise spread by this much about their mean
+        spread = 2 * np.sqrt(self.model.n_parameters / max(sums.pixels, 1))
+        for kept in (min(_NOISE_KEPT + 2 * spread, 1.0), 1.0):
+            matrix, _ = sums.corrected(kept, None)
+            assert matrix is not None
+            try:
+                self._normal, self._kept = Normal(self.model, matrix, self.ridge), kept
+                return
+            except ValueError:
+                if kept == 1.0 or sums.noise is None:
+                    raise
+
+
 def check_pixels(model: KernelModel, pixels: int) -> None:
     """Raise where pixels cannot determine the parameters."""
     if pixels < 2 * model.n_parameters:
@@ -63,21 +103,14 @@ def fit(model: KernelModel, samples: Samples, scene: Scene, limits: Limits) -> F
     clip = (limits.clip, CLIP_FRACTION)
     part = _part(model, scene)
     first = sweep(model, samples, scene, None, corners=part)
-    assert first.matrix is not None
-    normal = Normal(model, first.matrix, limits.ridge)
-    parameters = normal.step(first.gradient, np.zeros(model.n_parameters))
-    coefficients = model.expand(parameters)
+    solver = Solver(model, limits.ridge)
+    coefficients = solver.step(first)
     look = sweep(model, samples, scene, coefficients, clip=clip, gram=False, corners=part)
     model_error, clipped, stale = look.model_error(), -1, True
     for iteration in range(1, max(limits.max_iter, 1)):
-        sums = sweep(
-            model, samples, scene, coefficients, clip=clip, model_error=model_error, gram=stale
-        )
+        sums = sweep(model, samples, scene, coefficients, clip=clip, model_error=model_error, gram=stale)
         check_pixels(model, sums.pixels)
-        if sums.matrix is not None:
-            normal = Normal(model, sums.matrix, limits.ridge)
-        parameters = normal.step(sums.gradient, parameters)
-        coefficients = model.expand(parameters)
+        coefficients = solver.step(sums)
         found = sums.model_error()
         stale = abs(found - model_error) > max(_SAME_ERROR[0] * model_error, _SAME_ERROR[1])
         if stale:
@@ -86,9 +119,8 @@ def fit(model: KernelModel, samples: Samples, scene: Scene, limits: Limits) -> F
         clipped = sums.clipped
         if iteration + 1 >= MIN_PASSES and same and not stale:
             break
-    planes = Planes(
-        *(np.empty(scene.image.shape, scene.image.dtype) for _ in range(2)), np.empty(scene.image.shape, bool)
-    )
+    empty = np.empty(scene.image.shape, scene.image.dtype)
+    planes = Planes(empty, empty.copy(), np.empty(scene.image.shape, bool))
     last = sweep(
         model, samples, scene, coefficients, clip=clip, model_error=model_error, gram=False, planes=planes
     )

@@ -75,8 +75,8 @@ def subtract_sfft(
         True = bad. A bad template pixel masks the kernel's reach around it.
     error, template_error : array (y, x), optional
         1-sigma errors. Without ``error`` the noise is measured in the sky and, with ``image_gain``, the
-        photons that the model predicts are added. Without ``template_error`` and ``template_gain`` the template has
-        no noise.
+        photons that the model predicts are added. Without ``template_error`` and ``template_gain`` the
+        template has no noise.
     image_gain, template_gain : float, optional
         Electrons per unit.
     kernel_shape : tuple of odd int
@@ -100,7 +100,8 @@ def subtract_sfft(
         the template's cubic spline, good only if it is well sampled.
     direction : {'auto', 'template', 'image'}
         Which of the two is convolved. 'auto' takes the one with the narrower PSF, and the template where
-        phases or samples are given. The difference is in the image's units and has its sign either way.
+        phases or samples are given or the kernel has one pixel. The difference is in the image's units and
+        has its sign either way.
     decorrelate : bool
         Whiten the difference's noise, which a convolved noisy template correlates between pixels; the PSF of
         the difference changes (`Subtraction.decorrelation`).
@@ -130,9 +131,7 @@ def subtract_sfft(
     """
     shape = np.shape(image)
     if len(shape) != 2 or np.shape(template) != shape:
-        raise ValueError(
-            f"image and template must have one (y, x) shape, not {shape}, {np.shape(template)}"
-        )
+        raise ValueError(f"image and template must have one (y, x) shape, not {shape}, {np.shape(template)}")
     if len(kernel_shape) != 2 or any(k < 1 or k % 2 == 0 for k in kernel_shape):
         raise ValueError(f"kernel_shape must be two odd numbers, not {kernel_shape}")
     continuous = phase_y is not None or phase_x is not None or template_samples is not None
@@ -149,7 +148,8 @@ def subtract_sfft(
     }
     given = [(image, mask, error, image_gain), (template, template_mask, template_error, template_gain)]
     if direction == "auto":
-        direction = "template" if continuous else _narrower(given)
+        plain = continuous or kernel_shape == (1, 1)
+        direction = "template" if plain else _narrower(given)
     dtype = working_type(image, template)
     if direction == "image":
         target = prepare_image(*given[1], dtype)
@@ -182,7 +182,7 @@ def _subtract(
     decorrelate: bool,
 ) -> Subtraction:
     """Fit the template to the image and take it away."""
-    shape: tuple[int, int] = image.values.shape  # type: ignore[assignment]
+    shape = image.values.shape
     samples, unsampled = make_samples(template.values, template.level, kernel_shape, *phases, given)
     plain = phases[0] is None and phases[1] is None and given is None
     reach = 0 if plain else 2
@@ -193,7 +193,7 @@ def _subtract(
     noise = None if template.variance is None else pad_variance(template.variance, kernel_shape)
     variance = np.where(bad, np.asarray(np.inf, values.dtype), image.variance)
     excluded = bad | away_from(*stars, shape, kernel_shape)
-    scene = Scene(values, variance, excluded, noise, image.photon)
+    scene = Scene(values, variance, excluded, noise, image.photon, corrects=noise is not None and plain)
     fitted = fit(KernelModel(kernel_shape, *model, shape), samples, scene, limits)
     kernel = KernelModel(kernel_shape, *model, shape).kernel(fitted.coefficients)
     difference, convolved = values - fitted.planes.convolved, fitted.planes.convolved

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from survey.kernels.pixelmap import n_terms, polynomial_terms
 
 Array = NDArray[np.float64]
+Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -89,17 +90,17 @@ class Subtraction:
         PSF of the difference near the middle of the image, where the method knows it.
     """
 
-    difference: Array
-    error: Array
-    scaled: Array
-    convolved: Array
+    difference: Floats
+    error: Floats
+    scaled: Floats
+    convolved: Floats
     mask: NDArray[np.bool_]
     fit_mask: NDArray[np.bool_]
     kernel: Any
     direction: str = "template"
     model_error: float = 0.0
-    decorrelation: Array | None = None
-    psf_flux: Array | None = None
-    psf_flux_error: Array | None = None
-    significance: Array | None = None
-    psf: Array | None = None
+    decorrelation: Floats | None = None
+    psf_flux: Floats | None = None
+    psf_flux_error: Floats | None = None
+    significance: Floats | None = None
+    psf: Floats | None = None

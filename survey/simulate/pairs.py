@@ -162,16 +162,14 @@ def simulate_pair(
     saturated, template_saturated = image > saturation, template > saturation
     image = np.minimum(image + error * rng.normal(size=shape), saturation)
     template = np.minimum(template + template_error * rng.normal(size=shape), saturation)
-    phases = (dy, dx) if placed is not None else (None, None)
+    phase_y, phase_x = (dy, dx) if placed is not None else (None, None)
     return ImagePair(
         image, template, mask | saturated, template_saturated, error, template_error, noiseless, gain,
-        template_gain, *phases, stars, transients, fwhm_at, template_fwhm,
+        template_gain, phase_y, phase_x, stars, transients, fwhm_at, template_fwhm,
     )  # fmt: skip
 
 
-def _placed(
-    rotation: float, shape: tuple[int, int]
-) -> tuple[tuple[Array, Array] | None, NDArray[np.bool_]]:
+def _placed(rotation: float, shape: tuple[int, int]) -> tuple[tuple[Array, Array] | None, NDArray[np.bool_]]:
     """Phases of an image placed by nearest pixel, and the pixels it does not cover."""
     if rotation == 0:
         return None, np.zeros(shape, bool)

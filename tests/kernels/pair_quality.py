@@ -1,4 +1,4 @@
-"""How good a subtraction of a simulated pair is: chi2 in stars, transients found, false positives, flux bias."""
+"""How good a subtraction of a simulated pair is: chi2 in stars, transients found and not, flux bias."""
 
 from dataclasses import dataclass
 
