@@ -91,7 +91,8 @@ def tile_grid(shape: tuple[int, int], size: int) -> list[Tile]:
 def choose_tile_size(shape: tuple[int, int], epochs: int, memory: float) -> int:
     """Tile edge for a number of epochs and a memory budget.
 
-    The budget bounds it from above (see `tile_bytes`; a run cuts tiles into row blocks if that was too little); at least four tiles keep several workers busy.
+    The budget bounds it from above (see `tile_bytes`; a run cuts tiles into row blocks where it was not
+    enough); at least four tiles keep several workers busy.
     Always a multiple of 32.
 
     Parameters

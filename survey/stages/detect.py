@@ -242,8 +242,8 @@ def to_days(frames: xr.Dataset, config: Config, value: float, sigma: float) -> t
     return at(value), float(at(value + sigma) - at(value - sigma)) / 2
 
 
-# Measured (tests/benchmarks/test_memory.py), bytes: a sample of core and halo (differences, filtered sums, one
-# time scale's map), what a phase of its own adds, a sample of the core (what is looked at), and the rest.
+# Measured (tests/benchmarks/test_memory.py), bytes: a sample of core and halo (differences, sums, one time
+# scale's map), what a phase of its own adds, a sample of the core (what is looked at), and the rest.
 BYTES = {"sample": 20, "phase": 20, "core": 18, "least": 8e6}
 
 
