@@ -1,0 +1,79 @@
+"""Flux ratio and shift between two images, from stars that each is made to show with the other's PSF."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Floats = NDArray[np.floating]
+_BRIGHT = 10.0  # pixels this many sigma above the sky in both images are used
+_PSF_ERROR = 0.02  # of the flux: PSFs are never known better
+_CLIP = 4.0
+
+
+@dataclass
+class Match:
+    """Normal equations of (ratio, ratio dy, ratio dx, sky) over star pixels of a tile."""
+
+    matrix: Array
+    gradient: Array
+    pixels: int
+
+    def __add__(self, other: Match) -> Match:
+        return Match(self.matrix + other.matrix, self.gradient + other.gradient, self.pixels + other.pixels)
+
+
+def match_sums(
+    a: Floats, b: Floats, va: Floats, vb: Floats, good: NDArray[np.bool_], guess: Array | None
+) -> Match:
+    """Sums of a tile.
+
+    Parameters
+    ----------
+    a, b : array (y, x)
+        New image with the reference's PSF, and the other way round.
+    va, vb : array (y, x)
+        Their variances.
+    good : bool array (y, x)
+        Pixels that may be used.
+    guess : array (4,), optional
+        Solution before, from which outliers are judged.
+    """
+    use = good & (a > _BRIGHT * np.sqrt(va)) & (b > _BRIGHT * np.sqrt(vb))
+    gy, gx = np.gradient(np.asarray(b, float))
+    design: Array = np.stack([b[use], -gy[use], -gx[use], np.ones(int(use.sum()))]).astype(float)
+    target: Array = a[use].astype(float)
+    ratio = 0.0 if guess is None else float(guess[0])
+    if guess is None and use.any():
+        ratio = float(np.median(target / design[0]))
+    variance = va[use] + ratio**2 * vb[use] + (_PSF_ERROR * target) ** 2
+    if guess is not None:
+        residual = target - guess @ design
+        keep = residual**2 < _CLIP**2 * variance
+        design, target, variance = design[:, keep], target[keep], variance[keep]
+    weighted = design / variance
+    return Match(weighted @ design.T, weighted @ target, design.shape[1])
+
+
+def solve_match(match: Match) -> tuple[float, tuple[float, float], Array]:
+    """Ratio, shift (dy, dx) and the raw solution.
+
+    Raises
+    ------
+    ValueError
+        If there are too few star pixels.
+    """
+    if match.pixels < 20:
+        raise ValueError(
+            f"{match.pixels} star pixels are too few for flux ratio and shift; give flux_ratio and shift"
+        )
+    scale = np.sqrt(np.maximum(np.diag(match.matrix), 1e-300))
+    matrix = match.matrix / np.outer(scale, scale) + 1e-12 * np.eye(4)
+    solution = np.linalg.solve(matrix, match.gradient / scale) / scale
+    ratio = float(solution[0])
+    if not ratio > 0:
+        raise ValueError(f"flux ratio {ratio:.3g}: the images do not show the same stars; check their WCS")
+    return ratio, (float(solution[1]) / ratio, float(solution[2]) / ratio), solution

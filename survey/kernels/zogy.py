@@ -1,0 +1,326 @@
+"""Proper image subtraction for known PSFs (Zackay, Ofek & Gal-Yam 2016, ApJ 830, 27).
+
+The PSFs may vary over the image: it is cut into tiles that overlap by the reach of the filters and are
+trimmed. Bad pixels are filled with what the other image says of them, and flagged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import binary_dilation
+
+from survey.kernels._sfft_inputs import as_mask, sky_of, working_type
+from survey.kernels._zogy_match import Match, match_sums, solve_match
+from survey.kernels._zogy_tile import Proper, TilePair, matched_pair, proper_subtraction
+from survey.kernels.background import Background
+from survey.kernels.subtraction import Subtraction
+
+Array = NDArray[np.float64]
+Floats = NDArray[np.floating]
+Mask = NDArray[np.bool_]
+# A PSF: (k, k) with odd k, or (y, x) -> (k, k) at a position.
+PSF = ArrayLike | Callable[[float, float], ArrayLike]
+
+
+@dataclass(frozen=True)
+class ZogyMatch:
+    """What `subtract_zogy` calls its kernel.
+
+    Attributes
+    ----------
+    ratio : float
+        Image flux per template flux.
+    shift : (dy, dx)
+        Positions in the image less those in the template, pixels.
+    shift_error : (dy, dx)
+        Registration noise that the significance counts, pixels.
+    """
+
+    ratio: float
+    shift: tuple[float, float]
+    shift_error: tuple[float, float]
+
+    def flux_scale(self, x: ArrayLike, y: ArrayLike) -> Array:
+        """Image flux per template flux at pixel positions."""
+        return np.full(np.broadcast_shapes(np.shape(x), np.shape(y)), self.ratio)
+
+
+@dataclass
+class _Side:
+    """One of the two images, its sky subtracted."""
+
+    values: Floats
+    variance: Floats
+    bad: Mask
+    psf: PSF
+
+    def noise(self, window: tuple[slice, slice]) -> float:
+        """Of the sky in a window: the least of its pixels' errors, nearly."""
+        good = ~self.bad[window]
+        chosen = self.variance[window][good] if good.any() else self.variance[window]
+        return float(np.sqrt(np.quantile(chosen, 0.3)))
+
+    def psf_at(self, y: float, x: float) -> Floats:
+        """Normalised PSF at a position."""
+        psf = np.asarray(self.psf(y, x) if callable(self.psf) else self.psf, float)
+        if psf.ndim != 2 or psf.shape[0] % 2 == 0 or psf.shape[1] % 2 == 0:
+            raise ValueError(f"a PSF must be 2-D with odd sides, not {psf.shape}")
+        total = float(psf.sum())
+        if not total > 0:
+            raise ValueError(f"the PSF at y = {y:.0f}, x = {x:.0f} has the sum {total:.3g}")
+        return psf / total
+
+
+def subtract_zogy(
+    image: ArrayLike,
+    template: ArrayLike,
+    *,
+    image_psf: PSF,
+    template_psf: PSF,
+    mask: ArrayLike | None = None,
+    template_mask: ArrayLike | None = None,
+    error: ArrayLike | None = None,
+    template_error: ArrayLike | None = None,
+    image_gain: float | None = None,
+    template_gain: float | None = None,
+    flux_ratio: float | None = None,
+    shift: tuple[float, float] | None = None,
+    shift_error: float | tuple[float, float] | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    grow: int = 2,
+) -> Subtraction:
+    """Subtract two images whose PSFs are known.
+
+    Parameters
+    ----------
+    image, template : array (y, x)
+        On one grid; skies are measured and taken away. Pixels that are not finite are bad. Where both are
+        float32 the work is done in float32, else in float64.
+    image_psf, template_psf : array (k, k) or callable (y, x) -> array (k, k)
+        PSF centred on the middle pixel, odd k; a callable gives it at a position.
+    mask, template_mask : bool array (y, x), optional
+        True = bad.
+    error, template_error : array (y, x), optional
+        1-sigma errors. Without them the sky's noise is measured and, with a gain, photons are added.
+    image_gain, template_gain : float, optional
+        Electrons per unit.
+    flux_ratio : float, optional
+        Image flux per template flux; fitted to stars by default.
+    shift : (dy, dx), optional
+        Positions in the image less those in the template, pixels; fitted by default.
+    shift_error : float or (dy, dx), optional
+        Registration noise, pixels; by default what the tiles' own shifts scatter by.
+    tile : int, optional
+        Edge of a tile's core, over which a PSF is constant: 96 where a PSF varies, else 512.
+    overlap : int, optional
+        Pixels around a core; a PSF's side by default.
+    grow : int
+        Pixels by which bad areas are grown in the result.
+
+    Returns
+    -------
+    Subtraction
+        ``difference``, ``error`` and ``psf`` are those of the proper difference D in the image's units;
+        ``significance`` is S_corr, ``psf_flux`` and ``psf_flux_error`` those of a point source at every
+        pixel; ``convolved`` is the image less the difference; ``kernel`` a `ZogyMatch`.
+
+    Raises
+    ------
+    ValueError
+        If shapes or PSFs are wrong, or too few stars are there to fit ratio and shift.
+
+    Examples
+    --------
+    >>> y, x = np.mgrid[-7:8, -7:8]
+    >>> wide, narrow = (np.exp(-(y**2 + x**2) / 2 / s**2) for s in (1.8, 1.3))
+    >>> sky = np.random.default_rng(0).normal(size=(2, 90, 120))
+    >>> sky[0, 33:48, 53:68] += 900 * wide / wide.sum()
+    >>> s = subtract_zogy(sky[0], sky[1], image_psf=wide, template_psf=narrow, flux_ratio=1, shift=(0, 0))
+    >>> round(float(s.psf_flux[40, 60]) / 100)
+    9
+    """
+    shape = np.shape(image)
+    if len(shape) != 2 or np.shape(template) != shape:
+        raise ValueError(f"image and template must have one (y, x) shape, not {shape}, {np.shape(template)}")
+    dtype = working_type(image, template)
+    new = _prepare(image, mask, error, image_gain, image_psf, dtype, "image")
+    reference = _prepare(
+        template, template_mask, template_error, template_gain, template_psf, dtype, "template"
+    )
+    varies = callable(image_psf) or callable(template_psf)
+    reach = max(max(side.psf_at(shape[0] / 2, shape[1] / 2).shape) for side in (new, reference))
+    cells = _cells(shape, tile or (96 if varies else 512), overlap if overlap is not None else reach)
+    # a first guess fills bad pixels well enough to fit the match, which then fills them for good
+    tiles = [_tile(new, reference, cell, flux_ratio or 1.0) for cell in cells]
+    match = _match(tiles, cells, new, reference, flux_ratio, shift, shift_error)
+    bad = binary_dilation(new.bad | reference.bad, iterations=grow) if grow else new.bad | reference.bad
+    planes = [np.full(shape, np.nan, dtype) for _ in range(4)]
+    psf = None
+    middle = len(cells) // 2
+    for index, cell in enumerate(cells):
+        pair = _filled(tiles[index], new, reference, cell, match)
+        proper = proper_subtraction(pair, match.ratio, match.shift, match.shift_error)
+        _store(proper, cell, planes)
+        psf = proper.psf if index == middle else psf
+    return _result(np.asarray(image, dtype), planes, bad, match, psf)
+
+
+def _result(
+    image: Floats, planes: list[Floats], bad: Mask, match: ZogyMatch, psf: Floats | None
+) -> Subtraction:
+    for plane in planes:
+        plane[bad] = np.nan
+    difference, variance, flux, flux_variance = planes
+    error, flux_error = np.sqrt(variance), np.sqrt(flux_variance)
+    return Subtraction(
+        difference, error, difference / error, image - difference, bad, bad, match, psf_flux=flux,
+        psf_flux_error=flux_error, significance=flux / flux_error, psf=psf,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A core, the window around it and the core inside the window."""
+
+    core: tuple[slice, slice]
+    window: tuple[slice, slice]
+    inner: tuple[slice, slice]
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        y, x = ((s.start + s.stop - 1) / 2 for s in self.core)
+        return y, x
+
+
+def _cells(shape: tuple[int, ...], size: int, overlap: int) -> list[_Cell]:
+    """Cores of nearly equal size that cover the image."""
+    edges = [np.linspace(0, n, max(round(n / size), 1) + 1).astype(int) for n in shape]
+    cells = []
+    for y0, y1 in zip(edges[0][:-1], edges[0][1:], strict=True):
+        for x0, x1 in zip(edges[1][:-1], edges[1][1:], strict=True):
+            window = (
+                slice(max(y0 - overlap, 0), min(y1 + overlap, shape[0])),
+                slice(max(x0 - overlap, 0), min(x1 + overlap, shape[1])),
+            )
+            top, left = window[0].start, window[1].start
+            inner = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+            cells.append(_Cell((slice(y0, y1), slice(x0, x1)), window, inner))
+    return cells
+
+
+def _prepare(
+    image: ArrayLike,
+    mask: ArrayLike | None,
+    error: ArrayLike | None,
+    gain: float | None,
+    psf: PSF,
+    dtype: np.dtype,
+    name: str,
+) -> _Side:
+    values = np.array(image, dtype)
+    bad = ~np.isfinite(values) | as_mask(mask, values.shape)
+    if bad.all():
+        raise ValueError(f"no good pixel in the {name}")
+    sky = sky_of(values, bad, order=2)
+    whole = Background(sky.level, sky.rms, sky.level_error, sky.coefficients, values.shape[:2], sky.n_meshes)
+    values -= (whole.surface() if whole.order else np.asarray(whole.level)).astype(dtype)
+    if error is None:
+        photons = 0 if gain is None else np.maximum(values, 0) / dtype.type(gain)
+        variance = np.asarray(dtype.type(sky.rms**2) + photons * np.ones_like(values))
+    else:
+        variance = np.broadcast_to(np.asarray(error, dtype), values.shape) ** 2
+        bad |= ~np.isfinite(variance) | (variance <= 0)
+        if bad.all():
+            raise ValueError(f"no good pixel in the {name}: its errors are not finite or not positive")
+    level = float(np.median(variance[~bad]))
+    return _Side(np.where(bad, 0, values), np.where(bad, level, variance).astype(dtype), bad, psf)
+
+
+def _tile(new: _Side, reference: _Side, cell: _Cell, ratio: float) -> TilePair:
+    """Both images in a window."""
+    w = cell.window
+    return TilePair(
+        new.values[w], reference.values[w], new.variance[w], reference.variance[w], new.noise(w),
+        reference.noise(w), new.psf_at(*cell.centre), reference.psf_at(*cell.centre),
+    )  # fmt: skip
+
+
+def _match(
+    tiles: list[TilePair],
+    cells: list[_Cell],
+    new: _Side,
+    reference: _Side,
+    ratio: float | None,
+    shift: tuple[float, float] | None,
+    shift_error: float | tuple[float, float] | None,
+) -> ZogyMatch:
+    """Flux ratio, shift and registration noise: given, or fitted to all tiles together."""
+    if isinstance(shift_error, float | int):
+        shift_error = (float(shift_error), float(shift_error))
+    if ratio is not None and shift is not None:
+        return ZogyMatch(ratio, shift, shift_error or (0.0, 0.0))
+    convolved = [matched_pair(tile) for tile in tiles]
+    guess: Array | None = None
+    sums: list[Match] = []
+    for _ in range(3):
+        sums = []
+        for pair, cell in zip(convolved, cells, strict=True):
+            reach = max(new.psf_at(*cell.centre).shape) // 2
+            near = binary_dilation(new.bad[cell.window] | reference.bad[cell.window], iterations=reach)
+            inside = np.zeros(near.shape, bool)
+            inside[cell.inner] = True
+            sums.append(match_sums(*pair, inside & ~near, guess))
+        total = sums[0]
+        for part in sums[1:]:
+            total = total + part
+        found, moved, guess = solve_match(total)
+    if shift_error is None:
+        shift_error = _scatter(sums)
+    return ZogyMatch(found if ratio is None else ratio, moved if shift is None else shift, shift_error)
+
+
+def _scatter(sums: list[Match]) -> tuple[float, float]:
+    """Robust scatter of the tiles' own shifts, less what their noise explains."""
+    found = []
+    for part in sums:
+        if part.pixels >= 200:
+            _, moved, solution = solve_match(part)
+            variance = np.diag(np.linalg.pinv(part.matrix))[1:3] / solution[0] ** 2
+            found.append((*moved, *variance))
+    if len(found) < 5:
+        return 0.0, 0.0
+    table = np.array(found)
+    spread = (1.4826 * np.median(np.abs(table[:, :2] - np.median(table[:, :2], axis=0)), axis=0)) ** 2
+    excess = np.sqrt(np.maximum(spread - np.median(table[:, 2:], axis=0), 0))
+    return float(excess[0]), float(excess[1])
+
+
+def _filled(tile: TilePair, new: _Side, reference: _Side, cell: _Cell, match: ZogyMatch) -> TilePair:
+    """The tile with bad pixels set to what the other image, at their place, makes likely.
+
+    The two PSFs' ratio of central values turns one into the other: enough to leave no step, and flagged.
+    """
+    w = cell.window
+    bad, reference_bad = new.bad[w], reference.bad[w]
+    if not bad.any() and not reference_bad.any():
+        return tile
+    broad = tile.new_psf.max() / tile.reference_psf.max() * match.ratio
+    filled = np.where(bad & ~reference_bad, broad * tile.reference, tile.new)
+    other = np.where(reference_bad & ~bad, tile.new / broad, tile.reference)
+    return TilePair(
+        filled.astype(tile.new.dtype), other.astype(tile.new.dtype), tile.new_variance,
+        tile.reference_variance, tile.new_noise, tile.reference_noise, tile.new_psf, tile.reference_psf,
+    )  # fmt: skip
+
+
+def _store(proper: Proper, cell: _Cell, planes: list[Floats]) -> None:
+    """Trim a tile's overlap and put its core in place."""
+    for plane, part in zip(
+        planes, (proper.difference, proper.variance, proper.flux, proper.flux_variance), strict=True
+    ):
+        plane[cell.core] = part[cell.inner]

@@ -1,0 +1,124 @@
+"""Proper subtraction: flux and errors of known sources, any shape, any mask, PSFs that vary."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from survey.kernels.zogy import subtract_zogy
+from survey.simulate.pairs import moffat, simulate_pair
+from tests.kernels.pair_quality import measure
+
+GRID = np.mgrid[-12:13, -12:13].astype(float)
+
+
+def gaussian(sigma, dy=0.0, dx=0.0, grid=GRID):
+    g = np.exp(-((grid[0] - dy) ** 2 + (grid[1] - dx) ** 2) / 2 / sigma**2)
+    return g / g.sum()
+
+
+def field(shape, seed=0, ratio=0.7, shift=(0.0, 0.0), n=60, noise=(2.0, 1.0), transient=None):
+    """Gaussian stars in both images, an isolated new source in the first."""
+    rng = np.random.default_rng(seed)
+    y, x = np.indices(shape, dtype=float)
+    image, template = np.full(shape, 120.0), np.full(shape, 40.0)
+    for _ in range(n):
+        ys, xs, flux = rng.uniform(0, shape[0]), rng.uniform(0, shape[1]), 10 ** rng.uniform(2.5, 4.5)
+        for target, sigma, f, (dy, dx) in ((image, 1.7, ratio * flux, shift), (template, 1.2, flux, (0, 0))):
+            r2 = (y - ys - dy) ** 2 + (x - xs - dx) ** 2
+            target += f / (2 * np.pi * sigma**2) * np.exp(-r2 / 2 / sigma**2)
+    if transient is not None:
+        ys, xs, flux = transient
+        image += flux / (2 * np.pi * 1.7**2) * np.exp(-((y - ys) ** 2 + (x - xs) ** 2) / 2 / 1.7**2)
+    for target, sigma in ((image, noise[0]), (template, noise[1])):
+        target += rng.normal(0, sigma, shape)
+    return image, template
+
+
+PSFS = {"image_psf": gaussian(1.7), "template_psf": gaussian(1.2)}
+NOISE = {"error": 2.0, "template_error": 1.0}
+
+
+@pytest.mark.parametrize("shape", [(160, 160), (130, 211), (233, 97)])
+def test_zogy__flux_is_right_whatever_the_shape(shape):
+    image, template = field(shape, n=40, noise=(2.0, 1.0), transient=(64.0, 48.0, 2e5))
+    s = subtract_zogy(image, template, **PSFS, **NOISE, flux_ratio=0.7, shift=(0, 0))
+    assert_allclose(s.psf_flux[64, 48], 2e5, rtol=2e-3)
+
+
+def test_zogy__noise_is_white_and_errors_are_right():
+    image, template = field((256, 300), n=0)
+    s = subtract_zogy(image, template, **PSFS, **NOISE, flux_ratio=0.7, shift=(0, 0))
+    inner = (slice(20, -20), slice(20, -20))
+    z = s.scaled[inner]
+    assert abs(z.std() - 1) < 0.02
+    assert abs((z[:, 1:] * z[:, :-1]).mean()) < 0.02
+    assert abs(s.significance[inner].std() - 1) < 0.05
+    # the best that can be done in white noise; the stamp of P_D lacks its farthest wings
+    assert_allclose(s.psf_flux_error[128, 150], s.error[128, 150] / np.sqrt((s.psf**2).sum()), rtol=0.015)
+
+
+def test_zogy__fits_flux_ratio_and_shift():
+    image, template = field((220, 260), n=150, shift=(0.21, -0.13))
+    s = subtract_zogy(image, template, **PSFS, **NOISE)
+    assert_allclose(s.kernel.ratio, 0.7, rtol=3e-3)
+    assert_allclose(s.kernel.shift, (0.21, -0.13), atol=0.01)
+    assert np.mean(np.clip(s.scaled[20:-20, 20:-20], -10, 10) ** 2) < 1.15
+
+
+def test_zogy__masks_are_honoured():
+    image, template = field((160, 200), transient=(80.0, 100.0, 3e3))
+    clean = subtract_zogy(image, template, **PSFS, **NOISE, flux_ratio=0.7, shift=(0, 0))
+    mask = np.zeros(image.shape, bool)
+    mask[40:43, 60:64] = True
+    image[mask] = 1e6
+    template[120, 150] = np.nan
+    s = subtract_zogy(image, template, mask=mask, **PSFS, **NOISE, flux_ratio=0.7, shift=(0, 0))
+    assert s.mask[40:43, 60:64].all()
+    assert s.mask[120, 150]
+    assert s.mask.sum() < 80
+    assert np.isnan(s.difference[s.mask]).all()
+    far = ~s.mask
+    far[25:58, 45:80] = far[105:136, 135:166] = False
+    assert np.abs(s.scaled - clean.scaled)[far].max() < 0.2
+
+
+def test_zogy__varying_psf_on_a_simulated_pair():
+    pair = simulate_pair((320, 256), n_stars=250, n_transients=6, seed=2)
+    s = subtract_zogy(
+        pair.image, pair.template, image_psf=lambda y, x: moffat(*GRID, pair.image_fwhm(y, x)),
+        template_psf=moffat(*GRID, 2.5), mask=pair.mask, template_mask=pair.template_mask,
+        image_gain=pair.gain, template_gain=pair.template_gain,
+    )  # fmt: skip
+    q = measure(pair, s, significance=s.significance)
+    assert q.found == q.bright > 3
+    assert_allclose(s.kernel.ratio, 0.8, rtol=0.01)
+    for y, x, flux, _ in pair.transients:
+        at = (round(y), round(x))
+        if np.isfinite(s.psf_flux[at]):
+            # the nearest pixel is up to half a pixel from the source
+            assert 0.8 - 4 * s.psf_flux_error[at] / abs(flux) < s.psf_flux[at] / flux
+            assert s.psf_flux[at] / flux < 1.02 + 4 * s.psf_flux_error[at] / abs(flux)
+
+
+def test_zogy__float32_agrees():
+    image, template = field((128, 144))
+    a = subtract_zogy(image, template, **PSFS, **NOISE, flux_ratio=0.7, shift=(0, 0))
+    b = subtract_zogy(
+        image.astype(np.float32), template.astype(np.float32), **PSFS, **NOISE, flux_ratio=0.7, shift=(0, 0)
+    )
+    assert b.difference.dtype == np.float32
+    assert np.abs(a.scaled - b.scaled).max() < 0.01
+
+
+def test_zogy__errors_are_clear():
+    image, template = field((64, 64), n=0)
+    with pytest.raises(ValueError, match="star pixels are too few"):
+        subtract_zogy(image, template, **PSFS)
+    with pytest.raises(ValueError, match="odd sides"):
+        subtract_zogy(image, template, image_psf=np.ones((4, 4)), template_psf=gaussian(1.2))
+    with pytest.raises(ValueError, match="has the sum 0"):
+        subtract_zogy(image, template, image_psf=np.zeros((5, 5)), template_psf=gaussian(1.2))
+    with pytest.raises(ValueError, match=r"one \(y, x\) shape"):
+        subtract_zogy(image, template[1:], **PSFS)
+    with pytest.raises(ValueError, match="no good pixel in the template"):
+        subtract_zogy(image, template * np.nan, **PSFS)
