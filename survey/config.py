@@ -143,6 +143,10 @@ class ReferenceSettings(Settings):
         None, ge=1, description="images a pixel needs; none: one and a half times the coefficients"
     )
 
+    keep_sums: bool = Field(
+        True, description="keep the sums (1.3 kB a pixel) from which a later night is added to the reference"
+    )
+
     @property
     def needed_images(self) -> int:
         """Images a pixel needs for a reference."""

@@ -60,6 +60,10 @@ ARRAYS: tuple[ArraySpec, ...] = (
     ArraySpec(
         "reference", "coefficients", ("y", "x", "ky", "kx"), "float32", "flux", "Legendre coefficients"
     ),
+    ArraySpec(
+        "reference", "normal", ("y", "x", "my", "mx"), "float64", "", "sums from which a later night goes on"
+    ),
+    ArraySpec("reference", "moment", ("y", "x", "ky", "kx"), "float64", "", "right-hand sides of those sums"),
     ArraySpec("reference", "n_used", _IMAGE, "int16", "", "images in the fit of each pixel"),
     ArraySpec("reference", "chi2", _IMAGE, "float32", "", "reduced chi2 of the fit", float("nan")),
     ArraySpec("difference/<method>", "flux", _CUBE, "float32", "flux", "difference", float("nan")),
@@ -67,6 +71,9 @@ ARRAYS: tuple[ArraySpec, ...] = (
     ArraySpec("difference/<method>", "mask", _CUBE, "bool", "", "True = bad, no difference", True),
     ArraySpec("difference/<method>", "fit_mask", _CUBE, "bool", "", "True = good but kept out of the fit"),
     ArraySpec("difference/<method>", "leverage", _CUBE, "float32", "", "weight of a sample in its own model"),
+    ArraySpec(
+        "difference/<method>", "version", ("time",), "int16", "", "how often the reference had been added to"
+    ),
     ArraySpec("search/<method>", "significance", _IMAGE, "float32", "", "S/N of the largest |S/N| in time"),
     ArraySpec("search/<method>", "scale_index", _IMAGE, "int16", "", "its time scale", -1),
     ArraySpec("search/<method>", "time_index", _IMAGE, "int32", "", "its epoch", -1),

@@ -115,10 +115,21 @@ BYTES_PER_PIXEL = 400
 BYTES_AT_LEAST = 17e6
 
 
-def tile_bytes(size: int, epochs: int, *, own_phases: bool = False) -> float:
+def sums_bytes(n_basis: int) -> int:
+    """Bytes a pixel of the sums kept for later nights, and of a copy of the larger while it is written."""
+    return 8 * (2 * (2 * n_basis - 1) ** 2 + n_basis**2)
+
+
+def tile_bytes(size: int, epochs: int, *, own_phases: bool = False, n_basis: int = 6) -> float:
     """Forecast of the memory one tile takes above the import baseline.
 
-    ``own_phases`` where frames are rotated or distorted, so that every sample has a phase of its own.
+    Parameters
+    ----------
+    own_phases : bool
+        Whether frames are rotated or distorted, so that every sample has a phase of its own.
+    n_basis : int
+        Of the reference whose sums are kept; 0: none are.
     """
     sample = BYTES_PER_SAMPLE + (BYTES_PER_PHASE if own_phases else 0)
-    return float(size**2 * (sample * epochs + BYTES_PER_PIXEL) + BYTES_AT_LEAST)
+    pixel = BYTES_PER_PIXEL + (sums_bytes(n_basis) if n_basis else 0)
+    return float(size**2 * (sample * epochs + pixel) + BYTES_AT_LEAST)

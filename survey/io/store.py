@@ -6,7 +6,7 @@ import json
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +26,8 @@ from survey.tiles import Tile, tile_grid
 
 # Inner chunks are read whole: 64 x 64 pixels of one time block serve both a tile and a cutout.
 INNER = 64
+# A part costs a rewrite of its shards, though no compression of their other chunks; a few cost more than all.
+PATCHED_APART = 2
 
 
 class FieldError(ValueError):
@@ -236,6 +238,37 @@ class Field:
         """Checksum of a region of an array as it is stored: what `write` returned for it."""
         array = self.array(group, name)
         return zlib.crc32(np.ascontiguousarray(array[_region_of(array, region)]).tobytes())
+
+    def patch(
+        self,
+        group: str,
+        name: str,
+        region: tuple[slice, ...],
+        parts: Sequence[tuple[tuple[slice, ...], NDArray[Any]]],
+    ) -> int:
+        """Replace parts of a region of one array; returns the checksum of the whole region then.
+
+        Parameters
+        ----------
+        region : tuple of slice
+            (time, y, x) of what one writer owns.
+        parts : sequence of (region, array)
+            Inside it.
+        """
+        array = self.array(group, name)
+        whole = _region_of(array, region)
+        data = np.ascontiguousarray(array[whole])
+        for part, values in parts:
+            inner = _region_of(array, part)
+            place = tuple(
+                slice(a.start - b.start, a.stop - b.start) for a, b in zip(inner, whole, strict=True)
+            )
+            data[place] = values
+            if len(parts) <= PATCHED_APART:
+                array[inner] = data[place]
+        if len(parts) > PATCHED_APART:
+            array[whole] = data
+        return zlib.crc32(data.tobytes())
 
     # -- tables ---------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from survey.run.pipeline import Pipeline, RunError
 from survey.run.record import RunSummary, new_run_id, summarise_stages, write_record
 from survey.run.results import write_relative
 from survey.run.targets import read_targets
+from survey.stages import register
 
 
 def create_field(
@@ -244,6 +245,8 @@ def _forget(field: Field, config: Config) -> None:
     """Drop the ledgers of a method and what it shares, so that everything is wanted again."""
     import shutil
 
+    frames = register.flag_table(field.frames())
+    field.write_table("frames", frames)
     folder = field.path / "ledger"
     for ledger in [*folder.glob(f"{config.method}.*"), folder / "refine", folder / "psf"]:
         shutil.rmtree(ledger, ignore_errors=True)

@@ -217,7 +217,9 @@ class Engine:
 
     def _record(self, ticket: Ticket, report: UnitReport) -> None:
         if ticket.step == "apply" and ticket.ledger:
-            payload = {**report.payload, **ticket.note, "written": report.written}
+            payload = {**report.payload, **ticket.note}
+            # Data of earlier epochs stand as they were written.
+            payload["written"] = [*payload.pop("written_before", ()), *report.written]
             self.ledger(ticket.stage).record(ticket.unit.name, ticket.key, payload)
         self._done.setdefault(ticket.label, {})[ticket.unit.name] = report
         # Partial results are the caller's; a run's record would hold them all to its end.

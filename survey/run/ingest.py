@@ -208,7 +208,8 @@ def _place(
 
 
 def _joined(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
-    """Both tables, old frames first and as they were; flags are set again over all."""
+    """Both tables, old frames first and as they were; new ones are flagged by comparison with all."""
+    flags = old["flags"].values.copy()
     for name, dim in (("map", "term"), ("background", "background_term")):
         size = max(old.sizes[dim], new.sizes[dim])
         old = _padded(old, name, dim, size)
@@ -216,7 +217,9 @@ def _joined(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
     joined = xr.concat(
         [old, new], dim="time", data_vars="minimal", coords="minimal", compat="override", join="override"
     )
-    return register.flag_table(joined)
+    joined = register.flag_table(joined)
+    joined["flags"].values[: len(flags)] = flags
+    return joined
 
 
 def _padded(table: xr.Dataset, name: str, dim: str, size: int) -> xr.Dataset:

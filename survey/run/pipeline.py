@@ -10,9 +10,10 @@ import numpy as np
 from survey.config import Config
 from survey.io.store import Field
 from survey.run.engine import Engine, stage_key
+from survey.run.identity import images_key
 from survey.run.ingest import place_grid
 from survey.run.methods import OversampledDifferences, RunError, Waiting, differences_of
-from survey.run.refinement import images_key, refine_frames
+from survey.run.refinement import refine_frames
 from survey.stages import candidates, detect, oversampled, photometry, psf
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.differences import drift
@@ -59,6 +60,8 @@ class Pipeline:
         self.objects = list(objects)
         self.units: list[Unit] = tile_units(self.field, self.config)
         self.tiles = self.field.tiles
+        # Tiles whose search was taken up where new epochs bear upon it, in this run.
+        self.resumed: dict[str, detect.Later] = {}
 
     # -- keys -----------------------------------------------------------------------------------
 
@@ -68,8 +71,8 @@ class Pipeline:
         return stage_key("oversampled", self.config, "all", {u.name: records[u.name].key for u in self.units})
 
     def psf_key(self) -> str:
-        """Of the reference that knows of no events."""
-        keys = [self.reference.key(unit) for unit in self.units]
+        """Of the reference that knows of no events, nor of epochs that were added to it."""
+        keys = [self.reference.root(unit) for unit in self.units]
         return stage_key("psf", self.config, "psf", {"tiles": keys})
 
     def _detect_key(self, unit: Unit) -> str:
@@ -104,6 +107,7 @@ class Pipeline:
         height, width = self.field.shape
         n = self.config.reference.n_basis
         sizes = {"time": self.frames.sizes["time"], "y": height, "x": width, "ky": n, "kx": n}
+        sizes |= {"my": 2 * n - 1, "mx": 2 * n - 1}
         for group in (*self.differences.groups(), f"search/{self.config.method}"):
             self.field.require_group(group, sizes)
 
@@ -132,8 +136,14 @@ class Pipeline:
         refit = self._refit(events)
         self._photometry(events, refit)
         self.engine.collect()
+        self._note_versions()
         self._gather_light_curves()
         return events
+
+    def touching(self, events: Sequence[Event], unit: Unit) -> list[Event]:
+        """Events that reach closely enough to a tile to bend its reference."""
+        assert unit.tile is not None
+        return touching(events, unit.tile, oversampled.EVENT_RADIUS + oversampled.tile_halo(self.config))
 
     def gather(self, stage: str, keyed: Sequence[tuple[Unit, str]]) -> Any:
         """What a stage's partial results, in the order of its units, combine to.
@@ -220,14 +230,49 @@ class Pipeline:
         state = detect.prepare(self.field, psf.load(self.field), self.config)
         self.engine.submit(
             "detect",
-            [(unit, self._detect_key(unit)) for unit in self.units],
+            [(self._search_unit(unit, state), self._detect_key(unit)) for unit in self.units],
             state=state,
             after=lambda unit: self._futures(first, unit, detect.tile_halo(self.config)),
+            note=lambda unit: {"searched": self._searched_key(unit, before=False)},
         )
         self.engine.collect()
-        self.engine.submit("candidates", self._candidate_units(), state=state)
+        keyed = [(self._with_known(unit), key) for unit, key in self._candidate_units()]
+        self.engine.submit("candidates", keyed, state=state)
         self.engine.collect()
         return True
+
+    def _with_known(self, unit: Unit) -> Unit:
+        """A tile's peaks, and what is known of those that epochs added in this run do not bear upon."""
+        record = self.engine.ledger("candidates").records.get(unit.name)
+        later = self.resumed.get(unit.name)
+        if record is None or later is None:
+            return unit
+        return candidates.with_known(unit, record.payload, later.centers)
+
+    def _searched_key(self, unit: Unit, *, before: bool) -> str | None:
+        """What a search of a tile looks at, now or before epochs were added; None: there was no before."""
+        around = self._around(unit, detect.tile_halo(self.config))
+        keys = [self.differences.key(u) for u in around]
+        if before:
+            older = [self.reference.before(u) for u in around]
+            if self.base is not None or any(o is None for o in older):
+                return None
+            keys = [o[0] for o in older if o is not None]
+        return stage_key("detect", self.config, unit.name, {"difference": keys, "psf": self.psf_key()})
+
+    def _search_unit(self, unit: Unit, state: detect.Search) -> Unit:
+        """The tile to search, or where only epochs were added the stretch of time that they bear upon."""
+        record = self.engine.ledger("detect").records.get(unit.name)
+        wanted = self._searched_key(unit, before=True)
+        if record is None or wanted is None or record.payload.get("searched") != wanted:
+            return unit
+        older = self.reference.before(unit)
+        assert older is not None
+        later = detect.later_search(self.frames, state.bank, older[1], record.payload)
+        if later is None:
+            return unit
+        self.resumed[unit.name] = later
+        return Unit(unit.name, unit.tile, (later,))
 
     def _futures(self, waiting: Waiting, unit: Unit, halo: int) -> list[Any]:
         """Futures of the differences that a tile with halo reads."""
@@ -281,10 +326,9 @@ class Pipeline:
 
     def _touch(self, events: Sequence[Event]) -> None:
         """Events that touch each tile closely enough to bend its reference."""
-        reach = oversampled.EVENT_RADIUS + oversampled.tile_halo(self.config)
         wanted = events if self.config.detect.refit else []
         self.touched: Mapping[str, list[Event]] = {
-            unit.name: touching(wanted, unit.tile, reach) for unit in self.units if unit.tile is not None
+            unit.name: self.touching(wanted, unit) for unit in self.units
         }
 
     def _refit(self, events: list[Event]) -> Waiting:
@@ -319,6 +363,12 @@ class Pipeline:
             state=psf.load(self.field),
             after=lambda unit: self._futures(refit, unit, margin),
         )
+
+    def _note_versions(self) -> None:
+        """Say of every epoch how often the reference of its difference had been added to."""
+        starts = self.reference.history[self.units[0].name]
+        version = np.searchsorted(starts, np.arange(self.frames.sizes["time"]), side="right")
+        self.field.array(f"difference/{self.config.method}", "version")[:] = version.astype(np.int16)
 
     def _gather_light_curves(self) -> None:
         photometry.gather(self.field, self.config, [unit.name for unit in self.photometry_units])

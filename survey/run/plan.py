@@ -136,7 +136,8 @@ def plan(path: str | Path, config: Config, frames: Sequence[str | Path] = ()) ->
     share = forecast.units["oversampled"][0] / max(len(tiles), 1)
     forecast.seconds = work * 1e-6 / workers + 8
     own_phases = bool(old) and outlook(Field.open(path)).own_phases
-    forecast.memory = tile_bytes(tile, epochs, own_phases=own_phases)
+    kept = config.reference.for_epochs(epochs).n_basis if config.reference.keep_sums else 0
+    forecast.memory = tile_bytes(tile, epochs, own_phases=own_phases, n_basis=kept)
     forecast.disk = samples * (new * DISK_BYTES["images"] + epochs * share * DISK_BYTES["differences"])
     return forecast
 

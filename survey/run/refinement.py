@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-
-import numpy as np
 import xarray as xr
 
-from survey.io.store import Field
 from survey.run.engine import Engine, stage_key
+from survey.run.identity import images_key
 from survey.run.methods import RunError
-from survey.run.worker import function_key
-from survey.stages import place, refine
-from survey.stages.calibrated import REFINED, Grid
-
-# What of the table of frames decides a calibrated sample.
-CALIBRATION = ("map", "map_center", "map_scale", "scale", "background", "flags", "gain")
+from survey.stages import refine
+from survey.stages.calibrated import REFINED
 
 # Rounds of refinement: the first takes errors of percents to 1e-4, the second what was left in the reference.
 REFINEMENTS = 2
 
 
-def images_key(field: Field, frames: xr.Dataset, grid: Grid = "sky") -> str:
-    """Identity of a grid's calibrated images: placed blocks and calibration."""
-    digest = hashlib.sha256()
-    for name in ("time", *CALIBRATION):
-        digest.update(np.ascontiguousarray(frames[name].values).tobytes())
-    placed = {
-        unit: record.key
-        for unit, record in field.ledger("place").records.items()
-        if unit.startswith(f"{place.prefix(grid)}epochs")
-    }
-    return function_key(digest.hexdigest(), sorted(placed.items()))
-
-
 def refine_frames(engine: Engine) -> None:
     """Write ``registration`` with refined scale, sky and offsets, unless it is there.
+
+    Frames that were appended are refined against the reference of those before, whose calibration stays
+    as it is: so nothing made of them has to be made again.
 
     Raises
     ------
@@ -45,22 +28,66 @@ def refine_frames(engine: Engine) -> None:
     field, config = engine.target, engine.config
     frames = field.frames()
     ledger = engine.ledger("refine")
-    key = stage_key("refine", config, "refine", {"images": images_key(field, frames)})
-    if ledger.has("refine", key):
+    epochs = int(frames.sizes["time"])
+
+    def key(known: int) -> str:
+        images = images_key(field, frames, epochs=known)
+        return stage_key("refine", config, "refine", {"images": images})
+
+    record = ledger.records.get("refine")
+    known = 0 if record is None else int(record.payload.get("epochs", 0))
+    kept = record is not None and 0 < known <= epochs and record.key == key(known)
+    if kept and known == epochs:
         return
+    kept = kept and _can_add(engine, known)
     ledger.invalidate(["refine"])
+    if kept:
+        _refine_later(engine, frames, known)
+    else:
+        _refine_all(engine, frames)
+    ledger.record("refine", key(epochs), {"epochs": epochs})
+    ledger.flush()
+
+
+def _can_add(engine: Engine, known: int) -> bool:
+    """Whether there are a calibration and a reference of the first frames."""
+    field = engine.target
+    return (
+        field.has_table("registration")
+        and field.table("registration").sizes["time"] == known
+        and field.has("reference", "normal")
+        and len(field.ledger("oversampled.oversampled").records) == len(field.tiles)
+    )
+
+
+def _refine_all(engine: Engine, frames: xr.Dataset) -> None:
+    field, config = engine.target, engine.config
     field.remove_table("registration")
     names = [str(name) for name in frames["frame_id"].values]
     reference = names.index(field.attrs["reference_frame"])
     for step in range(REFINEMENTS):
-        label = f"refine {step + 1}"
-        units = refine.units(field, config)
-        engine.submit("refine", [(u, key) for u in units], step="partial", label=label, ledger=False)
-        reports = engine.collect().get(label, {})
-        if len(reports) < len(units):
-            raise RunError(f"refine: {engine.failures[-1].reason}")
-        partials = [reports[unit.name].result for unit in units]
-        frames = refine.corrected(frames, refine.combine(partials, config), reference)
+        sums = _sums(engine, "refine", f"refine {step + 1}", 0)
+        frames = refine.corrected(frames, refine.combine(sums, config), reference)
         field.write_table("registration", frames[list(REFINED)].reset_coords(drop=True))
-    ledger.record("refine", key)
-    ledger.flush()
+
+
+def _refine_later(engine: Engine, frames: xr.Dataset, known: int) -> None:
+    """Refine the frames from ``known`` on against the stored reference; the table grows by them."""
+    field, config = engine.target, engine.config
+    old = field.table("registration")
+    start = refine.joined(old, frames, known)
+    field.write_table("registration", start[list(REFINED)].reset_coords(drop=True))
+    # One round: the reference is good, and what it says of a frame is linear.
+    sums = _sums(engine, "refine_later", "refine later", known)
+    start = refine.corrected_later(start, refine.combine(sums, config, gauge=False), known)
+    field.write_table("registration", start[list(REFINED)].reset_coords(drop=True))
+
+
+def _sums(engine: Engine, stage: str, label: str, start: int) -> list[refine.Sums]:
+    units = refine.units(engine.target, engine.config, start)
+    key = stage_key(stage, engine.config, label, {"start": start})
+    engine.submit(stage, [(unit, key) for unit in units], step="partial", label=label, ledger=False)
+    reports = engine.collect().get(label, {})
+    if len(reports) < len(units):
+        raise RunError(f"refine: {engine.failures[-1].reason}")
+    return [reports[unit.name].result for unit in units]

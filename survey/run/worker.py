@@ -96,11 +96,11 @@ def _piece(
 
 def _write_pieces(target: Field, output: Output, report: UnitReport) -> None:
     """Write parts of a unit's core; the checksums are those of the whole core as it then is."""
-    for piece in output.pieces:
-        for group, arrays in sorted(piece.arrays.items()):
-            target.write(group, arrays, piece.region)
     for group, arrays in sorted(output.pieces[0].arrays.items()):
-        sums = {name: target.checksum(group, name, output.region) for name in sorted(arrays)}
+        sums = {}
+        for name in sorted(arrays):
+            parts = [(piece.region, piece.arrays[group][name]) for piece in output.pieces]
+            sums[name] = target.patch(group, name, output.region, parts)
         _note_written(report, group, output.region, sums)
 
 

@@ -122,7 +122,12 @@ def calibrated_frames(field: Field) -> xr.Dataset:
 
 
 def read_calibrated(
-    field: Field, window: Window, frames: xr.Dataset | None = None, grid: Grid = "sky"
+    field: Field,
+    window: Window,
+    frames: xr.Dataset | None = None,
+    grid: Grid = "sky",
+    *,
+    start: int = 0,
 ) -> CalibratedTile:
     """Read a window of ``images/<grid>`` and calibrate it.
 
@@ -136,10 +141,13 @@ def read_calibrated(
         The table of frames, if it has been read already.
     grid : {'sky', 'detector'}
         Frames placed by nearest pixel, or as they were taken; there a phase holds all of a frame's shift.
+    start : int
+        First epoch to read.
     """
     frames = calibrated_frames(field) if frames is None else frames
+    region = (slice(start, frames.sizes["time"]), *window)
+    frames = frames.isel(time=slice(start, None))
     n = frames.sizes["time"]
-    region = (slice(0, n), *window)
     flux, error, mask = (
         np.asarray(field.array(f"images/{grid}", name)[region]) for name in ("flux", "error", "mask")
     )

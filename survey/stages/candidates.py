@@ -47,14 +47,23 @@ class Stamp:
     origin: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Item of a unit: peaks that an earlier run measured on data that have not changed, and what it found."""
+
+    peaks: tuple[tuple[Any, ...], ...]
+    rows: tuple[dict[str, Any], ...]
+
+
 @dataclass
 class TilePeaks:
-    """The stamps of a tile's peaks and the search's time axis."""
+    """The stamps of a tile's peaks, what is known of others, and the search's time axis."""
 
     stamps: list[Stamp]
     time: NDArray[np.float64]
     frames: xr.Dataset
     edge: tuple[int, int]
+    known: Measured
 
 
 def units(field: Field, peaks: NDArray[np.void]) -> list[Unit]:
@@ -67,20 +76,40 @@ def units(field: Field, peaks: NDArray[np.void]) -> list[Unit]:
     return found
 
 
+def with_known(unit: Unit, payload: dict[str, Any], centers: Sequence[float]) -> Unit:
+    """The unit, told of peaks of an earlier run that later epochs cannot bear upon.
+
+    Parameters
+    ----------
+    payload : dict
+        What the earlier run reported of the unit.
+    centers : sequence of float
+        For each scale, the time from which on peaks were looked for again.
+    """
+    earlier = dict(zip(map(tuple, payload.get("peaks", ())), payload["rows"], strict=False))
+    names = PEAK_DTYPE.names or ()
+    time, scale = names.index("time"), names.index("scale")
+    settled = tuple(p for p in unit.items if tuple(p) in earlier and p[time] < centers[p[scale]])
+    rows = tuple(earlier[tuple(p)] for p in settled)
+    return Unit(unit.name, unit.tile, (*unit.items, Measured(settled, rows)))
+
+
 def read(field: Field, unit: Unit, config: Config) -> TilePeaks:
-    """Differences around every peak of the tile."""
+    """Differences around every peak of the tile that is not known yet."""
     assert unit.tile is not None
     margin = tile_halo(config) + RIM
     frames = calibrated_frames(field)
-    peaks = [dict(zip(PEAK_DTYPE.names or (), peak, strict=True)) for peak in unit.items]
+    known = next((i for i in unit.items if isinstance(i, Measured)), Measured((), ()))
+    items = [i for i in unit.items if not isinstance(i, Measured) and tuple(i) not in known.peaks]
+    peaks = [dict(zip(PEAK_DTYPE.names or (), peak, strict=True)) for peak in items]
     places = [(peak["y"], peak["x"]) for peak in peaks]
     stamps: dict[int, Stamp] = {}
     for window, served in object_windows(unit.tile.window(margin, field.shape), places, margin):
         part = _read_window(field, window, frames, config)
         for i in served:
-            stamps[i] = _cut(part, window, unit.items[i], places[i], margin)
+            stamps[i] = _cut(part, window, items[i], places[i], margin)
     ordered = [stamps[i] for i in range(len(peaks))]
-    return TilePeaks(ordered, search_time(frames, config), frames, field.shape)
+    return TilePeaks(ordered, search_time(frames, config), frames, field.shape, known)
 
 
 def _read_window(field: Field, window: Window, frames: xr.Dataset, config: Config) -> dict[str, NDArray[Any]]:
@@ -112,7 +141,8 @@ def _cut(
 
 def apply(data: TilePeaks, state: Search, config: Config) -> Output:
     """Measure every peak of the tile."""
-    rows = []
+    rows = list(data.known.rows)
+    peaks = [list(peak) for peak in data.known.peaks] + [list(stamp.peak) for stamp in data.stamps]
     for stamp in data.stamps:
         peak = dict(zip(PEAK_DTYPE.names or (), stamp.peak, strict=True))
         usable = ~stamp.mask.all(axis=(1, 2))
@@ -142,7 +172,7 @@ def apply(data: TilePeaks, state: Search, config: Config) -> Output:
         row["unit"] = config.detect.unit
         row["time"], row["sigma_days"] = to_days(data.frames, config, found.time, found.temporal_sigma)
         rows.append(row)
-    return Output(payload={"rows": rows})
+    return Output(payload={"rows": rows, "peaks": peaks})
 
 
 def _plain(value: Any) -> Any:

@@ -30,6 +30,11 @@ MAX_PEAKS = 20000
 BRIGHT = 20.0
 # Excess of the S/N's width over 1 that is put down to the model.
 NOISE_TOLERANCE = 0.15
+MAPS = ("significance", "scale_index", "time_index")
+# How far before new epochs an event's centre may lie to be looked for again, and how far its samples reach,
+# in sigma: beyond them a sample has 1 % of an event's weight.
+LATER_CENTERS = 1.5
+LATER_READ = 3.0
 # Places of the field over which the reference's share of an event is averaged where phases vary.
 PLACES = 4
 
@@ -44,9 +49,28 @@ class Search:
     stamp: int
 
 
+@dataclass(frozen=True)
+class Later:
+    """Item of a unit whose earlier epochs were searched before.
+
+    Parameters
+    ----------
+    start : int
+        First epoch to look at.
+    centers : tuple of float
+        For each scale, the centre of events from which on they are looked for again.
+    payload : dict
+        What the earlier search reported.
+    """
+
+    start: int
+    centers: tuple[float, ...]
+    payload: dict[str, Any]
+
+
 @dataclass
 class TileDifference:
-    """Differences of a tile's core and halo."""
+    """Differences of a tile's core and halo, and what an earlier search of the core said."""
 
     tile: Tile
     halo: int
@@ -56,6 +80,8 @@ class TileDifference:
     phase_y: NDArray[np.float64]
     phase_x: NDArray[np.float64]
     origin: tuple[int, int]
+    later: Later | None = None
+    maps: dict[str, NDArray[Any]] | None = None
 
 
 def tile_halo(config: Config) -> int:
@@ -117,14 +143,52 @@ def read(field: Field, unit: Unit, config: Config) -> TileDifference:
     margin = tile_halo(config)
     window = unit.tile.window(margin, field.shape)
     frames = calibrated_frames(field)
-    arrays = read_difference(field, window, frames, config, ("flux", "error", "mask"))
+    later: Later | None = unit.items[0] if unit.items else None
+    start = 0 if later is None else later.start
+    arrays = read_difference(field, window, frames, config, ("flux", "error", "mask"), start=start)
+    frames = frames.isel(time=slice(start, None))
     flux, error, mask = arrays["flux"], arrays["error"], arrays["mask"]
     # A flagged frame's light curve is shown, but it does not make an event.
     mask |= (frames["flags"].values != 0)[:, None, None]
     error *= model_scatter(field, window, flux, error, mask)
     phase_y, phase_x = phases(frames, window, field.shape)
-    return TileDifference(
-        unit.tile, margin, flux, error, mask, phase_y, phase_x, (window[0].start, window[1].start)
+    maps = None
+    if later is not None:
+        group = f"search/{config.method}"
+        maps = {name: np.asarray(field.array(group, name)[unit.tile.core]) for name in MAPS}
+    origin = (window[0].start, window[1].start)
+    return TileDifference(unit.tile, margin, flux, error, mask, phase_y, phase_x, origin, later, maps)
+
+
+def later_search(frames: xr.Dataset, bank: EventBank, start: int, payload: dict[str, Any]) -> Later | None:
+    """What has to be searched when the epochs from ``start`` on are new; None: everything.
+
+    An event within `LATER_CENTERS` sigma of the first new epoch gains from it; its samples are read out to
+    `LATER_READ` sigma.
+    """
+    time = bank.time
+    first = float(time[start:].min())
+    if first <= float(time[:start].max()):
+        return None
+    scales = np.array(bank.temporal_sigma)
+    centers = first - LATER_CENTERS * scales
+    read = float((centers - LATER_READ * scales).min())
+    begin = int(np.searchsorted(np.maximum.accumulate(time), read))
+    if begin == 0 or np.any(np.diff(frames["time"].values[begin:]) < 0) or time[:begin].max() >= read:
+        return None
+    kept = {name: payload[name] for name in ("candidates", "noise", "found")}
+    return Later(begin, tuple(centers.tolist()), kept)
+
+
+def _later_bank(bank: EventBank, later: Later) -> EventBank:
+    """The part of a bank that looks for events near the later epochs."""
+    chosen = [t0 >= low for t0, low in zip(bank.t0, later.centers, strict=True)]
+    return EventBank(
+        bank.time[later.start :],
+        bank.temporal_sigma,
+        tuple(t0[c] for t0, c in zip(bank.t0, chosen, strict=True)),
+        tuple(ratio[c] for ratio, c in zip(bank.ratio, chosen, strict=True)),
+        bank.subpixel,
     )
 
 
@@ -158,6 +222,9 @@ def apply(data: TileDifference, state: Search, config: Config) -> Output:
     best = np.zeros(shape, np.float32)
     scale_index = np.full(shape, -1, np.int16)
     time_index = np.full(shape, -1, np.int32)
+    if data.maps is not None:
+        best, scale_index, time_index = (data.maps[name].copy() for name in MAPS)
+    bank = state.bank if data.later is None else _later_bank(state.bank, data.later)
     peaks = []
     noise = []
     maps = matched_filter_bank(
@@ -166,13 +233,12 @@ def apply(data: TileDifference, state: Search, config: Config) -> Output:
         data.mask,
         data.phase_y,
         data.phase_x,
-        state.bank,
+        bank,
         psf=state.psf,
         size=state.stamp,
     )
     for i, scale_map in enumerate(maps):
-        found = find_peaks(scale_map, state.thresholds[i], scale=i, core=core, origin=data.origin)
-        peaks.append(found)
+        peaks.append(find_peaks(scale_map, state.thresholds[i], scale=i, core=core, origin=data.origin))
         snr = np.where(np.isfinite(scale_map.snr[:, core[0], core[1]]), scale_map.snr[:, core[0], core[1]], 0)
         noise.append(_robust_width(snr))
         at = np.abs(snr).argmax(axis=0)
@@ -181,10 +247,17 @@ def apply(data: TileDifference, state: Search, config: Config) -> Output:
         best[better], scale_index[better] = value[better], i
         time_index[better] = np.searchsorted(state.bank.time, scale_map.t0[at])[better]
     every = np.concatenate(peaks) if peaks else np.empty(0, PEAK_DTYPE)
+    found = len(every)
+    if data.later is not None:
+        # Widths are those of the long stretch of time; old peaks stand where nothing was looked at again.
+        old = np.array([tuple(row) for row in data.later.payload["candidates"]], PEAK_DTYPE)
+        every = np.concatenate([old[old["time"] < np.array(data.later.centers)[old["scale"]]], every])
+        noise = data.later.payload["noise"]
+        found += data.later.payload["found"]
     strongest = np.argsort(-np.abs(every["snr"]), kind="stable")[:MAX_PEAKS]
     payload = {
         "candidates": [every[i].item() for i in np.sort(strongest)],
-        "found": len(every),
+        "found": found,
         "noise": noise,
         "thresholds": list(state.thresholds),
     }

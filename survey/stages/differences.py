@@ -28,7 +28,13 @@ OUTSIDE = {"flux": np.nan, "error": np.nan, "mask": True, "fit_mask": False, "le
 
 
 def read_difference(
-    field: Field, window: Window, frames: xr.Dataset, config: Config, names: Sequence[str]
+    field: Field,
+    window: Window,
+    frames: xr.Dataset,
+    config: Config,
+    names: Sequence[str],
+    *,
+    start: int = 0,
 ) -> Arrays:
     """Arrays (time, y, x) of ``difference/<method>`` in a window of the sky grid.
 
@@ -40,9 +46,12 @@ def read_difference(
         The table of frames, calibrated.
     names : sequence of str
         Of flux, error, mask, fit_mask, leverage.
+    start : int
+        First epoch to read.
     """
     group = f"difference/{config.method}"
-    epochs = slice(0, frames.sizes["time"])
+    epochs = slice(start, frames.sizes["time"])
+    frames = frames.isel(time=slice(start, None))
     if method_of(config).grid(config) == "sky":
         return {name: np.asarray(field.array(group, name)[(epochs, *window)]) for name in names}
     rows, columns = detector_pixels(field, window, frames)

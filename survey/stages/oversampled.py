@@ -7,27 +7,40 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from survey.config import Config
 from survey.io.store import Field
-from survey.kernels.reference import difference_images, halo
+from survey.kernels.reference import ReferenceFit, difference_images, halo
 from survey.stages.calibrated import CalibratedTile, read_calibrated
 from survey.stages.events import Event, event_mask
 from survey.stages.protocol import Outlook, Output, Stage, Unit, tile_units
-from survey.tiles import BYTES_AT_LEAST, BYTES_PER_PHASE, BYTES_PER_PIXEL, BYTES_PER_SAMPLE, Tile
+from survey.tiles import BYTES_AT_LEAST, BYTES_PER_PHASE, BYTES_PER_PIXEL, BYTES_PER_SAMPLE, Tile, sums_bytes
 
 # Radius in pixels around an event within which samples leave the fit; the PSF's wings beyond it hold
 # too little of an event to bend a reference.
 EVENT_RADIUS = 4.0
 
 
+@dataclass(frozen=True)
+class Later:
+    """Item of a unit that adds epochs from ``start`` on to a reference of those before."""
+
+    start: int
+
+
 @dataclass
 class WindowData:
-    """Calibrated samples of a window (a tile's core, or a part of it) and its halo."""
+    """Calibrated samples of a window (a tile's core, or a part of it) and its halo.
+
+    ``prior`` is the reference that the samples, of epochs from ``start`` on, are added to.
+    """
 
     window: Tile
     halo: int
     samples: CalibratedTile
+    start: int = 0
+    prior: ReferenceFit | None = None
 
 
 @dataclass
@@ -44,13 +57,11 @@ def tile_halo(config: Config) -> int:
 
 
 def event_windows(tile: Tile, events: Sequence[Event], config: Config) -> tuple[Tile, ...]:
-    """The parts of a tile's core that differ when the samples of these events leave the fit.
-
-    Windows that touch are joined, so that none is fitted twice.
-    """
+    """The parts of a tile's core that differ when the samples of these events leave the fit."""
     reach = int(np.ceil(EVENT_RADIUS)) + tile_halo(config)
     boxes = [
-        (
+        Tile(
+            0,
             max(int(np.floor(e["y"])) - reach, tile.y0),
             min(int(np.ceil(e["y"])) + reach + 1, tile.y1),
             max(int(np.floor(e["x"])) - reach, tile.x0),
@@ -58,27 +69,29 @@ def event_windows(tile: Tile, events: Sequence[Event], config: Config) -> tuple[
         )
         for e in events
     ]
-    joined: list[tuple[int, int, int, int]] = []
-    for box in boxes:
-        if box[0] >= box[1] or box[2] >= box[3]:
-            continue
-        while True:
-            other = next((b for b in joined if _overlap(b, box)), None)
-            if other is None:
-                break
+    return join_windows([box for box in boxes if box.y0 < box.y1 and box.x0 < box.x1])
+
+
+def join_windows(windows: Sequence[Tile]) -> tuple[Tile, ...]:
+    """Windows that touch made one, so that nothing is fitted twice."""
+    joined: list[Tile] = []
+    for window in windows:
+        box = window
+        while (other := next((b for b in joined if _overlap(b, box)), None)) is not None:
             joined.remove(other)
-            box = (
-                min(box[0], other[0]),
-                max(box[1], other[1]),
-                min(box[2], other[2]),
-                max(box[3], other[3]),
+            box = Tile(
+                0,
+                min(box.y0, other.y0),
+                max(box.y1, other.y1),
+                min(box.x0, other.x0),
+                max(box.x1, other.x1),
             )
         joined.append(box)
-    return tuple(Tile(i, *box) for i, box in enumerate(joined))
+    return tuple(Tile(i, w.y0, w.y1, w.x0, w.x1) for i, w in enumerate(joined))
 
 
-def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
-    return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
+def _overlap(a: Tile, b: Tile) -> bool:
+    return a.y0 < b.y1 and b.y0 < a.y1 and a.x0 < b.x1 and b.x0 < a.x1
 
 
 def _inside(windows: Sequence[Tile], tile: Tile) -> list[Tile]:
@@ -91,14 +104,45 @@ def _inside(windows: Sequence[Tile], tile: Tile) -> list[Tile]:
 
 
 def read(field: Field, unit: Unit, config: Config) -> TileData:
-    """Calibrated samples of the core and its halo, or of the windows that the unit's items name."""
+    """Calibrated samples of the core and its halo, or of the windows or later epochs that its items name."""
     assert unit.tile is not None
     margin = tile_halo(config)
+    if unit.items and isinstance(unit.items[0], Later):
+        return TileData(unit.tile, [_read_later(field, unit.tile, unit.items[0].start, config)])
     windows = _inside(unit.items, unit.tile) if unit.items else [unit.tile]
     return TileData(
         unit.tile,
         [WindowData(w, margin, read_calibrated(field, w.window(margin, field.shape))) for w in windows],
     )
+
+
+def _read_later(field: Field, tile: Tile, start: int, config: Config) -> WindowData:
+    """Samples of later epochs, and the stored reference with its sums."""
+    margin = tile_halo(config)
+    window = tile.window(margin, field.shape)
+    names = ("coefficients", "n_used", "chi2", "normal", "moment")
+    stored = {name: np.asarray(field.array("reference", name)[tile.core]) for name in names}
+    samples = read_calibrated(field, window, start=start)
+    inner = tile.inner(margin)
+
+    def framed(name: str) -> NDArray[Any]:
+        """The core's values; zeros in the halo, whose fits are not kept and bend no core pixel's."""
+        values = stored[name]
+        whole = np.zeros((*samples.flux.shape[1:], *values.shape[2:]), values.dtype)
+        whole[inner] = values
+        return whole
+
+    coefficients = framed("coefficients").astype(np.float64)
+    prior = ReferenceFit(
+        coefficients,
+        framed("n_used"),
+        framed("chi2"),
+        np.any(coefficients != 0, axis=(2, 3)),
+        config.reference.extension,
+        framed("normal"),
+        framed("moment"),
+    )
+    return WindowData(tile, margin, samples, start, prior)
 
 
 def apply(data: TileData, state: Sequence[Event] | None, config: Config) -> Output:
@@ -135,6 +179,8 @@ def _fit(data: WindowData, state: Sequence[Event] | None, config: Config) -> Out
         min_images=settings.needed_images,
         fit_mask=excluded,
         gain=samples.gain if np.isfinite(samples.gain).all() else None,
+        keep_normal=settings.keep_sums,
+        prior=data.prior,
     )
     tile = data.window
     y, x = tile.inner(data.halo)
@@ -151,6 +197,9 @@ def _fit(data: WindowData, state: Sequence[Event] | None, config: Config) -> Out
         "n_used": result.reference.n_used[y, x],
         "chi2": result.reference.chi2[y, x],
     }
+    if result.reference.normal is not None and result.reference.moment is not None:
+        reference["normal"] = result.reference.normal[y, x]
+        reference["moment"] = result.reference.moment[y, x]
     good = ~np.asarray(result.mask[cube], bool)
     scaled = difference["flux"][good] / difference["error"][good]
     payload = {
@@ -161,7 +210,7 @@ def _fit(data: WindowData, state: Sequence[Event] | None, config: Config) -> Out
         "histogram": np.histogram(scaled, np.linspace(-8, 8, 81))[0].tolist(),
         "events": len(state or ()),
     }
-    region = (slice(0, len(samples.time)), *tile.core)
+    region = (slice(data.start, data.start + len(samples.time)), *tile.core)
     return Output({"difference/oversampled": difference, "reference": reference}, region, payload=payload)
 
 
@@ -180,13 +229,14 @@ def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
     samples = outlook.samples(unit.tile, tile_halo(config))
     pixels = samples // outlook.epochs
     each = BYTES_PER_SAMPLE + (BYTES_PER_PHASE if outlook.own_phases else 0)
-    return each * samples + BYTES_PER_PIXEL * pixels + BYTES_AT_LEAST
+    kept = sums_bytes(config.reference.n_basis) if config.reference.keep_sums else 0
+    return each * samples + (BYTES_PER_PIXEL + kept) * pixels + BYTES_AT_LEAST
 
 
 STAGE = Stage(
     "oversampled",
     1,
-    lambda config: config.reference,
+    lambda config: config.reference.model_dump(exclude={"keep_sums"}),
     tile_units,
     read,
     apply=apply,

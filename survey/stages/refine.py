@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from survey.config import Config
 from survey.io.store import Field
-from survey.kernels.reference import difference_images
-from survey.stages.calibrated import CalibratedTile, read_calibrated
+from survey.kernels.reference import ReferenceFit, difference_images
+from survey.stages.calibrated import REFINED, CalibratedTile, read_calibrated
 from survey.stages.protocol import Outlook, Stage, Unit
 from survey.tiles import Tile
 
@@ -41,14 +41,22 @@ class Sums:
     count: NDArray[np.int64]
 
 
-def units(field: Field, config: Config) -> list[Unit]:
-    """Windows spread evenly over the field."""
+@dataclass
+class LaterSamples:
+    """Samples of later frames, and the coefficients of the reference before them."""
+
+    samples: CalibratedTile
+    coefficients: NDArray[np.float64]
+
+
+def units(field: Field, config: Config, start: int = 0) -> list[Unit]:
+    """Windows spread evenly over the field, for the frames from ``start`` on."""
     rows, columns = (_spread(size) for size in field.shape)
     windows = [
         Tile(i, y0, y1, x0, x1)
         for i, ((y0, y1), (x0, x1)) in enumerate((r, c) for r in rows for c in columns)
     ]
-    return [Unit(f"window-{w.index}", w) for w in windows]
+    return [Unit(f"window-{w.index}", w, (start,)) for w in windows]
 
 
 def _spread(size: int) -> list[tuple[int, int]]:
@@ -82,26 +90,78 @@ def partial(data: CalibratedTile, config: Config) -> Sums:
         min_images=settings.needed_images,
         fit_mask=flagged,
     )
-    n_time = len(data.time)
-    sums = Sums(np.zeros((n_time, 4, 4)), np.zeros((n_time, 4)), np.zeros(n_time, np.int64))
-    for k in range(n_time):
-        phase = (data.phase_y[k : k + 1], data.phase_x[k : k + 1])
-        model = result.reference.evaluate(*phase)[0]
-        slope_y, slope_x = (g[0] for g in result.reference.gradient(*phase))
-        good = ~result.mask[k] & np.isfinite(model)
+    sums = _no_sums(len(data.time))
+    for k in range(len(data.time)):
+        good = ~result.mask[k]
         if data.flags[k] == 0:
             good &= ~result.fit_mask[k]
-        design = np.stack([model[good], np.ones(int(good.sum())), slope_y[good], slope_x[good]])
-        residual = result.flux[k][good].astype(np.float64)
-        weight = 1.0 / (result.error[k][good].astype(np.float64) ** 2 + (MODEL_ERROR * model[good]) ** 2)
-        sums.matrix[k] = (design * weight) @ design.T
-        sums.vector[k] = (design * weight) @ residual
-        sums.count[k] = good.sum()
+        phase = (data.phase_y[k : k + 1], data.phase_x[k : k + 1])
+        _add(sums, k, result.reference, phase, (result.flux[k], result.error[k], good))
     return sums
 
 
-def combine(partials: list[Sums], config: Config) -> NDArray[np.float64]:
-    """Corrections (time, 4) of scale (relative), sky (reference flux) and offset (y, x pixels)."""
+def _no_sums(n_time: int) -> Sums:
+    return Sums(np.zeros((n_time, 4, 4)), np.zeros((n_time, 4)), np.zeros(n_time, np.int64))
+
+
+def _add(
+    sums: Sums,
+    k: int,
+    reference: ReferenceFit,
+    phase: tuple[NDArray[np.float64], NDArray[np.float64]],
+    difference: tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.bool_]],
+) -> None:
+    """Normal equations of frame k from its difference: flux, error and which samples count."""
+    model = reference.evaluate(*phase)[0]
+    slope_y, slope_x = (g[0] for g in reference.gradient(*phase))
+    flux, error, good = difference
+    good = good & np.isfinite(model)
+    design = np.stack([model[good], np.ones(int(good.sum())), slope_y[good], slope_x[good]])
+    weight = 1.0 / (error[good].astype(np.float64) ** 2 + (MODEL_ERROR * model[good]) ** 2)
+    sums.matrix[k] = (design * weight) @ design.T
+    sums.vector[k] = (design * weight) @ flux[good].astype(np.float64)
+    sums.count[k] = good.sum()
+
+
+def read_later(field: Field, unit: Unit, config: Config) -> LaterSamples:
+    """Calibrated samples of the window from the unit's first epoch on, and the reference there."""
+    assert unit.tile is not None
+    (start,) = unit.items
+    coefficients = np.asarray(field.array("reference", "coefficients")[unit.tile.core], np.float64)
+    return LaterSamples(read_calibrated(field, unit.tile.core, start=start), coefficients)
+
+
+def partial_later(data: LaterSamples, config: Config) -> Sums:
+    """Sums of one tile's later frames: the reference does not hold them."""
+    samples, valid = data.samples, np.any(data.coefficients != 0, axis=(2, 3))
+    reference = ReferenceFit(
+        data.coefficients,
+        np.zeros(valid.shape, int),
+        np.zeros(valid.shape),
+        valid,
+        config.reference.extension,
+    )
+    sums = _no_sums(len(samples.time))
+    for k in range(len(samples.time)):
+        phase = (samples.phase_y[k : k + 1], samples.phase_x[k : k + 1])
+        model = reference.evaluate(*phase)[0]
+        residual = samples.flux[k] - model
+        noise = np.hypot(samples.error[k], MODEL_ERROR * np.nan_to_num(model))
+        good = ~samples.mask[k] & np.isfinite(model)
+        if good.any():
+            # Outliers by the frame's own scatter: its calibration is what is looked for.
+            middle = np.median((residual / noise)[good])
+            spread = 1.4826 * np.median(np.abs((residual / noise)[good] - middle))
+            good &= np.abs(residual / noise - middle) < config.reference.clip * max(float(spread), 1.0)
+        _add(sums, k, reference, phase, (residual, samples.error[k], good))
+    return sums
+
+
+def combine(partials: list[Sums], config: Config, *, gauge: bool = True) -> NDArray[np.float64]:
+    """Corrections (time, 4) of scale (relative), sky (reference flux) and offset (y, x pixels).
+
+    With ``gauge`` the mean offset is taken out: the reference of these frames moves with it.
+    """
     matrix = np.sum([p.matrix for p in partials], axis=0)
     vector = np.sum([p.vector for p in partials], axis=0)
     count = np.sum([p.count for p in partials], axis=0)
@@ -115,9 +175,8 @@ def combine(partials: list[Sums], config: Config) -> NDArray[np.float64]:
         correction[k, used] = np.linalg.solve(matrix[k][used][:, used], vector[k, used])
     correction[:, 2:] = np.clip(correction[:, 2:], -MAX_OFFSET, MAX_OFFSET)
     # The reference moves with the mean offset: only differences between frames are known.
-    correction[:, 2:] -= (
-        correction[count >= MIN_SAMPLES, 2:].mean(axis=0) if (count >= MIN_SAMPLES).any() else 0
-    )
+    if gauge and (count >= MIN_SAMPLES).any():
+        correction[:, 2:] -= correction[count >= MIN_SAMPLES, 2:].mean(axis=0)
     return correction
 
 
@@ -147,17 +206,43 @@ def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
     return each * outlook.samples(unit.tile, 1) + BYTES["least"]
 
 
+def joined(old: xr.Dataset, frames: xr.Dataset, known: int) -> xr.Dataset:
+    """The table of frames with the refined calibration of the first ``known`` of them."""
+    frames = frames.copy(deep=True)
+    for name in REFINED:
+        frames[name].values[:known, ...] = np.nan
+        values = old[name].values
+        frames[name].values[(slice(0, known), *(slice(0, n) for n in values.shape[1:]))] = values
+    return frames
+
+
+def corrected_later(frames: xr.Dataset, correction: NDArray[np.float64], known: int) -> xr.Dataset:
+    """The table with corrections (time, 4) applied to the frames from ``known`` on."""
+    frames = frames.copy(deep=True)
+    later = slice(known, None)
+    frames["background"].values[later, 0] += frames["scale"].values[later] * correction[:, 1]
+    frames["scale"].values[later] *= 1 + correction[:, 0]
+    frames["map_center"].values[later, 0] += correction[:, 3]
+    frames["map_center"].values[later, 1] += correction[:, 2]
+    return frames
+
+
+def _settings(config: Config) -> list[object]:
+    return [
+        config.reference.model_dump(exclude={"keep_sums"}),
+        config.registration.refine_offsets,
+        config.calibrate.model_dump(),
+    ]
+
+
 STAGE = Stage(
     "refine",
     1,
-    lambda config: [
-        config.reference.model_dump(),
-        config.registration.refine_offsets,
-        config.calibrate.model_dump(),
-    ],
+    _settings,
     units,
     read,
     partial,
     combine,
     memory=memory,
 )
+LATER = Stage("refine_later", 1, _settings, units, read_later, partial_later, combine, memory=memory)
