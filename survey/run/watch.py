@@ -1,0 +1,167 @@
+"""Frames as they arrive: every batch is ingested and worked on, and each frame's latency is told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from survey.config import Config
+from survey.io.files import write_json
+from survey.io.frames import find_files
+from survey.run.api import run, stored_config
+from survey.run.clusters import cluster_client
+from survey.run.record import RunSummary
+from survey.run.watching import Progress, Silent
+
+
+@dataclass
+class Batch:
+    """Frames that were worked on together.
+
+    Parameters
+    ----------
+    frames : list of str
+        Files taken in this batch, whether they could be used or not.
+    latency : dict
+        File -> seconds from its last change to the end of the run that used it.
+    summary : RunSummary
+        Of that run.
+    """
+
+    frames: list[str]
+    summary: RunSummary
+    latency: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def slowest(self) -> float:
+        """Longest latency, seconds."""
+        return max(self.latency.values(), default=0.0)
+
+
+@dataclass
+class Arrivals:
+    """Files that have come and stopped growing.
+
+    Parameters
+    ----------
+    patterns : sequence of path
+        Directories or glob patterns.
+    settle : float
+        Seconds for which a file must not have changed.
+    """
+
+    patterns: Sequence[str | Path]
+    settle: float
+    taken: set[str] = field(default_factory=set)
+    _sizes: dict[str, int] = field(default_factory=dict)
+
+    def look(self) -> list[str]:
+        """Files that are new and whole, as far as one can tell from outside."""
+        try:
+            files = find_files(self.patterns)
+        except ValueError:
+            return []
+        ready = []
+        for name in files:
+            if name in self.taken:
+                continue
+            try:
+                state = Path(name).stat()
+            except OSError:
+                continue
+            grown = self._sizes.get(name) != state.st_size
+            self._sizes[name] = state.st_size
+            if not grown and time.time() - state.st_mtime >= self.settle:
+                ready.append(name)
+        return ready
+
+
+def watch(
+    patterns: Sequence[str | Path],
+    path: str | Path,
+    config: Config | None = None,
+    *,
+    interval: float = 10.0,
+    settle: float = 2.0,
+    first: int | None = None,
+    idle: float | None = None,
+    client: Any = None,
+    progress: Progress | None = None,
+    done: Callable[[Batch], None] | None = None,
+) -> list[Batch]:
+    """Work on frames as they arrive in a directory, until interrupted.
+
+    Parameters
+    ----------
+    patterns : sequence of path
+        Directories or glob patterns to look at.
+    path : path
+        The field; made of the first frames if it does not exist yet.
+    config : Config, optional
+        Settings; by default those stored in the field.
+    interval : float
+        Seconds between looks.
+    settle : float
+        Seconds for which a file must not have changed to count as whole.
+    first : int, optional
+        Frames to wait for before a new field is made; by default as many as the reference needs.
+    idle : float, optional
+        Stop when nothing has come for so many seconds; default never.
+    client : distributed.Client or "synchronous", optional
+        Where the work runs; by default one embedded cluster for the whole time.
+    progress : Progress, optional
+        Told what happens.
+    done : callable (Batch), optional
+        Called after every batch.
+
+    Returns
+    -------
+    list of Batch
+        When ``idle`` ended it.
+    """
+    config = config or stored_config(path)
+    if client is None:
+        with cluster_client(config.cluster) as made:
+            return watch(
+                patterns, path, config, interval=interval, settle=settle, first=first, idle=idle,
+                client=made, progress=progress, done=done,
+            )  # fmt: skip
+    progress = progress or Silent()
+    arrivals = Arrivals(patterns, settle, _taken(path))
+    batches: list[Batch] = []
+    quiet = time.monotonic()
+    while idle is None or time.monotonic() - quiet < idle:
+        ready = arrivals.look()
+        needed = 1 if arrivals.taken else first or config.reference.needed_images
+        if len(ready) < needed:
+            time.sleep(interval)
+            continue
+        batches.append(_work(path, config, ready, client, progress))
+        arrivals.taken.update(ready)
+        quiet = time.monotonic()
+        if done is not None:
+            done(batches[-1])
+    return batches
+
+
+def _taken(path: str | Path) -> set[str]:
+    """Files of the frames that a field holds."""
+    from survey.io.store import Field
+
+    if not (Path(path) / "cube.zarr" / "frames").exists():
+        return set()
+    return {str(name) for name in Field.open(path).frames()["path"].values}
+
+
+def _work(path: str | Path, config: Config, files: list[str], client: Any, progress: Progress) -> Batch:
+    """Ingest and run one batch; its latencies go into the run's record."""
+    arrived = {name: Path(name).stat().st_mtime for name in files}
+    summary = run(path, config, frames=files, client=client, progress=progress)
+    ended = time.time()
+    unusable = {name for name, _ in summary.rejected}
+    latency = {name: ended - since for name, since in arrived.items() if name not in unusable}
+    write_json(Path(path) / "runs" / summary.run_id / "latency.json", latency)
+    return Batch(files, summary, latency)
