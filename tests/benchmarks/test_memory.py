@@ -7,17 +7,21 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import distributed
 import numpy as np
 import pytest
 
 from survey.config import Config, make_config
 from survey.io.store import Field
 from survey.run.api import create_field
+from survey.run.clusters import THREADS
+from survey.run.engine import Engine
+from survey.run.executor import DaskExecutor
 from survey.run.worker import execute
 from survey.simulate import simulate_field
 from survey.stages import detect, place, psf, register
 from survey.stages.calibrated import outlook
-from survey.stages.protocol import STAGES
+from survey.stages.protocol import STAGES, tile_units
 from survey.tiles import Tile
 from tests.benchmarks.wide_field import seed_field, wide_field
 
@@ -97,6 +101,7 @@ def test_forecast_of_placing_is_within_a_quarter(tmp_path, size):
     assert abs(forecast / measured - 1) < 0.25
 
 
+@pytest.mark.timeout(3600)
 def test_seven_thousand_epochs_of_a_tile(seed, tmp_path):
     """The tile that the default budget gives so many epochs: search and reference stay in the budget."""
     from survey.tiles import choose_tile_size
@@ -113,3 +118,30 @@ def test_seven_thousand_epochs_of_a_tile(seed, tmp_path):
     assert np.isfinite(
         field.array("difference/oversampled", "flux")[:2, tile : tile + 8, tile : tile + 8]
     ).any()
+
+
+@pytest.mark.timeout(3600)
+def test_a_field_eight_times_the_workers_memory_runs(seed, tmp_path):
+    """One worker of 640 MB, 460 of which are Python and its packages; tiles of 552 MB by forecast are cut."""
+    limit, shape, epochs = 640e6, (1024, 1024), 192
+    field = wide_field(tmp_path / "field", seed, shape, 256, epochs)
+    arrays = [a for g in ("images/sky", "difference/oversampled") for _, a in field.root[g].arrays()]
+    assert sum(a.nbytes for a in arrays) > 8 * limit
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, memory_limit=int(limit), dashboard_address=None, env=THREADS
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        engine = Engine(field, Config(psf={"size": 11}), DaskExecutor(client))
+        units = tile_units(field, engine.config)
+        state = detect.prepare(field, psf.load(field), engine.config)
+        first = engine.submit("oversampled", [(unit, "k") for unit in units])
+        engine.submit("detect", [(u, "k") for u in units], state=state, after=lambda u: list(first.values()))
+        engine.collect()
+    assert not engine.failures
+    assert len(engine.reports) == 2 * len(units)
+    highest = max(report.peak_memory for report in engine.reports) / 1e6
+    nbytes = sum(a.nbytes for a in arrays) / 1e9
+    print(f"{nbytes:.1f} GB of arrays, worker limit {limit / 1e6:.0f} MB, highest peak {highest:.0f} MB")
+    assert highest * 1e6 < limit
