@@ -145,5 +145,7 @@ def _slurm(settings: ClusterSettings) -> Any:
         scheduler_options={"dashboard_address": settings.dashboard},
         **encrypted,
     )
-    cluster.scale(settings.workers or asked.workers_per_job)
+    count = settings.workers or asked.workers_per_job
+    # Not `scale`, which would never ask for a job again that was lost.
+    cluster.adapt(minimum=count, maximum=count, interval="5s")
     return cluster
