@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,15 +17,10 @@ from survey.io.ledger import Ledger
 from survey.io.store import Field
 from survey.run.executor import Executor
 from survey.run.tickets import Ticket, Tickets
-from survey.run.watching import Failure, Progress, Silent
+from survey.run.watching import Failure, Progress, Silent, StoppedError, describe
 from survey.run.worker import UnitReport, execute, function_key, row_blocks
 from survey.stages.calibrated import outlook
 from survey.stages.protocol import STAGES, Outlook, Unit
-
-
-class StoppedError(RuntimeError):
-    """A run that cannot go on anywhere; what was done is recorded."""
-
 
 # Row blocks into which a unit is cut when its worker dies or runs out of memory, step by step.
 SPLIT = 4
@@ -187,26 +183,37 @@ class Engine:
             If nothing more can be written.
         """
         try:
-            while self._tickets.open:
-                for call, report, error in self.executor.ended(1.0):
-                    ticket = self._running.pop(id(call))[1]
-                    if error is None:
-                        self._record(ticket, report)
-                    else:
-                        self._failed(ticket, error)
-                self._fill()
-                self._tell()
-        except BaseException:
+            self._drain()
+            self._flush()
+        except BaseException as error:
             self.executor.cancel(call for call, _ in self._running.values())
             self._running.clear()
             self._suspects.clear()
             self._tickets.clear()
+            with suppress(OSError):  # on a full disk: what is not recorded is done again
+                self._flush()
+            if isinstance(error, OSError):
+                raise StoppedError(
+                    f"{describe(error)}; mend that at {self.target.path} and run again to resume"
+                ) from error
             raise
-        finally:
-            for ledger in self._ledgers.values():
-                ledger.flush()
         done, self._done = self._done, {}
         return done
+
+    def _drain(self) -> None:
+        while self._tickets.open:
+            for call, report, error in self.executor.ended(1.0):
+                ticket = self._running.pop(id(call))[1]
+                if error is None:
+                    self._record(ticket, report)
+                else:
+                    self._failed(ticket, error)
+            self._fill()
+            self._tell()
+
+    def _flush(self) -> None:
+        for ledger in self._ledgers.values():
+            ledger.flush()
 
     def _tell(self) -> None:
         """Pass on what keeps the cluster from working, once."""
@@ -233,7 +240,7 @@ class Engine:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             self._give_up(ticket, describe(error))
             raise StoppedError(
-                f"{ticket.name}: {describe(error)}; free space at {self.target.path} and run again to resume"
+                f"{ticket.name}: {describe(error)}; mend that at {self.target.path} and run again to resume"
             )
         if self._try_again(ticket, error):
             return
@@ -283,16 +290,6 @@ class Engine:
         """Compact the ledgers that were written."""
         for ledger in self._ledgers.values():
             ledger.compact()
-
-
-def describe(error: BaseException) -> str:
-    """One line about an error: what it is, and where it struck."""
-    if isinstance(error, KilledWorker):
-        return "its worker died every time (killed, or over its memory limit)"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "the disk is full"
-    where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-    return f"{type(error).__name__}: {error}{where}"
 
 
 # Stages whose results serve every method.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from dataclasses import dataclass
 from typing import Protocol
+
+from distributed import KilledWorker
 
 from survey.run.worker import UnitReport
 
@@ -45,3 +48,17 @@ class Failure:
     stage: str
     unit: str
     reason: str
+
+
+class StoppedError(RuntimeError):
+    """A run that cannot go on anywhere; what was done is recorded."""
+
+
+def describe(error: BaseException) -> str:
+    """One line about an error: what it is, and where it struck."""
+    if isinstance(error, KilledWorker):
+        return "its worker died every time (killed, or over its memory limit)"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full"
+    where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    return f"{type(error).__name__}: {error}{where}"

@@ -129,7 +129,11 @@ def test_a_field_eight_times_the_workers_memory_runs(seed, tmp_path):
     assert sum(a.nbytes for a in arrays) > 8 * limit
     with (
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=1, memory_limit=int(limit), dashboard_address=None, env=THREADS
+            n_workers=1,
+            threads_per_worker=1,
+            memory_limit=int(limit),
+            dashboard_address="127.0.0.1:0",
+            env=THREADS,
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):

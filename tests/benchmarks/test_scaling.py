@@ -27,7 +27,7 @@ def cluster(workers):
     return distributed.LocalCluster(
         n_workers=workers,
         threads_per_worker=1,
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         host="127.0.0.1",
         env=THREADS,
         preload=["tests.faults.tiny"],

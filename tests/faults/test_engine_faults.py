@@ -1,5 +1,7 @@
 """What goes wrong in units and how the engine takes it; no cluster, no waiting."""
 
+import errno
+
 import pytest
 
 from survey.config import Config
@@ -70,15 +72,31 @@ def test_two_runs_want_the_same_group(field):
 
 def test_a_full_disk_stops_the_run_and_it_resumes(tmp_path, small_disk):
     field = tiny.make_field(small_disk / "field", tiles=8, edge=64)
-    with pytest.raises(StoppedError, match=r"disk is full; free space at .* run again to resume"):
+    engine = Engine(field, Config(), InlineExecutor())
+    engine.submit("tiny", tiny.keyed(field)[:8])
+    engine.collect()
+    with pytest.raises(StoppedError, match=r"disk is full; mend that at .* run again to resume"):
         tiny.run_tiny(field.path, InlineExecutor())
     done = tiny.recorded(field.path)
-    assert 0 < len(done) < 64
+    assert 8 <= len(done) < 64
     (small_disk / "ballast").unlink()
     before = tiny.executions(field.path)
     engine = tiny.run_tiny(field.path, InlineExecutor())
     assert not engine.failures
     assert all(tiny.executions(field.path)[unit] == before[unit] for unit in done)
+    tiny.assert_undisturbed(field.path)
+
+
+def test_a_ledger_that_cannot_be_written_stops_the_run_with_its_reason(field, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("survey.io.ledger.write_atomic", full)
+    with pytest.raises(StoppedError, match=r"disk is full; mend that at .* run again to resume"):
+        tiny.run_tiny(field.path, InlineExecutor())
+    monkeypatch.undo()
+    assert not tiny.recorded(field.path)
+    tiny.run_tiny(field.path, InlineExecutor())
     tiny.assert_undisturbed(field.path)
 
 
