@@ -16,9 +16,9 @@ from survey.config import Config
 from survey.io.ledger import Ledger
 from survey.io.store import Field
 from survey.run.executor import Executor
-from survey.run.tickets import Ticket, Tickets
+from survey.run.tickets import Pace, Ticket, Tickets
 from survey.run.watching import Failure, Progress, Silent, StoppedError, describe
-from survey.run.worker import UnitReport, execute, function_key, row_blocks
+from survey.run.worker import UnitReport, execute_batch, function_key, row_blocks
 from survey.stages.calibrated import outlook
 from survey.stages.protocol import STAGES, Outlook, Unit
 
@@ -56,7 +56,8 @@ class Engine:
     _ledgers: dict[str, Ledger] = field(default_factory=dict)
     _tickets: Tickets = field(default_factory=Tickets)
     _suspects: deque[Ticket] = field(default_factory=deque)
-    _running: dict[int, tuple[Any, Ticket]] = field(default_factory=dict)
+    _pace: Pace = field(default_factory=Pace)
+    _running: dict[int, tuple[Any, list[Ticket]]] = field(default_factory=dict)
     _done: dict[str, dict[str, UnitReport]] = field(default_factory=dict)
     _alert: str | None = None
 
@@ -149,25 +150,28 @@ class Engine:
 
     def _fill(self) -> None:
         """Hand calls to the executor until its window is full; suspects last, one by one."""
-        while len(self._running) < self.executor.window and (ticket := self._tickets.take()) is not None:
-            self._start(ticket)
+        while len(self._running) < self.executor.window:
+            label, workers = self._tickets.next_label, self.executor.n_workers
+            size = self._pace.batch(label, self._tickets.open, workers)
+            batch = self._tickets.batch(size)
+            if not batch:
+                break
+            self._start(batch)
         if self._suspects and not self._running:
-            self._start(self._suspects.popleft())
+            self._start([self._suspects.popleft()])
 
-    def _start(self, ticket: Ticket) -> None:
+    def _start(self, batch: list[Ticket]) -> None:
+        first = batch[0]
         call = self.executor.submit(
-            execute,
+            execute_batch,
             str(self.target.path),
-            ticket.stage,
-            ticket.step,
-            ticket.unit,
+            first.stage,
+            first.step,
             self._sent_config,
-            ticket.state,
-            ticket.key,
-            ticket.parts,
-            name=f"{ticket.label}-{ticket.unit.name}",
+            [(ticket.unit, ticket.state, ticket.key, ticket.parts) for ticket in batch],
+            name=f"{first.label}-{first.unit.name}",
         )
-        self._running[id(call)] = call, ticket
+        self._running[id(call)] = call, batch
         self.executor.watch(call)
 
     def collect(self) -> dict[str, dict[str, UnitReport]]:
@@ -202,12 +206,13 @@ class Engine:
 
     def _drain(self) -> None:
         while self._tickets.open:
-            for call, report, error in self.executor.ended(1.0):
-                ticket = self._running.pop(id(call))[1]
-                if error is None:
-                    self._record(ticket, report)
-                else:
-                    self._failed(ticket, error)
+            for call, results, error in self.executor.ended(1.0):
+                batch = self._running.pop(id(call))[1]
+                for ticket, result in zip(batch, results or [error] * len(batch), strict=True):
+                    if isinstance(result, UnitReport):
+                        self._record(ticket, result)
+                    else:
+                        self._failed(ticket, result)
             self._fill()
             self._tell()
 
@@ -231,6 +236,7 @@ class Engine:
         self._done.setdefault(ticket.label, {})[ticket.unit.name] = report
         # Partial results are the caller's; a run's record would hold them all to its end.
         self.reports.append(report if report.result is None else replace(report, result=None))
+        self._pace.note(ticket.label, sum(report.seconds.values()))
         self._tickets.done(ticket)
         if ticket.alone:
             self._acquit(ticket)

@@ -42,9 +42,42 @@ class Ticket:
     dependents: list[Ticket] = field(default_factory=list)
 
     @property
+    def kind(self) -> tuple[str, str, str]:
+        """What units of one task have in common."""
+        return self.stage, self.step, self.label
+
+    @property
     def name(self) -> str:
         """What a person calls it."""
         return f"{self.label} of {self.unit.name}"
+
+
+# A task should last this long: handing one over and fetching its result takes some milliseconds.
+TASK_SECONDS = 0.25
+MAX_BATCH = 64
+# Units after which a label's pace is believed.
+ENOUGH = 16
+
+
+class Pace:
+    """How long the units of each label take, so that short ones are handed over in batches."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, list[float]] = {}
+
+    def note(self, label: str, seconds: float) -> None:
+        """One more unit took so long."""
+        known = self._seconds.setdefault(label, [0.0, 0.0])
+        known[0] += 1
+        known[1] += seconds
+
+    def batch(self, label: str | None, waiting: int, workers: int) -> int:
+        """Units that a task should hold; few enough that every worker still gets four tasks."""
+        count, seconds = self._seconds.get(label or "", (0.0, 0.0))
+        if count < ENOUGH:
+            return 1
+        wanted = TASK_SECONDS * count / max(seconds, 1e-9)
+        return max(1, min(int(wanted), MAX_BATCH, waiting // (4 * workers)))
 
 
 class Tickets:
@@ -83,6 +116,27 @@ class Tickets:
         ticket = heapq.heappop(self._ready)[1]
         ticket.status = "running"
         return ticket
+
+    def batch(self, size: int) -> list[Ticket]:
+        """The first that may start, and those of its kind that follow it, at most so many in all."""
+        found: list[Ticket] = []
+        while len(found) < size and self._ready:
+            head = self._ready[0][1]
+            if found and (head.stage, head.step, head.label) != (
+                found[0].stage,
+                found[0].step,
+                found[0].label,
+            ):
+                break
+            ticket = self.take()
+            assert ticket is not None
+            found.append(ticket)
+        return found
+
+    @property
+    def next_label(self) -> str | None:
+        """Label of the first that may start."""
+        return self._ready[0][1].label if self._ready else None
 
     def again(self, ticket: Ticket) -> None:
         """Put a ticket back that ran in vain."""

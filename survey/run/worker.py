@@ -71,6 +71,19 @@ def execute(
     return report
 
 
+def execute_batch(
+    path: str, stage_name: str, step: str, config: Config, calls: list[tuple[Unit, Any, str, int]]
+) -> list[UnitReport | Exception]:
+    """Run one step on several units, each a (unit, state, key, parts); an error is its own unit's alone."""
+    results: list[UnitReport | Exception] = []
+    for unit, state, key, parts in calls:
+        try:
+            results.append(execute(path, stage_name, step, unit, config, state, key, parts))
+        except Exception as error:
+            results.append(error)
+    return results
+
+
 def _piece(
     target: Field, stage: Stage, step: str, unit: Unit, config: Config, state: Any, report: UnitReport
 ) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def wide_field(path, seed, shape, tile, epochs, *, filled=None):
     frames["frame_id"] = ("time", np.array([f"frame-{k:06d}" for k in range(epochs)], object))
     field.write_table("frames", frames)
     field.write_table("psf", seed.table("psf"))
-    sizes = {"time": epochs, "y": shape[0], "x": shape[1], "ky": 6, "kx": 6}
+    sizes = {"time": epochs, "y": shape[0], "x": shape[1], "ky": 6, "kx": 6, "my": 11, "mx": 11}
     for group in ("images/sky", "reference", "difference/oversampled", "search/oversampled"):
         field.require_group(group, sizes)
     rng = np.random.default_rng(1)

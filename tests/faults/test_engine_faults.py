@@ -8,7 +8,7 @@ from survey.config import Config
 from survey.io.ledger import FieldBusyError
 from survey.run.engine import Engine, StoppedError
 from survey.run.executor import InlineExecutor
-from survey.run.tickets import Ticket, Tickets
+from survey.run.tickets import Pace, Ticket, Tickets
 from survey.stages.protocol import Unit
 from tests.faults import tiny
 
@@ -117,3 +117,35 @@ def test_tickets_start_in_order_and_only_when_what_they_need_is_done():
     assert tickets.add(make("d"), [b]) is b
     tickets.done(c)
     assert tickets.open == 0
+
+
+def test_short_units_go_in_batches_and_an_error_stays_its_own(field):
+    engine = Engine(field, Config(), Counting())
+    items = [
+        (Unit(f"u{i:04d}", None, (("quiet", True), *((("fail", "odd"),) if i == 700 else ()))), str(i))
+        for i in range(2000)
+    ]
+    engine.submit("tiny", items)
+    engine.collect()
+    assert [(f.unit, f.reason) for f in engine.failures] == [("u0700", "ValueError: odd (read u0700)")]
+    assert len(engine.reports) == 1999
+    assert engine.executor.calls < 500
+
+
+class Counting(InlineExecutor):
+    calls = 0
+
+    def submit(self, function, *args, name):
+        self.calls += 1
+        return super().submit(function, *args, name=name)
+
+
+def test_pace_leaves_work_for_every_worker():
+    pace = Pace()
+    assert pace.batch("a", 10_000, 2) == 1
+    for _ in range(16):
+        pace.note("a", 0.001)
+        pace.note("slow", 2.0)
+    assert pace.batch("a", 10_000, 2) == 64
+    assert pace.batch("a", 40, 2) == 5
+    assert pace.batch("a", 3, 2) == pace.batch("slow", 10_000, 2) == 1
