@@ -181,8 +181,8 @@ class DaskExecutor:
         with suppress(OSError, TimeoutError, ValueError):
             workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
             self._workers = [(int(w["nthreads"]), int(w["memory_limit"] or 0)) for w in workers]
-        if self._workers:
-            self._seen = self._looked
+            if any(w["status"] == "running" for w in workers):
+                self._seen = self._looked
 
     def completed(self, calls: Iterable[distributed.Future]) -> Iterator[Outcome]:
         """As they end; see `ended`."""
@@ -212,10 +212,16 @@ class DaskExecutor:
 
     @property
     def alert(self) -> str | None:
-        """That there is no worker, and for how long."""
+        """That no worker works, for how long, and why."""
         lonely = time.monotonic() - self._seen
-        if self._workers or lonely < LONELY_SECONDS:
+        if lonely < LONELY_SECONDS:
             return None
+        if self._workers:
+            limit = (self.worker_memory or 0) / 2**20
+            return (
+                f"all workers have been paused for {lonely:.0f} s: 80 % of their memory limit "
+                f"({limit:.0f} MiB) is taken; start them with more, the run goes on then"
+            )
         return f"no worker has been connected for {lonely:.0f} s; waiting for one"
 
     @property

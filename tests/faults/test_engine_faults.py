@@ -1,13 +1,14 @@
 """What goes wrong in units and how the engine takes it; no cluster, no waiting."""
 
 import errno
+import re
 
 import pytest
 
 from survey.config import Config
 from survey.io.ledger import FieldBusyError
 from survey.run.engine import Engine, StoppedError
-from survey.run.executor import InlineExecutor
+from survey.run.executor import DaskExecutor, InlineExecutor
 from survey.run.tickets import Pace, Ticket, Tickets
 from survey.stages.protocol import Unit
 from tests.faults import tiny
@@ -149,3 +150,21 @@ def test_pace_leaves_work_for_every_worker():
     assert pace.batch("a", 10_000, 2) == 64
     assert pace.batch("a", 40, 2) == 5
     assert pace.batch("a", 3, 2) == pace.batch("slow", 10_000, 2) == 1
+
+
+@pytest.mark.parametrize(
+    ("workers", "words"),
+    [
+        ({}, "no worker has been connected"),
+        ({"w": {"nthreads": 1, "memory_limit": 2**29, "status": "paused"}}, r"paused .* limit \(512 MiB\)"),
+        ({"w": {"nthreads": 1, "memory_limit": 2**29, "status": "running"}}, None),
+    ],
+)
+def test_a_cluster_that_does_not_work_says_why(monkeypatch, workers, words):
+    class Client:
+        def scheduler_info(self, n_workers):
+            return {"workers": workers}
+
+    monkeypatch.setattr("survey.run.executor.LONELY_SECONDS", 0.0 if words else 20.0)
+    alert = DaskExecutor(Client()).alert
+    assert (alert is None) if words is None else re.search(words, alert)
