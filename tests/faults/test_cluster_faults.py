@@ -134,3 +134,24 @@ def test_a_unit_that_kills_its_workers_in_any_size_is_reported_and_the_run_goes_
         ("tile-00004", "its worker died every time (killed, or over its memory limit)")
     ]
     assert len(tiny.recorded(field.path)) == 8, "those that stood beside it are done"
+
+
+@pytest.mark.slow
+def test_a_season_is_spread_over_schedulers_that_know_nothing_of_each_other(tmp_path):
+    """Two fields at once, each on a scheduler of its own; one of the schedulers dies."""
+    paths = [tiny.make_field(tmp_path / f"field-{i}", tiles=6).path for i in range(2)]
+    with Processes(tmp_path / "one") as one, Processes(tmp_path / "two") as two:
+        for cluster in (one, two):
+            cluster.start_scheduler()
+            cluster.start_worker()
+        with one.client(workers=1) as first, two.client(workers=1) as second:
+            runs = [Run(path, client, sleep=0.2) for path, client in zip(paths, (first, second), strict=True)]
+            for path in paths:
+                wait_for(begun(path, 6), what="six tiles of each")
+            kill(one.scheduler)
+            assert runs[0].end() is None
+            assert not runs[1].end().failures
+        tiny.assert_undisturbed(paths[1])
+        with two.client(workers=1) as client:
+            assert not Run(paths[0], client).end().failures
+    tiny.assert_undisturbed(paths[0])

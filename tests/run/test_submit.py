@@ -51,23 +51,33 @@ def ended(folder):
     return lambda: run_state(folder)["state"] not in ("starting", "running")
 
 
-def test_submitted_over_tls_outlives_its_submitter_and_equals_a_local_run(finished, tmp_path):
-    """The submitting process ends at once; strangers, and friends of another authority, are refused."""
-    certs, field = tmp_path / "certs", tmp_path / "field"
+def test_a_scheduler_with_certificates_refuses_strangers(tmp_path):
+    """Whoever has no certificate, or one of another authority, is not let in."""
+    certs = tmp_path / "certs"
     make_certificates(certs)
     make_certificates(tmp_path / "others")
     with Processes(tmp_path / "cluster") as cluster:
         cluster.start_scheduler("--protocol=tls", *tls_options(certs, "scheduler"))
-        for _ in range(2):
-            cluster.start_worker(*tls_options(certs, "worker"))
         assert cluster.address.startswith("tls://")
         for tls in (None, str(tmp_path / "others")):
             with pytest.raises(ClusterError, match="survey certs"):
                 remote_client(cluster.address, ClusterSettings(tls=tls), timeout=3)
+        with remote_client(cluster.address, ClusterSettings(tls=str(certs)), timeout=15) as client:
+            assert client.run_on_scheduler(lambda dask_scheduler: 1) == 1
+
+
+@pytest.mark.slow
+def test_submitted_over_tls_outlives_its_submitter_and_equals_a_local_run(finished, tmp_path):
+    """The submitting process ends at once; the field is a local run's bit for bit."""
+    certs, field = tmp_path / "certs", tmp_path / "field"
+    make_certificates(certs)
+    with Processes(tmp_path / "cluster") as cluster:
+        cluster.start_scheduler("--protocol=tls", *tls_options(certs, "scheduler"))
+        for _ in range(2):
+            cluster.start_worker(*tls_options(certs, "worker"))
         config = settings_file(tmp_path, finished.frames)
-        done = survey(
-            "submit", config, "-o", field, "--scheduler", cluster.address, "--tls", certs, "--no-report"
-        )
+        where = ["--scheduler", cluster.address, "--tls", certs]
+        done = survey("submit", config, "-o", field, *where, "--no-report")
         assert done.returncode == 0, done.stderr
         folder = field / "runs" / done.stdout.strip()
         wait_for(ended(folder), 150, "the end of the run")
