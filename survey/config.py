@@ -169,6 +169,27 @@ class CpmSettings(Settings):
         "detector",
         description="detector: right where frames drift by less than about 8 px, as from space; sky: else",
     )
+    predictors: Literal["closest", "brightness", "similarity", "random"] = Field(
+        "closest", description="which of the allowed pixels predict a block of pixels"
+    )
+    n_predictors: int = Field(200, ge=1, description="pixels that predict a block")
+    exclusion: float = Field(10, ge=1, description="pixels between a pixel and those that predict it")
+    row_column_exclusion: int = Field(
+        4, ge=0, description="neighbouring rows and columns that predict a pixel neither"
+    )
+    reach: int = Field(14, ge=1, description="pixels beyond the exclusion within which predictors lie")
+    ridge: float | None = Field(
+        None, gt=0, description="in units of n_predictors x error^2; none: cross-validated over the field"
+    )
+    folds: int = Field(10, ge=2, description="stretches of time held out in turn")
+    block: int = Field(8, ge=1, description="pixels along the edge of a block that shares its predictors")
+    two_passes: bool = Field(True, description="variables of a first pass do not predict in the second")
+    variable: float = Field(
+        2.0, gt=0.8, description="mean |difference| / error from which on a pixel is variable (noise: 0.8)"
+    )
+    max_variable: float = Field(
+        0.05, ge=0, lt=1, description="largest share of pixels, the most variable, taken for variables"
+    )
 
 
 class PsfSettings(Settings):

@@ -37,10 +37,13 @@ class Tile:
     choice: Choice
     n_predictors: int
     exclusion: tuple[float, int] = (0.0, 0)
+    farthest: float = np.inf
     gram: Array | None = None
 
     @classmethod
-    def prepare(cls, flux, error, mask, train, exclude, choice, n_predictors, folds) -> Tile:
+    def prepare(
+        cls, flux, error, mask, train, exclude, choice, n_predictors, folds, epoch_error_given=None
+    ) -> Tile:
         """Check, mask, normalise and fill a tile."""
         flux, error, mask = np.asarray(flux, float), np.asarray(error, float), np.asarray(mask, bool)
         if flux.ndim != 3 or error.shape != flux.shape or mask.shape != flux.shape:
@@ -60,8 +63,9 @@ class Tile:
         e = np.where(bad, np.nan, error.reshape(n_time, -1))
         good = ~bad[rows].all(0)
         brightness, typical = np.zeros(ny * nx), np.ones(ny * nx)
-        brightness[good] = np.nanmedian(f[np.ix_(rows, good)], axis=0)
-        typical[good] = np.nanmedian(e[np.ix_(rows, good)], axis=0)
+        trained = slice(None) if len(rows) == n_time else rows
+        brightness[good] = _column_medians(f[trained][:, good])
+        typical[good] = _column_medians(e[trained][:, good])
         # the median normalises a star; a background-subtracted sky pixel has none and keeps its noise as unit
         scale = np.hypot(brightness, typical)
         series, noise = f / scale, e / scale
@@ -70,10 +74,13 @@ class Tile:
             usable &= ~np.asarray(exclude, bool).reshape(-1)
         with_data = ~bad.all(1)
         epoch_error = np.ones(n_time)
-        relative = (e / typical)[np.ix_(with_data, good)]
-        epoch_error[with_data] = np.nanmedian(relative, axis=1)
-        fill = np.where(np.isfinite(series), 0.0, (brightness / scale)[None, :])
-        series, noise = np.where(fill == 0, np.nan_to_num(series), fill), np.nan_to_num(noise)
+        if epoch_error_given is None:
+            epoch_error[with_data] = _column_medians((e / typical)[:, good][with_data].T)
+        else:
+            epoch_error[:] = epoch_error_given
+        if bad.any():
+            series = np.where(bad, (brightness / scale)[None, :], series)
+            noise = np.where(bad, 0.0, noise)
         parts = [p.astype(np.int64) for p in np.array_split(np.arange(len(rows)), folds)]
         return cls(
             (ny, nx), series, noise, bad, scale, brightness, epoch_error, rows, parts,
@@ -96,10 +103,15 @@ class Tile:
             gram = self.gram[np.ix_(chosen, chosen)]
         return residual_matrix(self.series[np.ix_(self.train, chosen)] * weight[:, None], weight, ridge, gram)
 
-    def predict(self, rows, columns, pixels, factor: float) -> tuple[Array, Array, int]:
-        """Held-out prediction and variance (time, targets) in flux units, and the number of predictors."""
+    def predict(
+        self, rows, columns, pixels, factor: float, *, with_variance: bool = True
+    ) -> tuple[Array, Array, int]:
+        """Held-out prediction and variance (time, targets) in flux units, and the number of predictors.
+
+        Without ``with_variance`` the variance is that of the photons alone: enough to choose a ridge.
+        """
         shape = (len(self.series), len(pixels))
-        candidates, distance = allowed_predictors(self.usable, rows, columns, *self.exclusion)
+        candidates, distance = allowed_predictors(self.usable, rows, columns, *self.exclusion, self.farthest)
         if len(candidates) == 0:
             raise ValueError(
                 f"no pixel may predict the block at rows {rows}, columns {columns} of a {self.shape} tile; "
@@ -120,14 +132,22 @@ class Tile:
         r = self.factorise(chosen, factor * len(chosen) * float(np.median(typical)))
         y = self.series[np.ix_(self.train, pixels)] * weight[self.train, None]
         y = fill_missing(r, y, missing)
-        residual, inflation = held_out(r, y, missing, self.folds)
+        residual, inflation = held_out(r, y, missing, self.folds, with_variance=with_variance)
         a, c = r.coefficients(y)
         predicted = self.series[:, chosen] @ a + c
         predicted[self.train] = (y - residual) / weight[self.train, None]
         spread = np.full((len(predicted), len(pixels)), np.median(inflation, axis=0))
         spread[self.train] = inflation
         own = np.where(noise > 0, noise**2, typical * self.epoch_error[:, None] ** 2)
-        total = own * spread + self.noise[:, chosen] ** 2 @ a**2
+        total = own * spread
+        if with_variance:
+            total = total + self.noise[:, chosen] ** 2 @ a**2
         prediction[:, alive] = predicted * self.scale[pixels]
         variance[:, alive] = total * self.scale[pixels] ** 2
         return prediction, variance, len(chosen)
+
+
+def _column_medians(values: Array) -> Array:
+    """Medians along the first axis without the NaN; the common case has none and is ten times faster."""
+    columns = np.ascontiguousarray(values.T)
+    return np.nanmedian(columns, axis=1) if np.isnan(columns).any() else np.median(columns, axis=1)

@@ -31,6 +31,7 @@ def allowed_predictors(
     columns: tuple[int, int],
     exclusion: float,
     row_column_exclusion: int,
+    farthest: float = np.inf,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Flat indices of pixels that may predict every target of a block, and their distance to the block.
 
@@ -44,12 +45,14 @@ def allowed_predictors(
         Least distance in pixels to the nearest target.
     row_column_exclusion : int
         Pixels within this many rows or columns of a target are left out; 0 leaves none out.
+    farthest : float
+        Largest distance in rows or columns: within a halo of it a choice does not depend on the tile.
     """
     y, x = np.nonzero(usable)
     dy = np.maximum(np.maximum(rows[0] - y, y - (rows[1] - 1)), 0)
     dx = np.maximum(np.maximum(columns[0] - x, x - (columns[1] - 1)), 0)
     far = np.hypot(dy, dx)
-    keep = far >= exclusion
+    keep = (far >= exclusion) & (np.maximum(dy, dx) <= farthest)
     if row_column_exclusion > 0:
         keep &= (dy > row_column_exclusion) & (dx > row_column_exclusion)
     return y[keep] * usable.shape[1] + x[keep], far[keep]

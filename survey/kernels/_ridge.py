@@ -76,7 +76,7 @@ class PrimalResidual:
         if self._uu is None:
             self._uu = self._u.T @ self._u
         u = self._u[rows]
-        return np.eye(len(rows)) - 2 * u @ u.T + u @ self._uu @ u.T
+        return np.eye(len(rows)) + u @ (self._uu @ u.T - 2 * u.T)
 
     def coefficients(self, y: Array) -> tuple[Array, Array]:
         """Coefficients (n, targets) and constants (targets,)."""
@@ -138,7 +138,12 @@ def fill_missing(r: ResidualMatrix, y: Array, missing: NDArray[np.bool_]) -> Arr
 
 
 def held_out(
-    r: ResidualMatrix, y: Array, missing: NDArray[np.bool_], folds: list[NDArray[np.int64]]
+    r: ResidualMatrix,
+    y: Array,
+    missing: NDArray[np.bool_],
+    folds: list[NDArray[np.int64]],
+    *,
+    with_variance: bool = True,
 ) -> tuple[Array, Array]:
     """Residuals of every row from the fit without its fold, and their variance in units of the noise.
 
@@ -151,6 +156,8 @@ def held_out(
         Entries of y that never enter a fit.
     folds : list of int arrays
         Rows left out together.
+    with_variance : bool
+        If not, the variance is 1 throughout.
 
     Returns
     -------
@@ -159,21 +166,23 @@ def held_out(
         the noise of the training rows does to the prediction. It does not know of a model that does not fit.
     """
     ry = r.apply(y)
-    residual, variance = np.empty_like(y), np.empty_like(y)
+    residual, variance = np.empty_like(y), np.ones_like(y)
     whole = np.nonzero(~missing.any(0))[0]
     partial = np.nonzero(missing.any(0))[0]
     for fold in folds:
         inverse = np.linalg.inv(r.block(fold))
         residual[np.ix_(fold, whole)] = inverse @ ry[np.ix_(fold, whole)]
-        variance[np.ix_(fold, whole)] = _white_variance(inverse, r.square(fold))[:, None]
+        if with_variance:
+            variance[np.ix_(fold, whole)] = _white_variance(inverse, r.square(fold))[:, None]
         for j in partial:
             rows = np.union1d(fold, np.nonzero(missing[:, j])[0])
             inverse = np.linalg.inv(r.block(rows))
             at = np.searchsorted(rows, fold)
             residual[fold, j] = (inverse @ ry[rows, j])[at]
-            variance[fold, j] = _white_variance(inverse, r.square(rows))[at]
+            if with_variance:
+                variance[fold, j] = _white_variance(inverse, r.square(rows))[at]
     return residual, variance
 
 
 def _white_variance(inverse: NDArray[np.floating], square: Array) -> Array:
-    return np.einsum("ij,jk,ik->i", inverse, square, inverse, optimize=True)
+    return np.asarray(((inverse @ square) * inverse).sum(1))

@@ -21,7 +21,7 @@ Mask = NDArray[np.bool_]
 # Ridges that cross-validation tries, in units of n_predictors x (target variance).
 RIDGE_GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
 # Blocks of targets on which the ridge is cross-validated.
-_CV_BLOCKS = 16
+_CV_BLOCKS = 8
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,9 @@ def fit_cpm(
     block: int = 4,
     train: ArrayLike | None = None,
     exclude: ArrayLike | None = None,
+    farthest: float | None = None,
+    epoch_error: ArrayLike | None = None,
+    origin: tuple[int, int] = (0, 0),
 ) -> CPMFit:
     """Held-out prediction of every pixel of a window from other pixels of the same epochs.
 
@@ -163,6 +166,13 @@ def fit_cpm(
         Epochs to train on, for example those outside an event.
     exclude : bool array (y, x), optional
         Pixels that must not predict (known variables).
+    farthest : float, optional
+        Predictors are at most so many rows and columns away. With it the exclusions are taken as they are,
+        so that a pixel's prediction is the same in every tile that holds it and this halo.
+    epoch_error : array (time,), optional
+        Relative error of every epoch, median 1; by default measured in this tile.
+    origin : tuple of int (y, x)
+        Where the arrays begin on the detector: blocks begin at multiples of ``block`` there.
 
     Raises
     ------
@@ -183,16 +193,17 @@ def fit_cpm(
     >>> bool(fit.residual.std() < 0.02)
     True
     """
-    tile = Tile.prepare(flux, error, mask, train, exclude, predictors, n_predictors, folds)
+    tile = _prepare(
+        (flux, error, mask), (n_predictors, predictors, folds), train, exclude,
+        (exclusion, row_column_exclusion, farthest), epoch_error,
+    )  # fmt: skip
     ny, nx = tile.shape
-    ys, xs = (s.indices(n) for s, n in zip(target or (slice(None), slice(None)), tile.shape, strict=True))
-    tile.exclusion = fitting_exclusion(tile.shape, exclusion, row_column_exclusion)
-    blocks = [
-        ((y, min(y + block, ys[1])), (x, min(x + block, xs[1])))
-        for y in range(ys[0], ys[1], block)
-        for x in range(xs[0], xs[1], block)
-    ]
-    factor = _cross_validate(tile, blocks) if ridge is None else float(ridge)
+    ys, xs, blocks = _blocks(tile.shape, target, block, origin)
+    if ridge is None:
+        sample = np.unique(np.linspace(0, len(blocks) - 1, _CV_BLOCKS).round().astype(int))
+        factor = RIDGE_GRID[int(np.argmin(_scores(tile, [blocks[i] for i in sample]).mean(1)))]
+    else:
+        factor = float(ridge)
     prediction = np.full((len(tile.series), ny, nx), np.nan)
     variance, used = np.full_like(prediction, np.nan), np.zeros((ny, nx), np.int64)
     for rows, columns in blocks:
@@ -209,18 +220,94 @@ def fit_cpm(
     return CPMFit(prediction, residual, np.sqrt(variance), bad, factor, used[window[1:]])
 
 
-def _cross_validate(tile: Tile, blocks: list) -> float:
-    """Ridge of the grid with the smallest held-out residuals, every pixel counting by its relative change."""
-    sample = [blocks[i] for i in np.unique(np.linspace(0, len(blocks) - 1, _CV_BLOCKS).round().astype(int))]
+def ridge_scores(
+    flux: ArrayLike,
+    error: ArrayLike,
+    mask: ArrayLike,
+    *,
+    target: tuple[slice, slice] | None = None,
+    lattice: int = 4,
+    n_predictors: int = 400,
+    exclusion: float = 16,
+    row_column_exclusion: int = 10,
+    predictors: Choice = "closest",
+    folds: int = 10,
+    block: int = 4,
+    train: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
+    farthest: float | None = None,
+    epoch_error: ArrayLike | None = None,
+    origin: tuple[int, int] = (0, 0),
+) -> Array:
+    """How well each ridge of `RIDGE_GRID` predicts blocks on a lattice of the detector.
+
+    Parameters as in `fit_cpm`; every ``lattice``-th block along both axes that begins in the target
+    window is looked at, so that sums over the tiles of a field do not depend on the tiles.
+
+    Returns
+    -------
+    array (ridge, 2)
+        Sum of the logarithms of pixels' mean square held-out residuals, and number of pixels.
+    """
+    tile = _prepare(
+        (flux, error, mask), (n_predictors, predictors, folds), train, exclude,
+        (exclusion, row_column_exclusion, farthest), epoch_error,
+    )  # fmt: skip
+    ys, xs, blocks = _blocks(tile.shape, target, block, origin)
+    chosen = [
+        (rows, columns)
+        for rows, columns in blocks
+        if rows[0] >= ys[0] and columns[0] >= xs[0]
+        and not ((rows[0] + origin[0]) // block % lattice or (columns[0] + origin[1]) // block % lattice)
+    ]  # fmt: skip
+    if not chosen:
+        return np.zeros((len(RIDGE_GRID), 2))
+    scores = _scores(tile, chosen)
+    return np.column_stack([scores.sum(1), np.full(len(scores), scores.shape[1])])
+
+
+def _prepare(cube, model, train, exclude, exclusions, epoch_error) -> Tile:
+    """The tile with its exclusions; see `fit_cpm` for what it is made of."""
+    n_predictors, predictors, folds = model
+    n_time = np.shape(cube[0])[0] if np.ndim(cube[0]) else 0
+    given = None if epoch_error is None else np.broadcast_to(np.asarray(epoch_error, float), (n_time,))
+    flux, error, mask = cube
+    tile = Tile.prepare(flux, error, mask, train, exclude, predictors, n_predictors, folds, given)
+    exclusion, row_column_exclusion, farthest = exclusions
+    if farthest is None:
+        tile.exclusion = fitting_exclusion(tile.shape, exclusion, row_column_exclusion)
+    else:
+        tile.exclusion, tile.farthest = (exclusion, row_column_exclusion), farthest
+    return tile
+
+
+def _blocks(shape, target, block: int, origin: tuple[int, int]):
+    """Rows and columns of the target window, and the squares of the detector's lattice that it touches.
+
+    They are taken whole: a pixel's predictors do not depend on where a window cuts its square.
+    """
+    spans = [s.indices(n)[:2] for s, n in zip(target or (slice(None), slice(None)), shape, strict=True)]
+    edges = []
+    for (start, stop), offset, n in zip(spans, origin, shape, strict=True):
+        first = (start + offset) // block * block - offset
+        edges.append([(max(a, 0), min(a + block, n)) for a in range(first, stop, block)])
+    return *spans, [(rows, columns) for rows in edges[0] for columns in edges[1]]
+
+
+def _scores(tile: Tile, blocks: list[tuple[tuple[int, int], tuple[int, int]]]) -> Array:
+    """Logarithm of the mean square held-out residual of every pixel with data, (ridge, pixels).
+
+    Logarithms let every pixel count by its relative change.
+    """
     scores = []
     for factor in RIDGE_GRID:
         logs = []
-        for rows, columns in sample:
+        for rows, columns in blocks:
             pixels = tile.pixels(rows, columns)
-            prediction, _, _ = tile.predict(rows, columns, pixels, factor)
+            prediction, _, _ = tile.predict(rows, columns, pixels, factor, with_variance=False)
             left = (tile.series[:, pixels] - prediction / tile.scale[pixels]) / tile.epoch_error[:, None]
             left = np.where(tile.bad[:, pixels], np.nan, left)[tile.train]
             alive = np.isfinite(left).any(0)
             logs.append(np.log(np.nanmean(left[:, alive] ** 2, axis=0)))
-        scores.append(np.mean(np.concatenate(logs)))
-    return RIDGE_GRID[int(np.argmin(scores))]
+        scores.append(np.concatenate(logs))
+    return np.array(scores)

@@ -2,7 +2,10 @@
 
 On the detector grid, where flat-field errors stay in their pixels. Where frames drift by more than a few
 pixels a detector pixel's series holds no one star, and the sky grid does better (`deploy/ARCHITECTURE.md`).
-The ridge is fixed, so that it depends on no tile; predictors are the nearest of the tile and its halo.
+
+A first pass predicts every pixel with one ridge and keeps the mean |difference| / error of each, and how
+well each ridge of a grid does on blocks that lie on a lattice of the field. From these one ridge and the
+variable pixels are chosen for the whole field; the second pass predicts without the variables.
 """
 
 from __future__ import annotations
@@ -11,25 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from survey.config import Config
 from survey.io.store import Field
-from survey.kernels.cpm import fit_cpm
-from survey.stages.calibrated import CalibratedTile, read_calibrated
+from survey.kernels.cpm import RIDGE_GRID, CPMFit, fit_cpm, ridge_scores
+from survey.stages.calibrated import CalibratedTile, calibrated_frames, read_calibrated
 from survey.stages.protocol import Output, Stage, Unit, tile_units
-from survey.tiles import Tile
+from survey.tiles import Tile, Window
 
 GROUP = "difference/cpm"
-# What `fit_cpm` is called with; crude: the same for every field.
-MODEL: dict[str, Any] = {
-    "n_predictors": 200,
-    "exclusion": 10,
-    "row_column_exclusion": 4,
-    "ridge": 1.0,
-    "folds": 10,
-}
-# Predictors lie within this many pixels beyond the exclusion.
-REACH = 14
+# Ridge of the first pass, and of a pass that knows of no other.
+FIRST_RIDGE = 1.0
+# One block in so many, along both axes, tells which ridge is best.
+LATTICE = 4
 
 
 @dataclass
@@ -39,11 +37,46 @@ class TileData:
     tile: Tile
     halo: int
     samples: CalibratedTile
+    epoch_error: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """What one tile tells of the field.
+
+    Parameters
+    ----------
+    core : tuple of slice
+    deviation : array (y, x)
+        Mean |difference| / error of the core.
+    scores : array (ridge, 2)
+        Sum over the core's lattice blocks of the logarithm of squared residuals, and pixels summed.
+    """
+
+    core: Window
+    deviation: NDArray[np.float32]
+    scores: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class State:
+    """What all tiles share in the second pass.
+
+    Parameters
+    ----------
+    ridge : float
+    variable : bool array (y, x)
+        Pixels of the field that must not predict.
+    """
+
+    ridge: float
+    variable: NDArray[np.bool_]
 
 
 def tile_halo(config: Config) -> int:
     """Pixels around a core from which its predictors are drawn."""
-    return int(MODEL["exclusion"]) + REACH
+    # A block at the core's edge begins up to a block before it.
+    return int(np.ceil(config.cpm.exclusion)) + config.cpm.reach + config.cpm.block
 
 
 def read(field: Field, unit: Unit, config: Config) -> TileData:
@@ -51,16 +84,95 @@ def read(field: Field, unit: Unit, config: Config) -> TileData:
     assert unit.tile is not None
     margin = tile_halo(config)
     window = unit.tile.window(margin, field.shape)
-    return TileData(unit.tile, margin, read_calibrated(field, window, grid=config.cpm.grid))
+    frames = calibrated_frames(field)
+    noise = frames["background_rms"].values / frames["scale"].values
+    known = np.isfinite(noise) & (noise > 0)
+    # The same for every tile, or results would depend on the tiles.
+    relative = np.where(known, noise / np.median(noise[known]), 1.0) if known.any() else np.ones(len(noise))
+    samples = read_calibrated(field, window, frames, grid=config.cpm.grid)
+    return TileData(unit.tile, margin, samples, relative)
 
 
-def apply(data: TileData, state: None, config: Config) -> Output:
-    """Held-out residuals of the core; flagged frames are predicted and do not train."""
-    samples, inner = data.samples, data.tile.inner(data.halo)
-    train = samples.flags == 0
-    fit = fit_cpm(samples.flux, samples.error, samples.mask, target=inner, train=train, **MODEL)
+def _arguments(data: TileData, config: Config) -> dict[str, Any]:
+    """How `fit_cpm` is called, the ridge apart; flagged frames are predicted and do not train."""
+    settings = config.cpm
+    return {
+        "n_predictors": settings.n_predictors,
+        "exclusion": settings.exclusion,
+        "row_column_exclusion": settings.row_column_exclusion,
+        "predictors": settings.predictors,
+        "folds": settings.folds,
+        "block": settings.block,
+        "farthest": settings.exclusion + settings.reach,
+        "train": data.samples.flags == 0,
+        "epoch_error": data.epoch_error,
+        "origin": (data.samples.window[0].start, data.samples.window[1].start),
+    }
+
+
+def _fit(data: TileData, config: Config, ridge: float, exclude: NDArray[np.bool_] | None) -> CPMFit:
+    samples = data.samples
+    return fit_cpm(
+        samples.flux,
+        samples.error,
+        samples.mask,
+        target=data.tile.inner(data.halo),
+        ridge=ridge,
+        exclude=exclude,
+        **_arguments(data, config),
+    )
+
+
+def _deviation(fit: CPMFit) -> NDArray[np.float32]:
+    """Mean |difference| / error of every pixel, 0 where there is none."""
+    good = ~fit.mask & np.isfinite(fit.error)
+    pulls = np.where(good, np.abs(np.nan_to_num(fit.residual)) / np.where(good, fit.error, 1.0), 0.0)
+    return (pulls.sum(0) / np.maximum(good.sum(0), 1)).astype(np.float32)
+
+
+def partial(data: TileData, config: Config) -> FirstPass:
+    """Deviations of the core's pixels, and how well each ridge does on its lattice blocks."""
+    first = config.cpm.ridge or FIRST_RIDGE
+    scores = np.zeros((len(RIDGE_GRID), 2))
+    samples = data.samples
+    if config.cpm.ridge is None:
+        scores = ridge_scores(
+            samples.flux,
+            samples.error,
+            samples.mask,
+            target=data.tile.inner(data.halo),
+            lattice=LATTICE,
+            **_arguments(data, config),
+        )
+    rows, columns = data.tile.core
+    deviation = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.float32)
+    if config.cpm.two_passes:
+        deviation = _deviation(_fit(data, config, first, None))
+    return FirstPass(data.tile.core, deviation, scores)
+
+
+def combine(partials: list[FirstPass], config: Config) -> State:
+    """One ridge for the field, and its variable pixels."""
+    shape = tuple(max(p.core[axis].stop for p in partials) for axis in (0, 1))
+    deviation = np.zeros(shape, np.float32)
+    for p in partials:
+        deviation[p.core] = p.deviation
+    total = np.sum([p.scores for p in partials], axis=0)
+    ridge = config.cpm.ridge or FIRST_RIDGE
+    if config.cpm.ridge is None and total[:, 1].all():
+        ridge = RIDGE_GRID[int(np.argmin(total[:, 0] / total[:, 1]))]
+    limit = max(config.cpm.variable, float(np.quantile(deviation, 1 - config.cpm.max_variable)))
+    return State(float(ridge), deviation > limit)
+
+
+def apply(data: TileData, state: State | None, config: Config) -> Output:
+    """Held-out residuals of the core."""
+    window = data.samples.window
+    ridge = config.cpm.ridge or FIRST_RIDGE if state is None else state.ridge
+    exclude = None if state is None else state.variable[window]
+    fit = _fit(data, config, ridge, exclude)
     bad = fit.mask | ~np.isfinite(fit.error)
-    untrained = np.broadcast_to(~train[:, None, None], bad.shape)
+    untrained = np.broadcast_to((data.samples.flags != 0)[:, None, None], bad.shape)
     arrays = {
         "flux": np.where(bad, np.nan, fit.residual).astype(np.float32),
         "error": np.where(bad, np.nan, fit.error).astype(np.float32),
@@ -68,15 +180,18 @@ def apply(data: TileData, state: None, config: Config) -> Output:
         "fit_mask": untrained & ~bad,
         "leverage": np.zeros(bad.shape, np.float32),  # an epoch held out has none in its own prediction
     }
+    deviation = _deviation(fit)
     payload = {
         "samples": int((~bad).sum()),
         "predictors": int(np.median(fit.n_predictors)),
         "ridge": fit.ridge,
+        "variables": 0 if state is None else int(state.variable[data.tile.core].sum()),
+        "median deviation": round(float(np.median(deviation)), 4),
     }
-    region = (slice(0, len(samples.time)), *data.tile.core)
+    region = (slice(0, len(data.samples.time)), *data.tile.core)
     return Output({GROUP: arrays}, region, payload=payload)
 
 
 STAGE = Stage(
-    "cpm", 1, lambda config: {**MODEL, "reach": REACH, "grid": config.cpm.grid}, tile_units, read, apply=apply
+    "cpm", 2, lambda config: config.cpm, tile_units, read, partial=partial, combine=combine, apply=apply
 )

@@ -7,7 +7,7 @@ from scipy.special import erf
 
 from survey.kernels._predictors import allowed_predictors, choose_predictors, fitting_exclusion
 from survey.kernels._ridge import fill_missing, held_out, residual_matrix
-from survey.kernels.cpm import fit_cpm, solve_cpm
+from survey.kernels.cpm import fit_cpm, ridge_scores, solve_cpm
 
 
 def direct_ridge(x, y, ridge, error, train, constant):
@@ -220,3 +220,43 @@ def test_fit_cpm__errors_are_clear():
         fit_cpm(flux, error, mask, predictors="nearest", folds=3)
     with pytest.raises(ValueError, match=r"one \(time, y, x\) shape"):
         fit_cpm(flux, error, mask[:5], folds=3)
+
+
+def test_fit_cpm__a_pixel_is_the_same_in_every_tile_that_holds_its_halo():
+    flux, error = drifting_field(n_time=80, size=56)
+    kwargs = {
+        "exclusion": 8, "row_column_exclusion": 2, "ridge": 1.0, "n_predictors": 60, "farthest": 14,
+        "block": 8, "epoch_error": np.ones(80),
+    }  # fmt: skip
+    mask = np.zeros(flux.shape, bool)
+    whole = fit_cpm(flux, error, mask, **kwargs)
+    for y0, x0, size in ((20, 22, 11), (0, 30, 9)):
+        halo = 22
+        rows, columns = slice(max(y0 - halo, 0), y0 + size + halo), slice(max(x0 - halo, 0), x0 + size + halo)
+        cut = (slice(None), rows, columns)
+        target = (
+            slice(y0 - rows.start, y0 - rows.start + size),
+            slice(x0 - columns.start, x0 - columns.start + size),
+        )
+        origin = (rows.start, columns.start)
+        tile = fit_cpm(flux[cut], error[cut], mask[cut], target=target, origin=origin, **kwargs)
+        at = (slice(None), slice(y0, y0 + size), slice(x0, x0 + size))
+        np.testing.assert_array_equal(tile.n_predictors, whole.n_predictors[at[1:]])
+        assert_allclose(tile.residual, whole.residual[at], atol=1e-10)
+        assert_allclose(tile.error, whole.error[at], rtol=1e-8)
+
+
+def test_ridge_scores__tiles_add_up_to_the_field():
+    flux, error = drifting_field(n_time=60, size=48)
+    kwargs = {
+        "exclusion": 6, "row_column_exclusion": 2, "n_predictors": 40, "farthest": 12, "block": 8,
+        "lattice": 2, "epoch_error": np.ones(60),
+    }  # fmt: skip
+    mask = np.zeros(flux.shape, bool)
+    whole = ridge_scores(flux, error, mask, **kwargs)
+    parts = [
+        ridge_scores(flux, error, mask, target=(slice(*rows), slice(0, 48)), **kwargs)
+        for rows in ((0, 20), (20, 48))
+    ]
+    assert_allclose(parts[0] + parts[1], whole, rtol=1e-9)
+    assert whole[0, 1] == 9 * 64
