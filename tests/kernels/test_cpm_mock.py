@@ -13,7 +13,7 @@ NOISE = 1e-4
 
 
 def residual_over_noise(mock, **kwargs):
-    """RMS in time of the held-out residual of every pixel over photon noise, the variable's signal taken off."""
+    """RMS in time of each held-out residual, the injected signal taken off, over photon noise."""
     fit = fit_cpm(mock.flux, mock.error, mock.mask, block=4, **kwargs)
     rows, columns = kwargs.get("target", (slice(None), slice(None)))
     left = fit.residual - mock.signal_image[:, rows, columns]
