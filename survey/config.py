@@ -185,7 +185,9 @@ class CpmSettings(Settings):
     block: int = Field(8, ge=1, description="pixels along the edge of a block that shares its predictors")
     two_passes: bool = Field(True, description="variables of a first pass do not predict in the second")
     variable: float = Field(
-        2.0, gt=0.8, description="mean |difference| / error from which on a pixel is variable (noise: 0.8)"
+        2.0,
+        gt=0.8,
+        description="mean |difference| / photon error from which on a pixel is variable (noise: 0.8)",
     )
     max_variable: float = Field(
         0.05, ge=0, lt=1, description="largest share of pixels, the most variable, taken for variables"

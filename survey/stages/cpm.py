@@ -3,9 +3,9 @@
 On the detector grid, where flat-field errors stay in their pixels. Where frames drift by more than a few
 pixels a detector pixel's series holds no one star, and the sky grid does better (`deploy/ARCHITECTURE.md`).
 
-A first pass predicts every pixel with one ridge and keeps the mean |difference| / error of each, and how
-well each ridge of a grid does on blocks that lie on a lattice of the field. From these one ridge and the
-variable pixels are chosen for the whole field; the second pass predicts without the variables.
+A first pass predicts every pixel with one ridge and keeps the mean |difference| / photon error of each,
+and how well each ridge of a grid does on blocks that lie on a lattice of the field. From these one ridge
+and the variable pixels are chosen for the whole field; the second pass predicts without the variables.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class FirstPass:
     ----------
     core : tuple of slice
     deviation : array (y, x)
-        Mean |difference| / error of the core.
+        Mean |difference| / photon error of the core.
     scores : array (ridge, 2)
         Sum over the core's lattice blocks of the logarithm of squared residuals, and pixels summed.
     """
@@ -123,10 +123,14 @@ def _fit(data: TileData, config: Config, ridge: float, exclude: NDArray[np.bool_
     )
 
 
-def _deviation(fit: CPMFit) -> NDArray[np.float32]:
-    """Mean |difference| / error of every pixel, 0 where there is none."""
-    good = ~fit.mask & np.isfinite(fit.error)
-    pulls = np.where(good, np.abs(np.nan_to_num(fit.residual)) / np.where(good, fit.error, 1.0), 0.0)
+def _deviation(fit: CPMFit, data: TileData) -> NDArray[np.float32]:
+    """Mean |difference| / photon error of every pixel of the core, 0 where there is none.
+
+    The error of the difference will not do: a variable bends its own coefficients, and so its error.
+    """
+    good = ~fit.mask
+    error = data.samples.error[(slice(None), *data.tile.inner(data.halo))]
+    pulls = np.where(good, np.abs(np.nan_to_num(fit.residual)) / np.where(good, error, 1.0), 0.0)
     return (pulls.sum(0) / np.maximum(good.sum(0), 1)).astype(np.float32)
 
 
@@ -147,7 +151,7 @@ def partial(data: TileData, config: Config) -> FirstPass:
     rows, columns = data.tile.core
     deviation = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.float32)
     if config.cpm.two_passes:
-        deviation = _deviation(_fit(data, config, first, None))
+        deviation = _deviation(_fit(data, config, first, None), data)
     return FirstPass(data.tile.core, deviation, scores)
 
 
@@ -161,7 +165,9 @@ def combine(partials: list[FirstPass], config: Config) -> State:
     ridge = config.cpm.ridge or FIRST_RIDGE
     if config.cpm.ridge is None and total[:, 1].all():
         ridge = RIDGE_GRID[int(np.argmin(total[:, 0] / total[:, 1]))]
-    limit = max(config.cpm.variable, float(np.quantile(deviation, 1 - config.cpm.max_variable)))
+    limit = max(
+        config.cpm.variable, float(np.quantile(deviation, 1 - config.cpm.max_variable, method="higher"))
+    )
     return State(float(ridge), deviation > limit)
 
 
@@ -180,7 +186,7 @@ def apply(data: TileData, state: State | None, config: Config) -> Output:
         "fit_mask": untrained & ~bad,
         "leverage": np.zeros(bad.shape, np.float32),  # an epoch held out has none in its own prediction
     }
-    deviation = _deviation(fit)
+    deviation = _deviation(fit, data)
     payload = {
         "samples": int((~bad).sum()),
         "predictors": int(np.median(fit.n_predictors)),

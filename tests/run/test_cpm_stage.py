@@ -1,0 +1,87 @@
+"""The stage's pure functions on a mock field cut in several ways."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from survey.config import Config
+from survey.simulate.wander import simulate_wander
+from survey.stages import cpm
+from survey.stages.calibrated import CalibratedTile
+from survey.tiles import tile_grid
+
+SHAPE, EPOCHS = (48, 64), 120
+
+
+def settings(**values):
+    return Config(cpm={"n_predictors": 80, "exclusion": 7, "row_column_exclusion": 3, "reach": 9, **values})
+
+
+def make_mock():
+    """Pointing as steady as from space, or bright stars' misfit would hide the variable at so few epochs."""
+    return simulate_wander(
+        shape=SHAPE, n_frames=EPOCHS, n_stars=180, noise=1e-3, amplitude=0.3, seed=3, pointing=0.2,
+        rotation=0.1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mock():
+    return make_mock()
+
+
+def tile_data(mock, tile, config):
+    halo = cpm.tile_halo(config)
+    window = tile.window(halo, SHAPE)
+    cut = (slice(None), *window)
+    samples = CalibratedTile(
+        mock.flux[cut].astype(np.float32), mock.error[cut].astype(np.float32), mock.mask[cut],
+        np.zeros(EPOCHS), np.zeros(EPOCHS), np.arange(EPOCHS, dtype=float), np.zeros(EPOCHS, int),
+        np.ones(EPOCHS), window,
+    )  # fmt: skip
+    return cpm.TileData(tile, halo, samples, np.ones(EPOCHS))
+
+
+def difference(mock, size, config):
+    """Both passes over tiles of one size."""
+    data = [tile_data(mock, tile, config) for tile in tile_grid(SHAPE, size)]
+    state = cpm.combine([cpm.partial(d, config) for d in data], config)
+    flux, error = np.full(mock.flux.shape, np.nan), np.full(mock.flux.shape, np.nan)
+    for d in data:
+        out = cpm.apply(d, state, config)
+        flux[out.region] = out.arrays[cpm.GROUP]["flux"]
+        error[out.region] = out.arrays[cpm.GROUP]["error"]
+    return flux, error, state
+
+
+def test_results_do_not_depend_on_the_tiles(mock):
+    first, first_error, state = difference(mock, 64, settings())
+    for size in (20, 32):  # 20 cuts blocks of 8
+        flux, error, other = difference(mock, size, settings())
+        assert other.ridge == state.ridge
+        np.testing.assert_array_equal(other.variable, state.variable)
+        assert_allclose(flux, first, atol=1e-6)
+        assert_allclose(error, first_error, rtol=1e-5)
+
+
+def test_the_variable_is_found_and_does_not_predict(mock):
+    flux, _, state = difference(mock, 32, settings())
+    y, x = (round(p) for p in mock.variable)
+    assert state.variable[y, x]
+    assert state.variable.mean() <= 0.05
+    d = tile_data(mock, tile_grid(SHAPE, 64)[0], settings())
+    altered = make_mock()
+    altered.flux[:, y, x] += 5 * np.sin(np.arange(EPOCHS))
+    e = tile_data(altered, tile_grid(SHAPE, 64)[0], settings())
+    far = np.hypot(*np.ogrid[-y : SHAPE[0] - y, -x : SHAPE[1] - x]) > 8  # outside blocks that hold it
+    far &= (np.arange(SHAPE[0]) // 8 != y // 8)[:, None] | (np.arange(SHAPE[1]) // 8 != x // 8)
+    one, two = (cpm.apply(data, state, settings()).arrays[cpm.GROUP]["flux"][:, far] for data in (d, e))
+    assert_allclose(one, two, atol=1e-7)
+    assert_allclose(one, flux[:, far], atol=1e-6)
+
+
+def test_one_pass_and_a_given_ridge(mock):
+    config = settings(two_passes=False, ridge=3.0)
+    _, _, state = difference(mock, 64, config)
+    assert state.ridge == 3.0
+    assert not state.variable.any()
