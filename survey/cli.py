@@ -393,6 +393,54 @@ def _stage_command(stage: str, words: str) -> None:
 
 _stage_command("oversampled", "Fit the oversampled reference and its differences: this stage alone.")
 _stage_command("detect", "Search the differences for peaks: this stage alone.")
+_stage_command("candidates", "Measure the search's peaks: this stage alone.")
+_stage_command("photometry", "Light curves of events and targets: this stage alone.")
+
+
+@main.command()
+@click.argument("sources", nargs=-1, required=True, type=click.Path())
+@click.option("-o", "--output", "field", required=True, type=click.Path(path_type=Path), metavar="FIELD")
+@click.option("--interval", default=10.0, show_default=True, help="Seconds between looks.")
+@click.option("--settle", default=2.0, show_default=True, help="Seconds a file must not have changed.")
+@click.option("--first", type=click.IntRange(1), help="Frames to wait for before a new field is made.")
+@click.option("--idle", type=float, help="Stop when nothing has come for so many seconds.")
+def watch(
+    sources: tuple[str, ...],
+    field: Path,
+    interval: float,
+    settle: float,
+    first: int | None,
+    idle: float | None,
+) -> None:
+    """Work on frames as they arrive in a directory; Ctrl-C stops, and leaves a field that can be resumed.
+
+    \b
+    Example:
+      survey watch night/ -o field --interval 30
+    """
+    from survey.progress import TerminalProgress
+    from survey.run.watch import Batch
+    from survey.run.watch import watch as watch_frames
+
+    def tell(batch: Batch) -> None:
+        left_out = len(batch.summary.rejected)
+        click.echo(
+            f"{batch.summary.run_id}: {len(batch.latency)} frames, {left_out} left out, "
+            f"{batch.summary.events} events; latency up to {batch.slowest:.0f} s"
+        )
+
+    with TerminalProgress() as progress:
+        watch_frames(
+            list(sources),
+            field,
+            interval=interval,
+            settle=settle,
+            first=first,
+            idle=idle,
+            progress=progress,
+            done=tell,
+        )
+
 
 for _found in CLUSTER_COMMANDS:
     main.add_command(_found)
