@@ -169,12 +169,17 @@ class Field:
         return found
 
     def require_group(self, group: str, sizes: Mapping[str, int], attrs: Mapping[str, Any] = {}) -> None:
-        """Make the arrays of a group, or grow them along time to the sizes given."""
+        """Make the arrays of a group, or grow them along time to the sizes given.
+
+        Arrays with a dimension that has no size here are left out: nobody keeps the reference's sums, say.
+        """
         with _quiet_strings():
             parent = self.root.require_group(group)
         if dict(parent.attrs) != {**dict(parent.attrs), **attrs}:
             parent.attrs.update(dict(attrs))
         for spec in arrays_of(group):
+            if not set(spec.dims) <= set(sizes):
+                continue
             shape = tuple(int(sizes[dim]) for dim in spec.dims)
             if spec.name not in parent:
                 self._create_array(parent, spec, shape)
