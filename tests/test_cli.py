@@ -5,6 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from survey.cli import main
+from survey.cli._common import load_settings
 from tests.run.conftest import finished, frames  # noqa: F401  (fixtures)
 
 
@@ -95,3 +96,19 @@ def test_dask_survey_is_the_same_command():
     command = entry.load()
     assert command.name == "survey"
     assert {"submit", "status", "verify"} <= set(command.commands)
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_the_command_line_changes_the_cluster_whatever_gave_the_settings(tmp_path, from_file):
+    file = tmp_path / "settings.toml"
+    file.write_text("[cluster]\nworkers = 3\n")
+    config = load_settings(file if from_file else None, tmp_path / "field", workers=2, scheduler=None)
+    assert (config.cluster.workers, config.cluster.scheduler) == (2, None)
+
+
+def test_watching_a_directory_in_which_nothing_comes_ends_when_told(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("survey.run.watch.watch", lambda *args, **options: asked.update(options, args=args))
+    result = CliRunner().invoke(main, ["watch", str(tmp_path), "-o", str(tmp_path / "field"), "--idle", "1"])
+    assert result.exit_code == 0, result.output
+    assert (asked["idle"], asked["interval"], asked["args"][0]) == (1.0, 10.0, [str(tmp_path)])

@@ -23,20 +23,7 @@ ALLOWED = {
     "progress": set(),
     "demo": {"run", "simulate", "report", "io", "config", "progress"},
     "driver": {"run", "report", "config"},
-    "cluster_cli": {"run", "io", "cli"},
-    "upkeep_cli": {"run", "cluster_cli"},
-    "cli": {
-        "run",
-        "simulate",
-        "report",
-        "io",
-        "config",
-        "progress",
-        "stages",
-        "demo",
-        "cluster_cli",
-        "upkeep_cli",
-    },
+    "cli": {"cli", "run", "simulate", "report", "io", "config", "progress", "stages", "demo"},
     "__init__": {"run", "simulate", "config", "io"},
 }
 HEAVY = {"dask", "distributed", "xarray", "zarr"}

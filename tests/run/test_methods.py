@@ -6,7 +6,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from survey.cli import run as run_command
+from survey.cli.running import run as run_command
 from survey.config import Config
 from survey.io.store import Field
 from survey.run.api import run

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from survey.cluster_cli import command
+from survey.cli._group import main
 
 
-@command()
+@main.command()
 @click.argument("field", type=click.Path(path_type=Path))
 @click.option("--repair", is_flag=True, help="Place images again; have the next run make the rest again.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -38,7 +38,7 @@ def verify(field: Path, repair: bool, as_json: bool) -> None:
     sys.exit(1 if found.hopeless or (found.problems and not repair) else 0)
 
 
-@command()
+@main.command()
 @click.argument("field", type=click.Path(path_type=Path))
 @click.option("--delete", is_flag=True, help="Remove what is listed; without it nothing is touched.")
 @click.option("--keep-runs", type=click.IntRange(0), help="Also the records of all but the latest runs.")
@@ -57,7 +57,7 @@ def prune(field: Path, delete: bool, keep_runs: int | None, method: str | None) 
     click.echo(f"{total:.2f} MB {'removed' if delete else 'could go: --delete'}", err=True)
 
 
-@command()
+@main.command()
 @click.argument("field", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Also where the run seems alive: two writers lose data.")
 def unlock(field: Path, force: bool) -> None:

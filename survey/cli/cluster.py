@@ -10,22 +10,13 @@ from typing import Any
 
 import click
 
-COMMANDS: list[click.Command] = []
+from survey.cli._common import change_cluster, run_arguments
+from survey.cli._group import main
+
 ENDED_WELL = "done"
 
 
-def command(**options: Any) -> Any:
-    """A command that `survey.cli` takes into its group."""
-
-    def keep(function: Any) -> click.Command:
-        found = click.command(**options)(function)
-        COMMANDS.append(found)
-        return found
-
-    return keep
-
-
-@command()
+@main.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path())
 @click.option("-o", "--output", "field", type=click.Path(path_type=Path), metavar="FIELD")
 @click.option("--method", help="Difference method.")
@@ -58,14 +49,10 @@ def submit(
       survey submit settings.toml --scheduler tls://10.0.0.1:8786 --tls certs
       survey submit night/*.fits -o field
     """
-    from survey.cli import _run_arguments
     from survey.run.submit import submit as submit_run
 
-    target, config, frames = _run_arguments(sources, field)
-    changes = {"scheduler": scheduler, "tls": str(tls.resolve()) if tls else None, "workers": workers}
-    for name, value in changes.items():
-        if value is not None:
-            setattr(config.cluster, name, value)
+    target, config, frames = run_arguments(sources, field)
+    change_cluster(config, scheduler=scheduler, tls=str(tls.resolve()) if tls else None, workers=workers)
     if method:
         config.method = method
     run_id = submit_run(
@@ -75,7 +62,7 @@ def submit(
     click.echo(f"survey status {target} --watch; survey logs {target}; survey cancel {target}", err=True)
 
 
-@command()
+@main.command()
 @click.argument("field", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--watch", is_flag=True, help="Follow the run under way to its end.")
@@ -153,7 +140,7 @@ def _watch(field: Path) -> int:
         time.sleep(0.5)
 
 
-@command()
+@main.command()
 @click.argument("field", type=click.Path(path_type=Path))
 @click.argument("run", required=False)
 def cancel(field: Path, run: str | None) -> None:
@@ -168,7 +155,7 @@ def cancel(field: Path, run: str | None) -> None:
     sys.exit(0 if state["state"] == "cancelled" else 1)
 
 
-@command()
+@main.command()
 @click.argument("field", type=click.Path(path_type=Path))
 @click.argument("run", required=False)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
@@ -195,7 +182,7 @@ def logs(field: Path, run: str | None, follow: bool) -> None:
         time.sleep(0.5)
 
 
-@command()
+@main.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--host", "hosts", multiple=True, help="Name or address of the scheduler; may be repeated.")
 @click.option("--days", type=click.IntRange(1), default=825, show_default=True, help="Validity.")
