@@ -61,7 +61,7 @@ def find_hotpants(path: str | Path | None = None) -> str:
     if found is None:
         raise HotpantsError(
             f"{wanted!r} is no program here: install HOTPANTS (Debian's package `hotpants`, or "
-            "github.com/acbecker/hotpants), give its path by executable=…, [subtraction] hotpants or "
+            "github.com/acbecker/hotpants), give its path by executable=… or "
             "$HOTPANTS, or use method 'sfft', which needs no other program"
         )
     return found

@@ -185,7 +185,7 @@ def full(tmp_path_factory):
     write_run(field)
     time = (START + CADENCE * np.arange(EPOCHS)).tolist()
     write_json(
-        field.path / "relative.json",
+        field.relative_path("oversampled"),
         {
             "time": time,
             "flux": rng.normal(1, 0.01, EPOCHS).tolist(),

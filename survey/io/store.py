@@ -194,6 +194,16 @@ class Field:
                     )
                 array.resize(shape)
 
+    def fits(self, group: str, sizes: Mapping[str, int]) -> bool:
+        """Whether what is there of a group has these sizes, or can grow to them along time."""
+        for spec in arrays_of(group):
+            if not self.has(group, spec.name) or not set(spec.dims) <= set(sizes):
+                continue
+            for dim, length in zip(spec.dims, self.array(group, spec.name).shape, strict=True):
+                if length > sizes[dim] or (dim != "time" and length != sizes[dim]):
+                    return False
+        return True
+
     def remove_group(self, group: str) -> None:
         """Delete a group and all it holds."""
         target = self.cube / group
@@ -338,6 +348,10 @@ class Field:
     def light_curves_path(self, method: str) -> Path:
         """File of the light curves measured by a method."""
         return self.path / "lightcurves" / f"{method}.parquet"
+
+    def relative_path(self, method: str) -> Path:
+        """File of the target's light curve relative to comparison stars, by a method's differences."""
+        return self.path / "lightcurves" / f"{method}.relative.json"
 
     def runs(self) -> list[dict[str, Any]]:
         """Records of all runs, oldest first."""

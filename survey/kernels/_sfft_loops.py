@@ -27,6 +27,35 @@ def block_terms(order, y0, x0, side, by_y, by_x, out):
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
+def template_noise(template_variance, squared, y, x0, line):
+    """Variance that the convolved template brings to a line of pixels."""
+    ky, kx = squared.shape
+    side = len(line)
+    line[:] = 0
+    for r in range(ky):
+        for c in range(0, kx, 4):  # four at a time: short loops cost more than sums
+            k0, k1, k2, k3 = squared[r, c], squared[r, c + 1], squared[r, c + 2], squared[r, c + 3]
+            near = template_variance[y + r, x0 + c : x0 + c + side + 3]
+            for j in range(side):
+                line[j] += k0 * near[j] + k1 * near[j + 1] + k2 * near[j + 2] + k3 * near[j + 3]
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def finish_rows(rows, root, weighted):
+    """Set the row of the background's constant; where ``weighted``, put the root of the weight into all."""
+    n, m = rows.shape
+    if not weighted:
+        for p in range(m):
+            rows[n - 1, p] = 1
+        return
+    for a in range(n - 1):
+        for p in range(m):
+            rows[a, p] *= root[p]
+    for p in range(m):
+        rows[n - 1, p] = root[p]
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
 def weigh_block(
     image, variance, excluded, template_variance, squared, values, background, terms, y0, x0, photon, clip,
     fraction, model_error, bright, weighted, rows, right, weights, counts, peak, convolved, total, fit_mask,
@@ -36,10 +65,9 @@ def weigh_block(
     Leaves terms times weighted residual in ``right`` and the brightest star pixel in ``peak``; where
     ``weighted``, the root of the weight is put into the rows instead, for their Gram matrix.
     """
-    n, m = rows.shape
+    m = rows.shape[1]
     side = int(np.sqrt(m))
     nb = len(terms)
-    ky, kx = squared.shape
     ny, nx = image.shape
     peak[:] = 0
     height = min(side, ny - y0)
@@ -54,13 +82,7 @@ def weigh_block(
     for i in range(height):
         y = y0 + i
         if noisy:
-            line[:] = 0
-            for r in range(ky):
-                for c in range(0, kx, 4):  # four at a time: short loops cost more than sums
-                    k0, k1, k2, k3 = squared[r, c], squared[r, c + 1], squared[r, c + 2], squared[r, c + 3]
-                    near = template_variance[y + r, x0 + c : x0 + c + side + 3]
-                    for j in range(side):
-                        line[j] += k0 * near[j] + k1 * near[j + 1] + k2 * near[j + 2] + k3 * near[j + 3]
+            template_noise(template_variance, squared, y, x0, line)
         for j in range(width):
             x, p = x0 + j, i * side + j
             flux = rows.dtype.type(0)
@@ -93,15 +115,7 @@ def weigh_block(
             root[p] = weight
             for b in range(nb):
                 right[b, p] = terms[b, p] * residual * weight
-    if weighted:
-        for a in range(n - 1):
-            for p in range(m):
-                rows[a, p] *= root[p]
-        for p in range(m):
-            rows[n - 1, p] = root[p]
-    else:
-        for p in range(m):
-            rows[n - 1, p] = 1
+    finish_rows(rows, root, weighted)
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})

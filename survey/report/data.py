@@ -99,7 +99,7 @@ def load(path: str | Path, method: str) -> ReportData:
         events.sort(key=lambda row: -abs(_number(row.get("snr"))))
     curves = {row["object_id"]: row for row in _rows(target.light_curves_path(method)) or []}
     return ReportData(
-        target, method, frames, events, curves, _runs(target), read_json(target.path / "relative.json")
+        target, method, frames, events, curves, _runs(target), read_json(target.relative_path(method))
     )
 
 

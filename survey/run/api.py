@@ -19,7 +19,7 @@ from survey.run.pipeline import Pipeline, RunError
 from survey.run.record import RunSummary, new_run_id, summarise_stages, write_record
 from survey.run.results import write_relative
 from survey.run.targets import read_targets
-from survey.stages import register
+from survey.stages.frame_table import flag_table
 
 
 def create_field(
@@ -157,7 +157,8 @@ def run(
         try:
             with _leases(field, config, summary.run_id):
                 if rebuild:
-                    _forget(field, config)
+                    with field.lease("images", summary.run_id):
+                        _forget(field, config)
                 targets = read_targets(field, config)
                 pipeline = Pipeline(engine, targets)
                 summary.events = len(pipeline.run())
@@ -245,7 +246,7 @@ def _forget(field: Field, config: Config) -> None:
     """Drop the ledgers of a method and what it shares, so that everything is wanted again."""
     import shutil
 
-    frames = register.flag_table(field.frames())
+    frames = flag_table(field.frames())
     field.write_table("frames", frames)
     folder = field.path / "ledger"
     for ledger in [*folder.glob(f"{config.method}.*"), folder / "refine", folder / "psf"]:

@@ -16,8 +16,8 @@ from survey.config import Config
 from survey.io.ledger import Ledger
 from survey.io.store import Field
 from survey.run.executor import Executor
+from survey.run.progress import Failure, Progress, Silent, StoppedError, describe
 from survey.run.tickets import Pace, Ticket, Tickets
-from survey.run.watching import Failure, Progress, Silent, StoppedError, describe
 from survey.run.worker import UnitReport, execute_batch, function_key, row_blocks
 from survey.stages.calibrated import outlook
 from survey.stages.protocol import STAGES, Outlook, Unit

@@ -16,8 +16,9 @@ from survey.io.frames import FrameHeader, combine_scans, find_files, scan_file
 from survey.io.store import Field
 from survey.run.engine import Engine, Failure, Progress, Silent, stage_key
 from survey.run.executor import Executor
-from survey.stages import place, register
+from survey.stages import frame_table, place, register
 from survey.stages.calibrated import Grid
+from survey.stages.measure import FrameMeasure, measure_frame
 from survey.tiles import choose_tile_size
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def ingest(
     progress = progress or Silent()
     exists = (Path(path) / "cube.zarr" / "frames").exists()
     old = Field.open(path).frames() if exists else None
-    known = register.stored_headers(old) if old is not None else []
+    known = frame_table.stored_headers(old) if old is not None else []
     files = find_files([str(f) for f in frames])
     chunks = [files[i : i + FILES_A_TASK] for i in range(0, len(files), FILES_A_TASK)]
     scans = [
@@ -117,14 +118,14 @@ def ingest(
         rejected=[(r.source.path, r.reason) for r in found.rejected], warnings=list(found.warnings)
     )
     measures = []
-    results = map_calls(executor, register.measure_frame, found.headers, progress, "measure", config)
+    results = map_calls(executor, measure_frame, found.headers, progress, "measure", config)
     for header, result in zip(found.headers, results, strict=True):
         if isinstance(result, BaseException):
             summary.rejected.append((header.source.path, str(result)))
         else:
             measures.append(result)
     new: xr.Dataset | None = None
-    reference = register.stored_reference(Field.open(path).table("stars")) if exists else None
+    reference = frame_table.stored_reference(Field.open(path).table("stars")) if exists else None
     if measures:
         new, reference, unplaced = register.combine(measures, config, reference)
         summary.rejected += [(source.path, reason) for source, reason in unplaced]
@@ -138,12 +139,12 @@ def ingest(
         reasons = "; ".join(reason for _, reason in summary.rejected[:5])
         raise IngestError(f"none of the {len(files)} files gave a usable frame: {reasons}")
     assert reference is not None
-    headers = register.stored_headers(new)
+    headers = frame_table.stored_headers(new)
     target = _open_or_create(path, config, reference, new.sizes["time"])
     with target.lease("images", run_id):
         _place(target, config, executor, progress, old, new, headers, summary)
         if not exists:
-            target.write_table("stars", register.star_table(reference))
+            target.write_table("stars", frame_table.star_table(reference))
     if summary.failures and not exists:
         first = summary.failures[0]
         raise IngestError(f"{len(summary.failures)} blocks could not be placed: {first.unit}: {first.reason}")
@@ -158,7 +159,7 @@ def _raise_first(results: list[Any]) -> list[Any]:
     return results
 
 
-def _open_or_create(path: str | Path, config: Config, reference: register.FrameMeasure, epochs: int) -> Field:
+def _open_or_create(path: str | Path, config: Config, reference: FrameMeasure, epochs: int) -> Field:
     if (Path(path) / "cube.zarr" / "zarr.json").exists():
         return Field.open(path)
     header = reference.header
@@ -217,7 +218,7 @@ def _joined(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
     joined = xr.concat(
         [old, new], dim="time", data_vars="minimal", coords="minimal", compat="override", join="override"
     )
-    joined = register.flag_table(joined)
+    joined = frame_table.flag_table(joined)
     joined["flags"].values[: len(flags)] = flags
     return joined
 
@@ -241,7 +242,7 @@ def place_grid(engine: Engine, grid: Grid) -> None:
     """
     field, config = engine.target, engine.config
     frames = field.frames()
-    headers = register.stored_headers(frames)
+    headers = frame_table.stored_headers(frames)
     height, width = field.shape
     field.require_group(f"images/{grid}", {"time": frames.sizes["time"], "y": height, "x": width})
     units = place.place_units(field, frames, headers, 0, config, grid)

@@ -9,10 +9,12 @@ import numpy as np
 
 from survey.config import Config
 from survey.io.store import Field
+from survey.run.differences import RunError, Waiting
 from survey.run.engine import Engine, stage_key
 from survey.run.identity import images_key
 from survey.run.ingest import place_grid
-from survey.run.methods import OversampledDifferences, RunError, Waiting, differences_of
+from survey.run.methods import differences_of
+from survey.run.oversampled import OversampledDifferences
 from survey.run.refinement import refine_frames
 from survey.stages import candidates, detect, oversampled, photometry, psf
 from survey.stages.calibrated import calibrated_frames
@@ -62,18 +64,26 @@ class Pipeline:
         self.tiles = self.field.tiles
         # Tiles whose search was taken up where new epochs bear upon it, in this run.
         self.resumed: dict[str, detect.Later] = {}
+        # Keys over all tiles, asked for by every tile; None: to be made.
+        self._psf_key: str | None = None
+        self._reference_key: str | None = None
 
     # -- keys -----------------------------------------------------------------------------------
 
     def reference_key(self) -> str:
         """Identity of the reference as it is now."""
-        records = self.engine_of("oversampled").ledger("oversampled").records
-        return stage_key("oversampled", self.config, "all", {u.name: records[u.name].key for u in self.units})
+        if self._reference_key is None:
+            records = self.engine_of("oversampled").ledger("oversampled").records
+            keys = {u.name: records[u.name].key for u in self.units if u.name in records}
+            self._reference_key = stage_key("oversampled", self.config, "all", keys)
+        return self._reference_key
 
     def psf_key(self) -> str:
         """Of the reference that knows of no events, nor of epochs that were added to it."""
-        keys = [self.reference.root(unit) for unit in self.units]
-        return stage_key("psf", self.config, "psf", {"tiles": keys})
+        if self._psf_key is None:
+            keys = [self.reference.root(unit) for unit in self.units]
+            self._psf_key = stage_key("psf", self.config, "psf", {"tiles": keys})
+        return self._psf_key
 
     def _detect_key(self, unit: Unit) -> str:
         keys = [self.differences.key(u) for u in self._around(unit, detect.tile_halo(self.config))]
@@ -109,7 +119,14 @@ class Pipeline:
         sizes = {"time": self.frames.sizes["time"], "y": height, "x": width, "ky": n, "kx": n}
         sizes |= {"my": 2 * n - 1, "mx": 2 * n - 1}
         for group in (*self.differences.groups(), f"search/{self.config.method}"):
-            self.field.require_group(group, sizes)
+            self._make_room(group, sizes)
+
+    def _make_room(self, group: str, sizes: Mapping[str, int]) -> None:
+        """Make a group's arrays or let them grow; those of another number of polynomials are made anew."""
+        if not self.field.fits(group, sizes):
+            self.engine.ledger(self.config.method).invalidate(unit.name for unit in self.units)
+            self.field.remove_group(group)
+        self.field.require_group(group, sizes)
 
     def _prepare_base(self) -> Pipeline:
         """The reference and PSF that other methods lean on, made as far as they are missing."""
@@ -120,6 +137,7 @@ class Pipeline:
         base = Pipeline(engine)
         base.prepare()
         base.reference.ensure()
+        base._psf_key = None
         if not base.has_psf():
             base.build_psf({})
         engine.finish()
@@ -222,6 +240,7 @@ class Pipeline:
     def _search(self) -> bool:
         """Differences, PSF, detection and candidates, as far as they are missing; False if that failed."""
         first = self.differences.submit()
+        self._psf_key = None  # a tile to which epochs could not be added has lost its past
         if not self.has_psf():
             self.build_psf(first)
         self.engine.collect()

@@ -108,7 +108,7 @@ def plan(path: str | Path, config: Config, frames: Sequence[str | Path] = ()) ->
         scans = [scan_file(file, config.input) for file in find_files([str(f) for f in frames])]
         known: list[Any] = []
         if exists:
-            from survey.stages.register import stored_headers
+            from survey.stages.frame_table import stored_headers
 
             known = stored_headers(Field.open(path).frames())
         found = combine_scans(scans, config.input, known)

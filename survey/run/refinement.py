@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import xarray as xr
 
+from survey.run.differences import RunError
 from survey.run.engine import Engine, stage_key
 from survey.run.identity import images_key
-from survey.run.methods import RunError
 from survey.stages import refine
 from survey.stages.calibrated import REFINED
 

@@ -162,7 +162,7 @@ def write_relative(field: Field, config: Config, item: dict[str, Any]) -> None:
             else np.nan
         )
         document[f"{words}: scatter from point to point [mmag]"] = round(1085.7 * scatter, 2)
-    write_json(field.path / "relative.json", document)
+    write_json(field.relative_path(config.method), document)
 
 
 def _item(

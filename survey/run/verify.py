@@ -15,7 +15,7 @@ from survey.config import make_config
 from survey.io.ledger import Record
 from survey.io.store import Field
 from survey.run.upkeep import all_leases, ledgers
-from survey.stages import place, register
+from survey.stages import frame_table, place
 
 TABLES = ("frames", "stars", "registration", "psf")
 
@@ -126,7 +126,7 @@ def place_again(target: Field, name: str, record: Record) -> str | None:
     (piece,) = record.payload["written"]
     (first, last), grid = piece["region"][0], piece["group"].split("/")[1]
     frames = target.frames().isel(time=slice(0, last))
-    headers = register.stored_headers(frames)[first:]
+    headers = frame_table.stored_headers(frames)[first:]
     units = place.place_units(target, frames, headers, first, config, grid)
     unit = next((u for u in units if u.name == name), None)
     if unit is None:

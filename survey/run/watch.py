@@ -13,8 +13,8 @@ from survey.io.files import write_json
 from survey.io.frames import find_files
 from survey.run.api import run, stored_config
 from survey.run.clusters import cluster_client
+from survey.run.progress import Progress, Silent
 from survey.run.record import RunSummary
-from survey.run.watching import Progress, Silent
 
 
 @dataclass

@@ -1,161 +1,32 @@
-"""Registration and calibration of frames: stars, map, scale, sky and quality of each.
-
-``measure`` looks at one frame alone and may run anywhere; ``combine`` sees the small results of all.
-"""
+"""Registration: every frame's map and photometric scale, from the small results of looking at each alone."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
 from astropy.io import fits
 from astropy.wcs import WCS
-from numpy.typing import NDArray
 
 from survey.config import Config
 from survey.io.catalogs import read_target_table
-from survey.io.frames import FrameError, FrameHeader, FrameSource, parse_wcs, read_frame
+from survey.io.frames import FrameSource, parse_wcs
 from survey.io.times import quiet
-from survey.kernels.aperture import aperture_flux
 from survey.kernels.astrometry import field_from_positions, solve_field
-from survey.kernels.background import measure_background
-from survey.kernels.frame_quality import flag_frames, photometric_scale
-from survey.kernels.pixelmap import PixelMap, fit_pixel_map, n_terms
+from survey.kernels.frame_quality import photometric_scale
+from survey.kernels.pixelmap import PixelMap, fit_pixel_map
 from survey.kernels.registration import Match, RegistrationError, match_stars
-from survey.kernels.stars import StarFlag, StarList, find_stars, psf_width
+from survey.kernels.stars import StarFlag
+from survey.stages.frame_table import Registered, frame_table
+from survey.stages.measure import SCALE_RADII, SCALE_WIDTHS, FrameMeasure
 
 logger = logging.getLogger(__name__)
 
 # A WCS is followed to this many pixels by the polynomial map that stands for it.
 WCS_TOLERANCE = 2e-3
-# Apertures for the photometric scale in pixels, the sky ring beyond them, and how many FWHM one must hold.
-SCALE_RADII = (4.0, 6.0, 9.0, 13.0)
-RING = (3.0, 9.0)
-SCALE_WIDTHS = 1.6
-# With a WCS, the stars of this many pixels a side in the frame's middle give scale, sky and PSF width.
-MEASURED_EDGE = 384
-
-
-@dataclass
-class FrameMeasure:
-    """What is known of one frame after it has been looked at alone.
-
-    ``scale_flux`` and ``scale_error`` (radii, stars) are what the photometric scale is taken from.
-    """
-
-    header: FrameHeader
-    stars: StarList
-    scale_flux: NDArray[np.float64]
-    scale_error: NDArray[np.float64]
-    background: NDArray[np.float64]
-    background_rms: float
-    psf_fwhm: float
-    elongation: float
-
-    @property
-    def name(self) -> str:
-        """The frame's name in messages."""
-        return self.header.frame_id
-
-
-@dataclass
-class Registered:
-    """A frame brought onto the reference frame's grid."""
-
-    measure: FrameMeasure
-    pixel_map: PixelMap
-    rms: float
-    n_matched: int
-    scale: float
-    scale_error: float
-
-
-def measure_frame(header: FrameHeader, config: Config) -> FrameMeasure:
-    """Read a frame and measure its stars, sky and PSF width.
-
-    Raises
-    ------
-    FrameError
-        If the file cannot be read, or holds no good pixel.
-    """
-    surface = config.calibrate.background == "surface"
-    rows, columns = _measured_window(header, config)
-    frame = read_frame(header, config.input, rows=None if surface else rows)
-    cut = (slice(*rows) if surface else slice(None), slice(*columns))
-    flux = np.ascontiguousarray(frame.flux[cut])
-    error = np.ascontiguousarray(frame.error[cut])
-    mask = np.ascontiguousarray(frame.mask[cut])
-    if mask.all():
-        what = "masked" if np.isfinite(flux).any() else "NaN"
-        raise FrameError(header.source.path, f"every pixel is {what}", "leave the frame out")
-    try:
-        if surface:
-            sky = measure_background(frame.flux, frame.mask, order=2)
-        else:
-            sky = measure_background(flux, mask)
-    except ValueError as reason:
-        raise FrameError(header.source.path, f"no sky level can be measured: {reason}") from None
-    found = find_stars(
-        flux,
-        error,
-        mask,
-        threshold=config.registration.threshold,
-        max_stars=config.registration.max_stars,
-        saturation=header.saturation,
-    )
-    fwhm = psf_width(found)[0] if found.clean.sum() >= 3 else np.nan
-    scale_flux, scale_error = _scale_fluxes(flux, error, mask, found)
-    stars = replace(found, x=found.x + columns[0], y=found.y + rows[0])
-    clean = stars.select(stars.clean)
-    background = (
-        np.zeros_like(sky.coefficients) if config.calibrate.background == "none" else sky.coefficients
-    )
-    return FrameMeasure(
-        header=header,
-        stars=stars,
-        scale_flux=scale_flux,
-        scale_error=scale_error,
-        background=background,
-        background_rms=sky.rms,
-        psf_fwhm=float(fwhm),
-        elongation=float(np.median(clean.elongation)) if len(clean) else np.nan,
-    )
-
-
-def _measured_window(header: FrameHeader, config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns in which stars are looked for: all, or the middle where the WCS does the rest."""
-    by_wcs = config.registration.mode in ("auto", "wcs") and header.wcs_text is not None
-    window = []
-    for size in header.shape:
-        edge = min(size, MEASURED_EDGE) if by_wcs else size
-        window.append(((size - edge) // 2, (size - edge) // 2 + edge))
-    return window[0], window[1]
-
-
-def _scale_fluxes(
-    flux: NDArray[np.float32], error: NDArray[np.float32], mask: NDArray[np.bool_], stars: StarList
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Aperture fluxes (radii, stars) and errors for the photometric scale.
-
-    A star fitted in an undersampled, crowded frame carries an error that depends on its sub-pixel phase,
-    the same for all stars of a frame, so that no number of stars averages it away, and a reference over
-    phases would take it for a property of the PSF; and where the PSF changes, a fitted profile is wrong by
-    percents. A wide aperture knows neither.
-    """
-    bad = mask | ~np.isfinite(flux) | ~np.isfinite(error)
-    image = np.where(bad, 0.0, flux).astype(np.float64)
-    sigma = np.where(bad, 1.0, error).astype(np.float64)
-    sums = [
-        aperture_flux(image, sigma, bad, stars.x, stars.y, radius, (radius + RING[0], radius + RING[1]))
-        for radius in SCALE_RADII
-    ]
-    return np.array([flux for flux, _ in sums]), np.array([error for _, error in sums])
 
 
 def _scale_radius(psf_fwhm: Sequence[float]) -> int:
@@ -313,69 +184,7 @@ def combine(
             done.append(register_frame(m, ref, config, radius))
         except RegistrationError as error:
             rejected.append((m.header.source, f"{m.name}: {error}"))
-    return _table(done), ref, rejected
-
-
-def _table(done: list[Registered]) -> xr.Dataset:
-    n = len(done)
-    terms = max((r.pixel_map.coefficients.shape[1] for r in done), default=n_terms(1))
-    maps = np.full((n, 2, terms), np.nan)
-    sky = np.full((n, max((len(r.measure.background) for r in done), default=1)), np.nan)
-    for k, r in enumerate(done):
-        maps[k, :, : r.pixel_map.coefficients.shape[1]] = r.pixel_map.coefficients
-        sky[k, : len(r.measure.background)] = r.measure.background
-    column = {
-        "frame_id": np.array([r.measure.name for r in done], object),
-        "header": np.array([_header_json(r.measure.header) for r in done], object),
-        "path": np.array([r.measure.header.source.path for r in done], object),
-        "detector": np.array([r.measure.header.detector for r in done], object),
-        "gain": np.array([r.measure.header.gain or np.nan for r in done]),
-        "zero_point": np.array([_or_nan(r.measure.header.zero_point) for r in done]),
-        "exposure": np.array([r.measure.header.exposure for r in done]),
-        "map_scale": np.array([r.pixel_map.scale for r in done]),
-        "registration_rms": np.array([r.rms for r in done]),
-        "n_matched": np.array([r.n_matched for r in done], np.int64),
-        "n_stars": np.array([int(r.measure.stars.clean.sum()) for r in done], np.int64),
-        "scale": np.array([r.scale for r in done]),
-        "scale_error": np.array([r.scale_error for r in done]),
-        "background_rms": np.array([r.measure.background_rms for r in done]),
-        "psf_fwhm": np.array([r.measure.psf_fwhm for r in done]),
-        "elongation": np.array([r.measure.elongation for r in done]),
-    }
-    frames = xr.Dataset({name: ("time", values) for name, values in column.items()})
-    frames["map"] = (("time", "axis", "term"), maps)
-    frames["map_center"] = (("time", "axis"), np.array([r.pixel_map.center for r in done]).reshape(n, 2))
-    frames["background"] = (("time", "background_term"), sky)
-    frames = frames.assign_coords(time=("time", np.array([r.measure.header.time for r in done])))
-    frames["time"].attrs = {
-        "units": "d",
-        "long_name": "MJD at mid-exposure",
-        "scale": done[0].measure.header.time_scale if done else "utc",
-    }
-    return flag_table(frames)
-
-
-def _or_nan(value: float | None) -> float:
-    return np.nan if value is None else value
-
-
-def flag_table(frames: xr.Dataset) -> xr.Dataset:
-    """Set the quality flags of every frame, relative to all frames."""
-    flags = flag_frames(
-        psf_fwhm=frames["psf_fwhm"].values,
-        elongation=frames["elongation"].values,
-        scale=frames["scale"].values,
-        background=frames["background"].values[:, 0],
-        n_stars=frames["n_stars"].values,
-        residual=frames["registration_rms"].values,
-    )
-    frames["flags"] = ("time", np.asarray(flags, np.int64))
-    return frames
-
-
-def _header_json(header: FrameHeader) -> str:
-    source = {"path": header.source.path, "index": header.source.index}
-    return json.dumps({**asdict(header), "source": source}, default=str)
+    return frame_table(done), ref, rejected
 
 
 def catalog_wcs(reference: FrameMeasure, config: Config) -> str | None:
@@ -415,47 +224,3 @@ def catalog_wcs(reference: FrameMeasure, config: Config) -> str | None:
             parity=settings.parity,
         )
     return str(fits.Header(solution.header()).tostring())
-
-
-def stored_headers(frames: xr.Dataset) -> list[FrameHeader]:
-    """Headers of the frames a field holds."""
-    found = []
-    for text in frames["header"].values:
-        values = json.loads(str(text))
-        values["source"] = FrameSource(**values["source"])
-        for name in ("shape", "origin", "warnings"):
-            values[name] = tuple(values[name])
-        found.append(FrameHeader(**values))
-    return found
-
-
-def star_table(reference: FrameMeasure) -> xr.Dataset:
-    """The reference frame's stars and what else later nights need of it."""
-    columns: dict[str, Any] = {f.name: ("star", getattr(reference.stars, f.name)) for f in fields(StarList)}
-    columns["scale_flux"] = (("radius", "star"), reference.scale_flux)
-    columns["scale_error"] = (("radius", "star"), reference.scale_error)
-    table = xr.Dataset(columns)
-    table.attrs = {
-        "header": _header_json(reference.header),
-        "background": [float(b) for b in reference.background],
-        "background_rms": reference.background_rms,
-        "psf_fwhm": reference.psf_fwhm,
-        "elongation": reference.elongation,
-    }
-    return table
-
-
-def stored_reference(table: xr.Dataset) -> FrameMeasure:
-    """The reference frame's measure from `star_table`."""
-    values = json.loads(table.attrs["header"])
-    header = stored_headers(xr.Dataset({"header": ("time", np.array([json.dumps(values)], object))}))[0]
-    return FrameMeasure(
-        header=header,
-        stars=StarList(**{f.name: table[f.name].values for f in fields(StarList)}),
-        scale_flux=table["scale_flux"].values,
-        scale_error=table["scale_error"].values,
-        background=np.array(table.attrs["background"], float),
-        background_rms=float(table.attrs["background_rms"]),
-        psf_fwhm=float(table.attrs["psf_fwhm"]),
-        elongation=float(table.attrs["elongation"]),
-    )

@@ -19,7 +19,7 @@ from survey.run.engine import Engine
 from survey.run.executor import DaskExecutor
 from survey.run.worker import execute
 from survey.simulate import simulate_field
-from survey.stages import detect, place, psf, register
+from survey.stages import detect, frame_table, place, psf
 from survey.stages.calibrated import outlook
 from survey.stages.protocol import STAGES, tile_units
 from survey.tiles import Tile
@@ -53,7 +53,7 @@ def child(path, name):
     stage, state = STAGES[name], None
     if name == "place":
         frames = field.frames()
-        units = place.place_units(field, frames, register.stored_headers(frames), 0, config)
+        units = place.place_units(field, frames, frame_table.stored_headers(frames), 0, config)
         unit, small = units[0], units[-1]
     else:
         units = stage.units(field, config)

@@ -14,7 +14,7 @@ import numpy as np
 from survey.config import Config
 from survey.io.store import Field
 from survey.run.engine import Engine
-from survey.run.watching import Silent
+from survey.run.progress import Silent
 from survey.run.worker import function_key
 from survey.stages.protocol import Output, Stage, Unit
 

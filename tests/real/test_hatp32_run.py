@@ -70,5 +70,5 @@ def test_the_transit_is_there(field):
     assert abs(depth - 0.025) <= 0.004
     assert abs(aperture_depth - 0.025) <= 0.004
     assert scatter < 2 * aperture_scatter
-    document = json.loads((field / "relative.json").read_text())
+    document = json.loads((field / "lightcurves" / "oversampled.relative.json").read_text())
     assert document["comparison stars"] >= 10

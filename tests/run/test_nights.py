@@ -8,7 +8,10 @@ import pytest
 
 from survey.config import make_config
 from survey.io.store import Field
-from survey.run.api import run
+from survey.run.api import append_frames, run
+from survey.run.engine import Engine
+from survey.run.executor import InlineExecutor
+from survey.run.pipeline import Pipeline
 from survey.run.results import list_events
 from tests.run.conftest import assert_same_bits, small_config
 
@@ -115,3 +118,37 @@ def test_rebuild_equals_a_full_run(nights, tmp_path):
     summary = run(tmp_path / "field", settings, client="synchronous", rebuild=True)
     assert summary.ok
     assert_same_bits(base / "whole", tmp_path / "field")
+
+
+def pipeline_of(path, config):
+    return Pipeline(Engine(Field.open(path), config, InlineExecutor()))
+
+
+def test_a_reference_of_other_polynomials_is_made_anew(nights, tmp_path):
+    base, _, _, _ = nights
+    shutil.copytree(base / "early", tmp_path / "field")
+    config = make_config(Field.open(base / "early").attrs["config"])
+    config.reference.n_basis = 4
+    pipeline = pipeline_of(tmp_path / "field", config)
+    pipeline.prepare()
+    assert cube(tmp_path / "field", "reference", "coefficients").shape == (96, 96, 4, 4)
+    assert not pipeline.reference.later
+    assert not pipeline.engine.ledger("oversampled").records
+    assert np.isfinite(cube(tmp_path / "field", "images/sky", "flux")).any()
+
+
+def test_nothing_is_added_where_no_sums_were_kept(nights, tmp_path):
+    base, _, _, _ = nights
+    shutil.copytree(base / "early", tmp_path / "field")
+    field = Field.open(tmp_path / "field")
+    ledger = field.ledger("oversampled.oversampled")
+    for name, record in list(ledger.records.items()):
+        ledger.record(name, record.key, {**record.payload, "sums": False})
+    ledger.flush()
+    frames = [str(path) for path in Field.open(base / "whole").frames()["path"].values[FIRST:]]
+    config = make_config(field.attrs["config"])
+    append_frames(tmp_path / "field", frames, config, client="synchronous")
+    pipeline = pipeline_of(tmp_path / "field", config)
+    pipeline.prepare()
+    assert not pipeline.reference.later
+    assert all(history == [] for history in pipeline.reference.history.values())

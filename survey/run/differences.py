@@ -1,0 +1,32 @@
+"""What the pipeline asks of a method's differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from survey.stages.events import Event
+from survey.stages.protocol import Unit
+
+# Tickets by name of the tile whose differences they make; none where all has ended already.
+Waiting = dict[str, list[Any]]
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on."""
+
+
+class Differences(Protocol):
+    """Makes ``difference/<method>``; the pipeline searches and measures it whatever the method."""
+
+    def groups(self) -> tuple[str, ...]:
+        """Groups of the store that its stages write."""
+
+    def key(self, unit: Unit, events: Sequence[Event] = ()) -> str:
+        """Key that a tile's differences carry when they are made, or made again without events."""
+
+    def submit(self) -> Waiting:
+        """Submit what is missing."""
+
+    def refit(self, touched: Mapping[str, list[Event]]) -> Waiting:
+        """Make tiles again without the samples of the events that touch them, where the method can."""
