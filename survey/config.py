@@ -194,6 +194,33 @@ class CpmSettings(Settings):
     )
 
 
+class SubtractionSettings(Settings):
+    """Classical subtraction, methods sfft, zogy and hotpants (table `[subtraction]`)."""
+
+    template: str = Field(
+        "reference",
+        description="what is subtracted: the oversampled reference, or the name of a template that the "
+        "field holds (`survey template`), its sky subtracted and in reference flux units",
+    )
+    kernel_size: int | None = Field(
+        None, ge=1, le=31, description="edge of the kernel in pixels, odd; none: from the frames' PSF widths"
+    )
+    kernel_order: int = Field(2, ge=0, le=4, description="degree of the kernel over the field")
+    flux_order: int = Field(0, ge=0, le=4, description="degree of the kernel's sum")
+    background_order: int = Field(2, ge=0, le=4, description="degree of the background")
+    ridge: float = Field(1e-6, gt=0)
+    clip: float = Field(5.0, gt=0, description="sigma beyond which a pixel leaves the fit of the kernel")
+    passes: int = Field(3, ge=1, le=8, description="of fit, weighting and clipping")
+    hotpants: str | None = Field(None, description="path of the external program; none: on the PATH")
+    timeout: float = Field(600.0, gt=0, description="seconds that program may take for a frame")
+
+    @model_validator(mode="after")
+    def _odd(self) -> SubtractionSettings:
+        if self.kernel_size is not None and self.kernel_size % 2 == 0:
+            raise ValueError(f"a kernel of {self.kernel_size} pixels has no middle; give an odd number")
+        return self
+
+
 class PsfSettings(Settings):
     """The effective PSF (table `[psf]`)."""
 
@@ -277,6 +304,7 @@ class Config(Settings):
     grid: GridSettings = GridSettings()
     reference: ReferenceSettings = ReferenceSettings()
     cpm: CpmSettings = CpmSettings()
+    subtraction: SubtractionSettings = SubtractionSettings()
     psf: PsfSettings = PsfSettings()
     detect: DetectSettings = DetectSettings()
     photometry: PhotometrySettings = PhotometrySettings()

@@ -66,6 +66,11 @@ ARRAYS: tuple[ArraySpec, ...] = (
     ArraySpec("reference", "moment", ("y", "x", "ky", "kx"), "float64", "", "right-hand sides of those sums"),
     ArraySpec("reference", "n_used", _IMAGE, "int16", "", "images in the fit of each pixel"),
     ArraySpec("reference", "chi2", _IMAGE, "float32", "", "reduced chi2 of the fit", float("nan")),
+    ArraySpec(
+        "template/<name>", "flux", _IMAGE, "float32", "flux", "template, its sky subtracted", float("nan")
+    ),
+    ArraySpec("template/<name>", "error", _IMAGE, "float32", "flux", "1-sigma error of flux", float("nan")),
+    ArraySpec("template/<name>", "mask", _IMAGE, "bool", "", "True = bad", True),
     ArraySpec("difference/<method>", "flux", _CUBE, "float32", "flux", "difference", float("nan")),
     ArraySpec("difference/<method>", "error", _CUBE, "float32", "flux", "1-sigma error", float("nan")),
     ArraySpec("difference/<method>", "mask", _CUBE, "bool", "", "True = bad, no difference", True),
@@ -83,7 +88,8 @@ ARRAYS: tuple[ArraySpec, ...] = (
 def arrays_of(group: str) -> list[ArraySpec]:
     """Specifications of a group; ``difference/oversampled`` finds ``difference/<method>``."""
     generic = group
-    for head, tail in (("images/", "<grid>"), ("difference/", "<method>"), ("search/", "<method>")):
+    heads = {"images/": "<grid>", "template/": "<name>", "difference/": "<method>", "search/": "<method>"}
+    for head, tail in heads.items():
         if group.startswith(head):
             generic = head + tail
     found = [spec for spec in ARRAYS if spec.group == generic]

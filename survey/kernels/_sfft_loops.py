@@ -96,6 +96,9 @@ def weigh_block(
             residual = image[y, x] - flux - sky
             limit = clip * np.sqrt(noise + (max(fraction, model_error) * flux) ** 2)
             out_of_fit = excluded[y, x]
+            # outliers too: where the model misses all stars' cores, these are what must be counted
+            if not out_of_fit and flux > peak[2] and flux * flux > bright * bright * noise:
+                peak[0], peak[1], peak[2] = residual, noise, flux
             if not out_of_fit and abs(residual) > limit:
                 out_of_fit = True
                 counts[1] += 1
@@ -106,8 +109,6 @@ def weigh_block(
             if out_of_fit:
                 continue
             counts[0] += 1
-            if flux > peak[2] and flux * flux > bright * bright * noise:
-                peak[0], peak[1], peak[2] = residual, noise, flux
             weight = 1 / (noise + (model_error * flux) ** 2)
             weights[p] = weight
             if weighted:

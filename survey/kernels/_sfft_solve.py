@@ -24,7 +24,7 @@ _SAME_MATRIX = 1e-3
 # Part of the template's noise that stays in the normal matrix at least.
 _NOISE_KEPT = 0.05
 # A model error that changes by less than this fraction, or this much, leaves the weights as they are.
-_SAME_ERROR = (0.3, 0.003)
+_SAME_ERROR = (1.0, 0.003)
 
 
 @dataclass(frozen=True)

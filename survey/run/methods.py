@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from survey.run.differences import Differences, Waiting
 from survey.run.engine import stage_key
 from survey.run.oversampled import OversampledDifferences
+from survey.run.subtraction import SubtractionDifferences
 from survey.run.worker import function_key
 from survey.stages.events import Event
 from survey.stages.protocol import STAGES, Unit
@@ -66,4 +67,6 @@ def differences_of(pipeline: Pipeline) -> Differences:
     method = pipeline.config.method
     if method == "oversampled":
         return OversampledDifferences(pipeline)
-    return StageDifferences(pipeline, method, uses_reference=method == "sfft")
+    if method == "sfft":
+        return SubtractionDifferences(pipeline)
+    return StageDifferences(pipeline, method, uses_reference=False)

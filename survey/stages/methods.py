@@ -33,7 +33,8 @@ class Method:
 
     def n_basis(self, config: Config) -> int:
         """Polynomials an axis that a search has to fit along with an event; 0: none."""
-        return config.reference.n_basis if self.linear_reference else 0
+        own = self.name == "oversampled" or config.subtraction.template == "reference"
+        return config.reference.n_basis if self.linear_reference and own else 0
 
 
 METHODS: dict[str, Method] = {

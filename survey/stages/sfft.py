@@ -1,128 +1,83 @@
-"""Differences by a polynomial kernel whose template is the oversampled reference at each frame's phases.
+"""Differences by a kernel, polynomial over the field, that matches a template to every frame.
 
-Small fields only (issue 5 cuts them): one kernel a frame needs the whole sky grid, so a unit holds a block of
-frames of all of it. The reference was fitted to the frames it is subtracted from. What a sample put into it
-is taken out again by the sample's leverage, as for a leave-one-out difference: exact for a kernel of one
-pixel, nearly so for one that only trims the PSF. The frames' own errors are the weights.
+The template is the oversampled reference, or one kept in the field. Where it is the reference, which was
+fitted to the very frames it is subtracted from, what a sample put into it is taken out again by the sample's
+leverage, as for a leave-one-out difference: exact for a kernel of one pixel, nearly so for one that
+only trims the PSF.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from survey.config import Config
-from survey.io.store import Field
-from survey.kernels.reference import ReferenceFit
-from survey.kernels.sfft import subtract_sfft
-from survey.stages.calibrated import CalibratedTile, calibrated_frames, read_calibrated
-from survey.stages.protocol import Output, Stage, Unit
+from survey.stages.matching import BlockData, evaluate, partial, read, settings, units
+from survey.stages.protocol import Output, Stage
 
 GROUP = "difference/sfft"
-# What `subtract_sfft` is called with; crude: the same for every field.
-KERNEL: dict[str, Any] = {
-    "kernel_shape": (3, 3),
-    "kernel_poly_order": 0,
-    "flux_poly_order": 0,
-    "bg_poly_order": 0,
-}
 # A pixel that fits its samples this closely says nothing of any one of them.
 MAX_LEVERAGE = 0.98
 
 
-@dataclass
-class BlockData:
-    """Frames of a block, and the reference they were part of."""
-
-    first: int
-    samples: CalibratedTile
-    coefficients: NDArray[np.float64]
-    leverage: NDArray[np.float64]
-    kept_out: NDArray[np.bool_]
-
-
-def units(field: Field, config: Config) -> list[Unit]:
-    """One unit a time block; items are its first epoch and the one after its last."""
-    n, step = calibrated_frames(field).sizes["time"], field.time_block
-    return [
-        Unit(f"block-{i:05d}", items=(start, min(start + step, n)))
-        for i, start in enumerate(range(0, n, step))
-    ]
-
-
-def read(field: Field, unit: Unit, config: Config) -> BlockData:
-    """Calibrated frames of the block, the reference and the leverage their samples had in it."""
-    first, last = unit.items
-    window = (slice(0, field.shape[0]), slice(0, field.shape[1]))
-    # Calibrated windows begin at the first frame: what lies before the block is read and dropped.
-    whole = read_calibrated(field, window, calibrated_frames(field).isel(time=slice(0, last)))
-    block = slice(first, last)
-    names = ("flux", "error", "mask", "phase_y", "phase_x", "time", "flags", "gain")
-    samples = CalibratedTile(**{name: getattr(whole, name)[block] for name in names}, window=window)
-    leverage, kept_out = (
-        np.asarray(field.array("difference/oversampled", name)[(block, *window)])
-        for name in ("leverage", "fit_mask")
-    )
-    coefficients = np.asarray(field.array("reference", "coefficients")[window], np.float64)
-    return BlockData(first, samples, coefficients, leverage.astype(np.float64), kept_out)
-
-
-def apply(data: BlockData, state: None, config: Config) -> Output:
-    """Subtract the matched reference from every frame of the block."""
-    samples = data.samples
-    valid = np.any(data.coefficients != 0, axis=(2, 3))
-    reference = ReferenceFit(
-        data.coefficients,
-        np.zeros(valid.shape, int),
-        np.zeros(valid.shape),
-        valid,
-        config.reference.extension,
-    )
-    template = reference.evaluate(np.zeros(1), np.zeros(1))[0]
-    arrays = {
-        "flux": np.full(samples.flux.shape, np.nan, np.float32),
-        "error": np.full(samples.flux.shape, np.nan, np.float32),
-        "mask": np.ones(samples.flux.shape, bool),
-        "fit_mask": np.zeros(samples.flux.shape, bool),
-        "leverage": np.zeros(samples.flux.shape, np.float32),
-    }
-    scales, failed = [], []
-    for k in range(len(samples.time)):
-        try:
-            result = subtract_sfft(
-                samples.flux[k],
-                template,
-                mask=samples.mask[k],
-                error=samples.error[k],
-                phase_y=samples.phase_y[k],
-                phase_x=samples.phase_x[k],
-                template_samples=reference,
-                **KERNEL,
-            )
-        except ValueError as error:  # too few good pixels: the frame stays masked
-            failed.append([data.first + k, str(error)])
+def apply(data: BlockData, state: Any, config: Config) -> Output:
+    """Subtract the matched template from every frame of the block."""
+    data.kernels = state if state is not None else data.kernels
+    arrays = empty(data)
+    for k, kernel in enumerate(data.kernels):
+        if kernel.failed is not None:
             continue
-        leverage = data.leverage[k]
-        bad = result.mask | (leverage > MAX_LEVERAGE)
-        own = np.where(data.kept_out[k], 0.0, leverage)  # kept out: the reference never saw the sample
-        rest = np.where(bad, 1.0, 1 - leverage)
-        arrays["flux"][k] = np.where(bad, np.nan, result.difference / np.where(bad, 1.0, 1 - own))
-        arrays["error"][k] = np.where(bad, np.nan, result.error / np.sqrt(rest))
+        planes, bad, scene = evaluate(data, k, config)
+        where = data.inner
+        flux = (scene.image - planes.convolved)[where]
+        # what the kernel is known to miss in bright stars counts as error
+        missed = (kernel.model_error or 0.0) * np.maximum(planes.convolved[where], 0)
+        error, bad = np.sqrt(planes.variance[where] + missed**2), bad[where]
+        fit_mask = planes.fit_mask[where]
+        if data.leverage is not None and data.kept_out is not None:
+            leverage, kept_out = data.leverage[k][where], data.kept_out[k][where]
+            bad = bad | (leverage > MAX_LEVERAGE)
+            rest = np.where(bad, 1.0, 1 - leverage)
+            # kept out: the reference never saw the sample
+            flux, error = flux / np.where(kept_out, 1.0, rest), error / np.sqrt(rest)
+            fit_mask = fit_mask | kept_out
+            arrays["leverage"][k] = np.where(bad, 0.0, leverage)
+        arrays["flux"][k] = np.where(bad, np.nan, flux)
+        arrays["error"][k] = np.where(bad, np.nan, error)
         arrays["mask"][k] = bad
-        arrays["fit_mask"][k] = (data.kept_out[k] | result.fit_mask) & ~bad
-        arrays["leverage"][k] = np.where(bad, 0.0, leverage)
-        scales.append(float(result.kernel.flux_scale(0, 0)))
-    payload = {"samples": int((~arrays["mask"]).sum()), "kernel_sums": scales, "failed": failed}
-    region = (slice(data.first, data.first + len(samples.time)), *samples.window)
-    return Output({GROUP: arrays}, region, payload=payload)
+        arrays["fit_mask"][k] = fit_mask & ~bad
+    return finish(data, arrays, GROUP)
 
 
-def settings(config: Config) -> dict[str, Any]:
-    """The kernel's, and the reference's that is its template."""
-    return {**KERNEL, "reference": config.reference.model_dump(mode="json")}
+def empty(data: BlockData) -> dict[str, Any]:
+    """Arrays of the unit's core, all masked."""
+    rows, columns = data.inner
+    shape = (len(data.samples.time), rows.stop - rows.start, columns.stop - columns.start)
+    return {
+        "flux": np.full(shape, np.nan, np.float32),
+        "error": np.full(shape, np.nan, np.float32),
+        "mask": np.ones(shape, bool),
+        "fit_mask": np.zeros(shape, bool),
+        "leverage": np.zeros(shape, np.float32),
+    }
 
 
-STAGE = Stage("sfft", 1, settings, units, read, apply=apply)
+def finish(data: BlockData, arrays: dict[str, Any], group: str) -> Output:
+    """The arrays in their place, and what there is to know of the block's kernels."""
+    middle = tuple((n - 1) / 2 for n in data.model.image_shape)
+    payload: dict[str, Any] = {
+        "samples": int((~arrays["mask"]).sum()), "kernel_sums": [], "model_errors": [], "failed": [],
+    }  # fmt: skip
+    for k, kernel in enumerate(data.kernels):
+        if kernel.failed is not None:
+            payload["failed"].append([data.first + k, kernel.failed])
+        elif kernel.coefficients is not None:
+            matched = data.model.kernel(kernel.coefficients)
+            payload["kernel_sums"].append(round(float(matched.flux_scale(middle[1], middle[0])), 6))
+            payload["model_errors"].append(round(kernel.model_error or 0.0, 6))
+    region = (slice(data.first, data.first + len(data.samples.time)), *data.tile.core)
+    return Output({group: arrays}, region, payload=payload)
+
+
+STAGE = Stage("sfft", 2, settings, units, read, partial, lambda partials, config: partials, apply)

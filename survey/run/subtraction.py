@@ -1,0 +1,100 @@
+"""Differences with one kernel a frame: passes of sums over all tiles, then every tile alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from survey.run.differences import Waiting
+from survey.run.engine import stage_key
+from survey.run.worker import function_key
+from survey.stages import matching
+from survey.stages.events import Event
+from survey.stages.protocol import STAGES, Unit
+
+if TYPE_CHECKING:
+    from survey.run.pipeline import Pipeline
+
+# Sums that may wait at the client at once: tiles times frames times the matrix of a kernel.
+_BYTES = 512 * 2**20
+
+
+class SubtractionDifferences:
+    """Methods whose stage sums normal equations of every frame: sfft, and zogy, whose PSFs it matches."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        matching.check_template(pipeline.field, pipeline.config)
+        self.stage = STAGES[pipeline.config.method]
+        self.units = self.stage.units(pipeline.field, pipeline.config)
+
+    def groups(self) -> tuple[str, ...]:
+        """Differences alone."""
+        return (f"difference/{self.pipeline.config.method}",)
+
+    def _unit_key(self, unit: Unit) -> str:
+        pipeline, name = self.pipeline, self.pipeline.config.subtraction.template
+        inputs: dict[str, Any] = {"images": pipeline.images}
+        if name == "reference":
+            inputs["reference"] = pipeline.reference_key()
+        else:
+            # whoever writes a template anew gives it other attributes
+            inputs["template"] = dict(pipeline.field.root[f"template/{name}"].attrs)
+        return stage_key(self.stage.name, pipeline.config, unit.name, inputs)
+
+    def key(self, unit: Unit, events: Sequence[Event] = ()) -> str:
+        """One for all: every tile depends on the sums of all."""
+        return function_key([self._unit_key(u) for u in self.units])
+
+    def submit(self) -> Waiting:
+        """Blocks of frames whose differences are missing: kernels first, then every tile."""
+        engine = self.pipeline.engine
+        keyed = [(unit, self._unit_key(unit)) for unit in self.units]
+        ledger = engine.ledger(self.stage.name)
+        blocks: dict[tuple[int, int], list[tuple[Unit, str]]] = {}
+        for unit, key in keyed:
+            blocks.setdefault(unit.items[:2], []).append((unit, key))
+        missing = {
+            span: units for span, units in blocks.items() if not all(ledger.has(u.name, k) for u, k in units)
+        }
+        engine.skip(len(keyed) - sum(len(units) for units in missing.values()))
+        for group in self._groups(missing):
+            fits = self._kernels({span: missing[span] for span in group})
+            for span in group:
+                engine.submit(self.stage.name, missing[span], state=fits[span].kernels)
+            engine.collect()
+        return {}
+
+    def _groups(self, blocks: Mapping[tuple[int, int], Any]) -> list[list[tuple[int, int]]]:
+        """Blocks that go through their passes together, as many as the client's memory takes."""
+        size = matching.bytes_of_sums(self.pipeline.field, self.pipeline.config)
+        groups: list[list[tuple[int, int]]] = []
+        room = 0.0
+        for span, units in blocks.items():
+            need = size * len(units) * (span[1] - span[0])
+            if not groups or need > room:
+                groups.append([])
+                room = _BYTES
+            groups[-1].append(span)
+            room -= need
+        return groups
+
+    def _kernels(self, blocks: Mapping[tuple[int, int], list[tuple[Unit, str]]]) -> dict[Any, Any]:
+        """Kernels of every frame of some blocks."""
+        field, config = self.pipeline.field, self.pipeline.config
+        model = matching.model_of(field, config)
+        fits = {span: matching.FrameFits(model, span[1] - span[0], config) for span in blocks}
+        for _ in range(config.subtraction.passes):
+            keyed = [
+                (Unit(unit.name, unit.tile, (*span, tuple(fits[span].kernels))), key)
+                for span, units in blocks.items()
+                for unit, key in units
+            ]
+            sums = iter(self.pipeline.gather(self.stage.name, keyed))
+            for span, units in blocks.items():
+                fits[span].add([next(sums) for _ in units])
+        return fits
+
+    def refit(self, touched: Mapping[str, list[Event]]) -> Waiting:
+        """Nothing: outliers are left out of the kernel, and the template does not hold the event."""
+        return {}

@@ -1,0 +1,271 @@
+"""What the classical methods share: a template at each frame's true positions, and a kernel a frame.
+
+A unit is a tile and a block of frames. `partial` sums the normal equations of every frame over the tile's
+core; the sums of all tiles together give one kernel a frame, in a few passes (`survey.run.subtraction`), with
+which each tile is then evaluated alone. Polynomials run over the whole sky grid: of a frame that a shift,
+rotation or shear places there they span what polynomials of its detector coordinates would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter
+
+from survey.config import Config
+from survey.io.store import Field, FieldError
+from survey.kernels._sfft_fit import KernelModel
+from survey.kernels._sfft_inputs import make_samples
+from survey.kernels._sfft_pass import Planes, Scene, Sums, pad_variance, sweep
+from survey.kernels._sfft_samples import Samples, block_side
+from survey.kernels._sfft_solve import CLIP_FRACTION, Solver, add_sums, check_pixels
+from survey.kernels.reference import ReferenceFit
+from survey.stages.calibrated import CalibratedTile, calibrated_frames, read_calibrated
+from survey.stages.protocol import Unit
+from survey.tiles import Tile, Window
+
+# Pixels beyond the kernel's reach that a cubic spline at a phase looks at.
+SPLINE_REACH = 3
+# Kernels beyond this are no seeing's.
+_WIDEST = 15
+
+
+@dataclass
+class FrameKernel:
+    """How far one frame's kernel has come."""
+
+    coefficients: NDArray[np.float64] | None = None
+    model_error: float | None = None
+    failed: str | None = None
+
+    def clip(self, config: Config) -> tuple[float, float]:
+        """Limits for `sweep`: nothing is clipped before it is known how well stars are followed."""
+        return (np.inf if self.model_error is None else config.subtraction.clip), CLIP_FRACTION
+
+
+@dataclass
+class BlockData:
+    """Frames of a block in a tile's window, and the template there.
+
+    Attributes
+    ----------
+    reference : ReferenceFit or None
+        The oversampled reference, where that is the template.
+    template, template_bad, template_variance : arrays (y, x)
+    leverage, kept_out : arrays (time, y, x) or None
+        What the reference took of each sample, and the samples it never saw.
+    kernels : list of FrameKernel
+        Of every frame, so far.
+    """
+
+    first: int
+    tile: Tile
+    samples: CalibratedTile
+    inner: Window
+    model: KernelModel
+    reference: ReferenceFit | None
+    template: NDArray[np.float64]
+    template_bad: NDArray[np.bool_]
+    template_variance: NDArray[np.float64] | None
+    leverage: NDArray[np.float64] | None = None
+    kept_out: NDArray[np.bool_] | None = None
+    kernels: list[FrameKernel] = field(default_factory=list)
+
+
+def units(field: Field, config: Config) -> list[Unit]:
+    """Every tile times every time block; items are the first epoch and the one after the last."""
+    n, step = calibrated_frames(field).sizes["time"], field.time_block
+    return [
+        Unit(f"{tile.name}-block-{i:05d}", tile, (start, min(start + step, n)))
+        for i, start in enumerate(range(0, n, step))
+        for tile in field.tiles
+    ]
+
+
+def kernel_size(field: Field, config: Config) -> int:
+    """Edge of the kernel in pixels: as set, or from how much the frames' PSFs differ."""
+    if config.subtraction.kernel_size is not None:
+        return config.subtraction.kernel_size
+    fwhm = calibrated_frames(field)["psf_fwhm"].values
+    fwhm = fwhm[np.isfinite(fwhm)]
+    if len(fwhm) < 2:
+        return 7
+    narrow, broad = np.quantile(fwhm, (0.05, 0.95))
+    sigma = np.sqrt(max(broad**2 - narrow**2, 0.0)) / 2.355
+    return int(min(2 * max(1, int(np.ceil(3 * sigma))) + 1, _WIDEST))
+
+
+def model_of(field: Field, config: Config) -> KernelModel:
+    """The kernel's model over the whole grid."""
+    s = config.subtraction
+    size = kernel_size(field, config)
+    return KernelModel((size, size), s.kernel_order, s.flux_order, s.background_order, field.shape)
+
+
+def read(field: Field, unit: Unit, config: Config) -> BlockData:
+    """Calibrated frames of the block and the template, in the tile and the kernel's reach around it."""
+    assert unit.tile is not None
+    first, last = unit.items[:2]
+    model = model_of(field, config)
+    halo = max(model.kernel_shape) // 2 + SPLINE_REACH
+    window = unit.tile.window(halo, field.shape)
+    frames = calibrated_frames(field).isel(time=slice(0, last))
+    samples = read_calibrated(field, window, frames, start=first)
+    data = BlockData(
+        first, unit.tile, samples, unit.tile.inner(halo), model, *read_template(field, window, config)
+    )
+    if data.reference is not None:
+        region = (slice(first, last), *window)
+        data.leverage = np.asarray(field.array("difference/oversampled", "leverage")[region], float)
+        data.kept_out = np.asarray(field.array("difference/oversampled", "fit_mask")[region])
+    kernels = unit.items[2] if len(unit.items) > 2 else ()
+    data.kernels = list(kernels) or [FrameKernel() for _ in range(last - first)]
+    return data
+
+
+def read_template(
+    field: Field, window: Window, config: Config
+) -> tuple[ReferenceFit | None, NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64] | None]:
+    """Reference (or None), flux, bad pixels and variance of the template in a window.
+
+    Raises
+    ------
+    FieldError
+        If the field has no such template.
+    """
+    name = config.subtraction.template
+    if name == "reference":
+        coefficients = np.asarray(field.array("reference", "coefficients")[window], np.float64)
+        valid = np.any(coefficients != 0, axis=(2, 3))
+        zeros = np.zeros(valid.shape)
+        reference = ReferenceFit(coefficients, zeros.astype(int), zeros, valid, config.reference.extension)
+        flux = reference.evaluate(np.zeros(1), np.zeros(1))[0]
+        return reference, np.where(valid, flux, 0.0), ~valid, None
+    check_template(field, config)
+    group = f"template/{name}"
+    flux, error, mask = (np.asarray(field.array(group, part)[window]) for part in ("flux", "error", "mask"))
+    bad = mask.astype(bool) | ~np.isfinite(flux)
+    variance = np.where(bad | ~np.isfinite(error), 0.0, error.astype(float) ** 2)
+    return None, np.where(bad, 0.0, flux).astype(float), bad, variance
+
+
+def check_template(field: Field, config: Config) -> None:
+    """Raise `FieldError` if the template that the settings name is not in the field."""
+    name = config.subtraction.template
+    if name != "reference" and not field.has(f"template/{name}", "flux"):
+        raise FieldError(
+            f"{field.path}: has no template/{name}; make it by `survey template`, or set [subtraction] "
+            'template = "reference"'
+        )
+
+
+def samples_of(data: BlockData, k: int) -> tuple[Samples, Scene, NDArray[np.bool_]]:
+    """Template samples of a frame, what is fitted to them, and the pixels that have no difference."""
+    model, s = data.model, data.samples
+    samples, unsampled = make_samples(
+        data.template, 0.0, model.kernel_shape, s.phase_y[k], s.phase_x[k], data.reference
+    )
+    reach = 0 if data.reference is not None else 2
+    size = tuple(n + 2 * reach for n in model.kernel_shape)
+    # beyond the field's edge there is no template; beyond the window's the halo has seen to it
+    bad = s.mask[k] | unsampled | maximum_filter(data.template_bad, size=size, mode="constant", cval=False)
+    bad |= _outside(data, tuple(n // 2 for n in size))
+    image = np.where(bad, 0.0, s.flux[k]).astype(float)
+    variance = np.where(bad, np.inf, s.error[k].astype(float) ** 2)
+    noise = (
+        None if data.template_variance is None else pad_variance(data.template_variance, model.kernel_shape)
+    )
+    rows, columns = s.window
+    core = np.ones(bad.shape, bool)
+    core[data.inner] = False
+    scene = Scene(image, variance, bad | core, noise, origin=(rows.start, columns.start))
+    return samples, scene, bad
+
+
+def _outside(data: BlockData, reach: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Pixels whose kernel looks over the edge of the field."""
+    near = []
+    for part, size, r in zip(data.samples.window, data.model.image_shape, reach, strict=True):
+        index = np.arange(part.start, part.stop)
+        near.append((index < r) | (index >= size - r))
+    return near[0][:, None] | near[1][None, :]
+
+
+def corners(data: BlockData) -> list[tuple[int, int]]:
+    """Blocks that cover the tile's core."""
+    side = block_side(data.model.image_shape)
+    rows, columns = data.inner
+    return [
+        (y, x) for y in range(rows.start, rows.stop, side) for x in range(columns.start, columns.stop, side)
+    ]
+
+
+def partial(data: BlockData, config: Config) -> list[Sums | None]:
+    """Normal sums of every frame over the tile's core."""
+    found: list[Sums | None] = []
+    for k, kernel in enumerate(data.kernels):
+        if kernel.failed is not None:
+            found.append(None)
+            continue
+        samples, scene, _ = samples_of(data, k)
+        found.append(
+            sweep(
+                data.model, samples, scene, kernel.coefficients, model_error=kernel.model_error or 0.0,
+                clip=kernel.clip(config), corners=corners(data),
+            )
+        )  # fmt: skip
+    return found
+
+
+def evaluate(data: BlockData, k: int, config: Config) -> tuple[Planes, NDArray[np.bool_], Scene]:
+    """Convolved template, variance and fit mask of a frame in the window; its bad pixels; what was fitted."""
+    kernel = data.kernels[k]
+    samples, scene, bad = samples_of(data, k)
+    scene.excluded = bad
+    planes = Planes(np.zeros(bad.shape), np.full(bad.shape, np.inf), np.zeros(bad.shape, bool))
+    sweep(
+        data.model, samples, scene, kernel.coefficients, clip=kernel.clip(config),
+        model_error=kernel.model_error or 0.0, gram=False, corners=corners(data), planes=planes,
+    )  # fmt: skip
+    return planes, bad, scene
+
+
+class FrameFits:
+    """Kernels of a block of frames, from the sums of all tiles, pass by pass."""
+
+    def __init__(self, model: KernelModel, count: int, config: Config) -> None:
+        self.model = model
+        self.kernels = [FrameKernel() for _ in range(count)]
+        self._solvers = [Solver(model, config.subtraction.ridge) for _ in range(count)]
+
+    def add(self, tiles: list[list[Sums | None]]) -> None:
+        """One pass: sums of every tile, in their order."""
+        for k, kernel in enumerate(self.kernels):
+            if kernel.failed is not None:
+                continue
+            total = add_sums([sums for part in tiles if (sums := part[k]) is not None])
+            try:
+                check_pixels(self.model, total.pixels)
+                coefficients = self._solvers[k].step(total)
+            except ValueError as problem:  # too little of the frame is good: it stays masked
+                self.kernels[k] = replace(kernel, failed=str(problem))
+                continue
+            error = None if kernel.coefficients is None else total.model_error()
+            self.kernels[k] = FrameKernel(coefficients, error)
+
+
+def bytes_of_sums(field: Field, config: Config) -> int:
+    """What one frame's sums of one tile take."""
+    model = model_of(field, config)
+    return 8 * ((model.n_kernel + 1) * model.n_poly) ** 2
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """The kernel's, and the reference's where that is the template."""
+    own = config.subtraction.model_dump(mode="json", exclude={"hotpants", "timeout"})
+    if config.subtraction.template == "reference":
+        own["reference"] = config.reference.model_dump(mode="json")
+    return own
