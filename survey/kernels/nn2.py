@@ -11,19 +11,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
+
+from survey.kernels._nn2_solve import solve_batch
 
 Array = NDArray[np.float64]
 Gauge = Literal["zero-sum", "weighted", "baseline"]
 _GAUGES = {"zero-sum": 0, "weighted": 1, "baseline": 2}
-
-# An epoch's variance from E_ij^2 = e_i^2 + e_j^2 can come out negative; it is not let below this part of
-# the smallest pair variance the epoch takes part in (an error of one per cent of that pair's).
-VARIANCE_FLOOR = 1e-4
-# Where pairs form no odd cycle (two epochs, a star of one template) the e_i^2 are not unique; this relative
-# weight on "each epoch carries half of its pairs' variance" then decides, and is invisible otherwise.
-_EQUAL_SHARE = 1e-10
+# Median of a squared normal deviate.
+_MEDIAN_OF_CHI2 = 0.4549364
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class NN2Solution:
     flux : array (..., N)
         V; NaN where an epoch is not tied to the others.
     covariance : array (..., N, N)
-        C^-1 in the chosen gauge.
+        C^-1 in the chosen gauge, as if the weights were those of independent pairs.
     external_error : array (..., N)
         e_i, each image's share of the pair errors.
     internal_error : array (..., N)
@@ -44,6 +40,8 @@ class NN2Solution:
         Misfit of the pairs, and number of pairs less epochs plus 1.
     connected : bool array (...)
         Whether pairs tie all epochs together.
+    separate : bool
+        Whether the weights are those of the subtraction alone, without the images' noise.
     """
 
     flux: Array
@@ -53,11 +51,17 @@ class NN2Solution:
     chi2: Array
     dof: NDArray[np.int64]
     connected: NDArray[np.bool_]
+    separate: bool = False
 
     @property
     def total_error(self) -> Array:
         """External and internal error in quadrature, the paper's recipe."""
         return np.hypot(self.external_error, self.internal_error)
+
+    def pooled_ratio(self) -> float:
+        """The objects' common chi2/dof, the c of `partitioned_error`; NaN where no pair is left over."""
+        used = self.dof > 0
+        return float(self.chi2[used].sum() / self.dof[used].sum()) if used.any() else np.nan
 
     def partitioned_error(self, ratio: ArrayLike | None = None) -> Array:
         """Errors ``(1 - c) e_i^2 + c C^-1_ii``, better calibrated than `total_error`.
@@ -66,18 +70,26 @@ class NN2Solution:
         ----------
         ratio : float or array (...), optional
             c, the part of the pair variance made by the subtraction and not by the images; by default each
-            object's own chi2/dof (noisy: pool it over objects where there are many). Above 1 the pair
-            errors were too small: they are scaled by sqrt(c) and c counts as 1.
+            object's own chi2/dof (noisy: `pooled_ratio` where there are many). Above 1 the pair errors
+            were too small: they are scaled by sqrt(c) and c counts as 1. With the subtraction's own errors
+            as weights the parts are known apart: ``e_i^2 + c C^-1_ii``.
         """
         own = self.chi2 / np.maximum(self.dof, 1)
         c = np.asarray(own if ratio is None else ratio, float)[..., None]
         diagonal = np.diagonal(self.covariance, axis1=-2, axis2=-1)
+        if self.separate:
+            return np.sqrt(self.external_error**2 + c * diagonal)
         share = np.minimum(c, 1.0)
         return np.sqrt(np.maximum(c, 1.0) * ((1 - share) * self.external_error**2 + share * diagonal))
 
 
 def solve_nn2(
-    difference: ArrayLike, error: ArrayLike, *, gauge: Gauge = "zero-sum", baseline: ArrayLike | None = None
+    difference: ArrayLike,
+    error: ArrayLike,
+    *,
+    gauge: Gauge = "zero-sum",
+    baseline: ArrayLike | None = None,
+    subtraction_error: ArrayLike | None = None,
 ) -> NN2Solution:
     """Fluxes of N epochs from their pairwise differences.
 
@@ -88,12 +100,16 @@ def solve_nn2(
         the diagonal is ignored. Where both A_ij and A_ji were measured, ``(A_ij - A_ji) / 2`` is used with
         the quadratic mean of both errors: the reverse subtraction is not independent data.
     error : array (..., N, N)
-        1-sigma errors of the differences; a pair with a non-finite or non-positive error is missing.
+        1-sigma errors E of the differences; a pair with a non-finite or non-positive error is missing.
     gauge : {"zero-sum", "weighted", "baseline"}
         What fixes the free constant: the sum of V is 0 (the paper), its weighted mean is 0 (weights
         ``sum_k E_ik^-2``, so that one bad epoch does not shift all others), or its mean over ``baseline``.
     baseline : int or bool array (N,), optional
         Epochs without flux, for ``gauge="baseline"``.
+    subtraction_error : array (..., N, N), optional
+        Internal errors s, what the subtraction alone adds to each pair (`pooled_subtraction_error`). They
+        then make the weights instead of E: the images' own noise is the same in all pairs of an epoch and
+        says nothing of how far two pairs may disagree. ``E^2 - s^2`` is what the epochs share.
 
     Returns
     -------
@@ -104,11 +120,11 @@ def solve_nn2(
     Raises
     ------
     ValueError
-        If shapes do not match, the gauge is unknown, or a baseline is missing or empty.
+        If shapes do not match, the gauge is unknown, or a baseline is missing, out of range or empty.
 
     References
     ----------
-    Barris et al. 2005, eqs. 3-12: C V = y with ``C_ij = -1/E_ij^2 + 1/Ebar^2``; ``M e^2 = z``.
+    Barris et al. 2005, eqs. 3-18: C V = y with ``C_ij = -1/E_ij^2 + 1/Ebar^2``; ``M e^2 = z``.
 
     Examples
     --------
@@ -117,21 +133,23 @@ def solve_nn2(
     >>> solution.flux.round(12).tolist()
     [1.0, 4.0, -5.0]
     """
-    a, e = np.broadcast_arrays(np.asarray(difference, float), np.asarray(error, float))
+    within = error if subtraction_error is None else subtraction_error
+    try:
+        a, e, s = np.broadcast_arrays(*(np.asarray(v, float) for v in (difference, error, within)))
+    except ValueError:
+        shapes = ", ".join(str(np.shape(v)) for v in (difference, error, within))
+        raise ValueError(
+            f"difference and errors do not broadcast to one (..., N, N) shape: {shapes}"
+        ) from None
     if a.ndim < 2 or a.shape[-1] != a.shape[-2] or a.shape[-1] < 2:
         raise ValueError(f"difference and error must be (..., N, N) with N >= 2, not {a.shape}")
     if gauge not in _GAUGES:
         raise ValueError(f"unknown gauge {gauge!r}; choose one of {', '.join(_GAUGES)}")
     n, batch = a.shape[-1], a.shape[:-2]
-    chosen = np.ones(n, bool)
-    if gauge == "baseline":
-        chosen = np.zeros(n, bool)
-        if baseline is not None:
-            chosen[np.asarray(baseline)] = True
-        if not chosen.any():
-            raise ValueError("gauge 'baseline' needs at least one epoch in baseline")
-    pairs, weights = _symmetric_pairs(a.reshape(-1, n, n), e.reshape(-1, n, n))
-    results = _solve_batch(pairs, weights, _GAUGES[gauge], chosen)
+    chosen = _baseline(baseline, n) if gauge == "baseline" else np.ones(n, bool)
+    separate = subtraction_error is not None
+    flat = [np.ascontiguousarray(v).reshape(-1, n, n) for v in (a, e, s)]
+    results = solve_batch(*flat, separate, _GAUGES[gauge], chosen)
     flux, covariance, variance, chi2, dof, connected = results
     shaped = chi2.reshape(batch), dof.reshape(batch), connected.reshape(batch)
     ratio = np.where(dof > 0, chi2 / np.maximum(dof, 1), 0.0)[:, None]
@@ -142,201 +160,63 @@ def solve_nn2(
         np.sqrt(variance).reshape(*batch, n),
         np.sqrt(diagonal * ratio).reshape(*batch, n),
         *shaped,
+        separate,
     )
 
 
-def _symmetric_pairs(a: Array, e: Array) -> tuple[Array, Array]:
-    """Antisymmetric differences and symmetric weights 1/E^2 (0 for a missing pair)."""
-    good = np.isfinite(a) & np.isfinite(e) & (e > 0)
-    a = np.where(good, a, 0.0)
-    variance = np.where(good, e, 0.0) ** 2
-    count = good.astype(float) + good.transpose(0, 2, 1)
-    safe = np.maximum(count, 1.0)
-    pairs = (a - a.transpose(0, 2, 1)) / safe
-    mean_variance = (variance + variance.transpose(0, 2, 1)) / safe
-    weights = np.divide(1.0, mean_variance, out=np.zeros_like(a), where=count > 0)
-    diagonal = np.arange(a.shape[-1])
-    pairs[:, diagonal, diagonal] = 0.0
-    weights[:, diagonal, diagonal] = 0.0
-    return pairs, weights
+def _baseline(baseline: ArrayLike | None, n: int) -> NDArray[np.bool_]:
+    """Epochs that a baseline names, as a mask."""
+    chosen = np.zeros(n, bool)
+    if baseline is not None:
+        try:
+            chosen[np.asarray(baseline)] = True
+        except IndexError:
+            raise ValueError(f"baseline {baseline!r} does not fit {n} epochs") from None
+    if not chosen.any():
+        raise ValueError("gauge 'baseline' needs at least one epoch in baseline")
+    return chosen
 
 
-@njit(cache=True, nogil=True)
-def _largest_set(w, chosen):
-    """Epochs of the connected set with most chosen epochs, and whether that is all of them."""
-    n = w.shape[0]
-    label = np.full(n, -1)
-    stack = np.empty(n, np.int64)
-    best, best_size = -1, -1.0
-    for start in range(n):
-        if label[start] >= 0:
-            continue
-        label[start] = start
-        stack[0] = start
-        top, size = 1, 0.0
-        while top > 0:
-            top -= 1
-            i = stack[top]
-            size += (n + 1.0 if chosen[i] else 0.0) + 1.0
-            for j in range(n):
-                if w[i, j] > 0 and label[j] < 0:
-                    label[j] = start
-                    stack[top] = j
-                    top += 1
-        if size > best_size:
-            best, best_size = start, size
-    members = np.nonzero(label == best)[0]
-    return members, len(members) == n
+def pooled_subtraction_error(difference: ArrayLike, error: ArrayLike, solution: NN2Solution) -> Array:
+    """What each pair of images adds to its errors, from how far many objects' pairs are off their solution.
 
+    An object's pair (i, j) misses ``V_j - V_i`` by the subtraction's error alone. The median over objects of
+    that residual over E, freed of the pair's own weight in the solution, is the pair's; times each object's E
+    it is the error that `solve_nn2` takes as ``subtraction_error``.
 
-@njit(cache=True, nogil=True)
-def _cholesky(matrix):
-    """Lower factor of a small symmetric positive definite matrix."""
-    n = matrix.shape[0]
-    low = np.zeros((n, n))
-    for i in range(n):
-        for j in range(i + 1):
-            s = matrix[i, j]
-            for k in range(j):
-                s -= low[i, k] * low[j, k]
-            low[i, j] = np.sqrt(s) if i == j else s / low[j, j]
-    return low
+    Parameters
+    ----------
+    difference, error : array (objects, N, N)
+        As given to `solve_nn2`.
+    solution : NN2Solution
+        What it gave.
 
+    Returns
+    -------
+    array (objects, N, N)
+        s, symmetric; NaN for a pair that no object has.
 
-@njit(cache=True, nogil=True)
-def _cholesky_solve(low, z):
-    """Solution of (L L^T) x = z."""
-    n = low.shape[0]
-    x = z.copy()
-    for i in range(n):
-        for k in range(i):
-            x[i] -= low[i, k] * x[k]
-        x[i] /= low[i, i]
-    for i in range(n - 1, -1, -1):
-        x[i] /= low[i, i]
-        for k in range(i):
-            x[k] -= low[i, k] * x[i]
-    return x
-
-
-@njit(cache=True, nogil=True)
-def _cholesky_inverse(matrix):
-    """Inverse of a small symmetric positive definite matrix."""
-    n = matrix.shape[0]
-    low = _cholesky(matrix)
-    half = np.zeros((n, n))  # half[j, i] = (L^-1)[i, j], so that the sums below run along rows
-    for j in range(n):
-        half[j, j] = 1.0 / low[j, j]
-        for i in range(j + 1, n):
-            s = 0.0
-            for k in range(j, i):
-                s -= low[i, k] * half[j, k]
-            half[j, i] = s / low[i, i]
-    inverse = np.empty((n, n))
-    for i in range(n):
-        for j in range(i + 1):
-            s = 0.0
-            for k in range(i, n):
-                s += half[i, k] * half[j, k]
-            inverse[i, j] = s
-            inverse[j, i] = s
-    return inverse
-
-
-@njit(cache=True, nogil=True)
-def _epoch_variances(w):
-    """e_i^2 from E_ij^2 = e_i^2 + e_j^2 (paper: M e^2 = z), for weights scaled to a mean of 1."""
-    n = w.shape[0]
-    m = np.empty((n, n))
-    z = np.empty(n)
-    for i in range(n):
-        z[i], m[i, i] = 0.0, 0.0
-        for k in range(n):
-            z[i] += w[i, k]
-            m[i, i] += w[i, k] ** 2
-            if k != i:
-                m[i, k] = w[i, k] ** 2
-        z[i] += _EQUAL_SHARE * 0.5 * z[i]
-        m[i, i] *= 1.0 + _EQUAL_SHARE
-    variance = _cholesky_solve(_cholesky(m), z)
-    for i in range(n):
-        largest = 0.0
-        for k in range(n):
-            largest = max(largest, w[i, k])
-        variance[i] = max(variance[i], VARIANCE_FLOOR / largest)
-    return variance
-
-
-@njit(cache=True, nogil=True)
-def _solve_one(d, w, gauge, chosen):
-    """Flux, covariance, e^2, chi2 and dof of one connected object."""
-    n = w.shape[0]
-    total, count = 0.0, 0
-    for i in range(n):
-        for j in range(i + 1, n):
-            total += w[i, j]
-            count += w[i, j] > 0
-    scale = total / count  # 1/Ebar^2, the paper's term (sum V)^2 / Ebar^2 that fixes the constant
-    w = w / scale
-    c = np.empty((n, n))
-    y = np.zeros(n)
-    degree = np.zeros(n)
-    for i in range(n):
-        for k in range(n):
-            c[i, k] = 1.0 - w[i, k]
-            degree[i] += w[i, k]
-            y[i] += w[i, k] * d[k, i]
-        c[i, i] += degree[i]
-    covariance = _cholesky_inverse(c)
-    flux = covariance @ y
-    chi2 = 0.0
-    for i in range(n):
-        for j in range(i + 1, n):
-            chi2 += w[i, j] * (d[i, j] - flux[j] + flux[i]) ** 2
-    if gauge > 0:
-        g = degree.copy()
-        if gauge == 2:
-            for i in range(n):
-                g[i] = 1.0 if chosen[i] else 0.0
-        g /= g.sum()
-        flux -= g @ flux
-        shift = covariance @ g
-        shift_variance = g @ shift
-        for i in range(n):
-            for j in range(n):
-                covariance[i, j] += shift_variance - shift[i] - shift[j]
-    return flux, covariance / scale, _epoch_variances(w) / scale, chi2 * scale, count - n + 1
-
-
-@njit(cache=True, nogil=True)
-def _solve_batch(pairs, weights, gauge, chosen):
-    """`_solve_one` for every object on its connected epochs, NaN elsewhere."""
-    n_objects, n = pairs.shape[0], pairs.shape[1]
-    flux = np.full((n_objects, n), np.nan)
-    covariance = np.full((n_objects, n, n), np.nan)
-    variance = np.full((n_objects, n), np.nan)
-    chi2 = np.full(n_objects, np.nan)
-    dof = np.zeros(n_objects, np.int64)
-    connected = np.zeros(n_objects, np.bool_)
-    for o in range(n_objects):
-        members, whole = _largest_set(weights[o], chosen)
-        connected[o] = whole
-        reachable = False
-        for i in members:
-            reachable = reachable or chosen[i]
-        m = len(members)
-        if m < 2 or not reachable:
-            continue
-        d, w, of_set = np.empty((m, m)), np.empty((m, m)), np.empty(m, np.bool_)
-        for i in range(m):
-            of_set[i] = chosen[members[i]]
-            for j in range(m):
-                d[i, j] = pairs[o, members[i], members[j]]
-                w[i, j] = weights[o, members[i], members[j]]
-        f, cov, e2, chi2[o], dof[o] = _solve_one(d, w, gauge, of_set)
-        for i in range(m):
-            flux[o, members[i]] = f[i]
-            variance[o, members[i]] = e2[i]
-            for j in range(m):
-                covariance[o, members[i], members[j]] = cov[i, j]
-    return flux, covariance, variance, chi2, dof, connected
+    Raises
+    ------
+    ValueError
+        If there is not a batch of objects to pool.
+    """
+    a, e = np.broadcast_arrays(np.asarray(difference, float), np.asarray(error, float))
+    if a.ndim != 3 or solution.flux.shape != a.shape[:2]:
+        raise ValueError(f"a batch (objects, N, N) and its solution are needed, not {a.shape}")
+    flux, cov = solution.flux, solution.covariance
+    diagonal = np.diagonal(cov, axis1=1, axis2=2)
+    spread = diagonal[:, :, None] + diagonal[:, None, :] - 2 * cov
+    residual = a - flux[:, None, :] + flux[:, :, None]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # The part of its own noise that a pair keeps as a residual is 1 - h, h its leverage.
+        squared = residual**2 / np.maximum(e**2 - spread, 1e-3 * e**2)
+    squared = np.where(np.isfinite(squared), squared, np.nan)
+    squared[:, np.arange(a.shape[1]), np.arange(a.shape[1])] = np.nan
+    seen = np.isfinite(squared).any(0)
+    part = np.full(seen.shape, np.nan)
+    part[seen] = np.sqrt(np.nanmedian(squared[:, seen], axis=0) / _MEDIAN_OF_CHI2)
+    part = np.where(np.isfinite(part), part, part.T)
+    both = (part + part.T) / 2
+    pair_error = np.sqrt((e**2 + e.transpose(0, 2, 1) ** 2) / 2)
+    return np.where(np.isfinite(pair_error), pair_error, np.fmin(e, e.transpose(0, 2, 1))) * both

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from survey.kernels.nn2 import solve_nn2
+from survey.kernels.nn2 import pooled_subtraction_error, solve_nn2
 
 
 def pairs_of(flux):
@@ -162,6 +164,91 @@ def test_nn2__weighted_gauge_protects_from_a_bad_epoch():
     assert np.all(np.abs(weighted[:4]) < 0.05)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(2, 12),
+    seed=st.integers(0, 10_000),
+    missing=st.floats(0, 0.9),
+    scale=st.floats(-12, 12),
+    gauge=st.sampled_from(["zero-sum", "weighted", "baseline"]),
+)
+def test_nn2__any_connected_pairs_give_exact_fluxes_in_any_unit(n, seed, missing, scale, gauge):
+    rng = np.random.default_rng(seed)
+    flux, unit = rng.normal(size=n), 10.0**scale
+    d = pairs_of(flux)
+    lost = rng.random((n, n)) < missing
+    path = rng.permutation(n)
+    lost[path[:-1], path[1:]] = False  # a path through all epochs keeps them tied together
+    d[lost] = np.nan
+    e = 10 ** rng.uniform(-1.5, 1.5, (n, n))
+    s = solve_nn2(unit * d, unit * e, gauge=gauge, baseline=[0])
+    assert s.connected
+    error = s.partitioned_error(0.5) / unit
+    assert_allclose(s.flux / unit - s.flux[0] / unit, flux - flux[0], atol=1e-7)
+    assert np.all(s.external_error > 0)
+    assert np.all(np.isfinite(error))
+    assert_allclose(s.covariance, s.covariance.T, rtol=1e-9, atol=1e-12 * np.abs(s.covariance).max())
+    assert np.linalg.eigvalsh(s.covariance / np.trace(s.covariance)).min() > -1e-10
+    assert_allclose(solve_nn2(d, e, gauge=gauge, baseline=[0]).partitioned_error(0.5), error, rtol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(3, 10), seed=st.integers(0, 10_000))
+def test_nn2__a_batch_is_its_objects(n, seed):
+    rng = np.random.default_rng(seed)
+    d, e = rng.normal(size=(2, 3, n, n)), rng.uniform(0.1, 3, (2, 3, n, n))
+    d[rng.random(d.shape) < 0.4] = np.nan
+    batch = solve_nn2(d, e)
+    for k in np.ndindex(2, 3):
+        alone = solve_nn2(d[k], e[k])
+        for name in ("flux", "covariance", "external_error", "internal_error", "chi2", "dof", "connected"):
+            assert_allclose(getattr(batch, name)[k], getattr(alone, name), rtol=0, atol=0)
+
+
+def test_nn2__internal_weights_are_exact_where_images_share_all_noise():
+    rng = np.random.default_rng(10)
+    e, s = rng.uniform(0.5, 5, 7), rng.uniform(0.1, 1, (7, 7))
+    s = np.sqrt((s**2 + s.T**2) / 2)
+    solution = solve_nn2(
+        pairs_of(rng.normal(size=7)), np.sqrt(e[:, None] ** 2 + e**2 + s**2), subtraction_error=s
+    )
+    assert solution.separate
+    assert_allclose(solution.external_error, e, rtol=1e-6)
+    laplacian = np.diag((1 / s**2).sum(1) - 1 / np.diag(s) ** 2) - (1 / s**2) * (1 - np.eye(7))
+    centre = np.eye(7) - 1 / 7
+    assert_allclose(centre @ solution.covariance @ centre, np.linalg.pinv(laplacian), atol=1e-9)
+
+
+def test_nn2__internal_weights_lower_the_scatter_and_their_errors_hold():
+    # One epoch's photons are poor, but its subtractions are as good as any; another's subtractions are bad.
+    rng = np.random.default_rng(11)
+    n, e, s = 12, np.full(12, 0.3), np.full((12, 12), 0.5)
+    e[2] = 5.0
+    s[4], s[:, 4] = 4.0, 4.0
+    flux = np.zeros((1500, n))
+    noise = np.triu(s * rng.normal(size=(1500, n, n)), 1)
+    d = pairs_of(flux + e * rng.normal(size=flux.shape)) + noise - noise.transpose(0, 2, 1)
+    pair_error = np.sqrt(e[:, None] ** 2 + e**2 + s**2)
+    by_pair = solve_nn2(d, pair_error)
+    pooled = pooled_subtraction_error(d, np.broadcast_to(pair_error, d.shape), by_pair)
+    for _ in range(3):
+        inner = solve_nn2(d, pair_error, subtraction_error=pooled)
+        pooled = pooled_subtraction_error(d, pooled, inner)
+    off = ~np.eye(n, dtype=bool)
+    assert_allclose(np.median(pooled[0][off] / s[off]), 1, atol=0.03)
+    inner = solve_nn2(d, pair_error, subtraction_error=pooled)
+    good = np.arange(n) != 2
+    scatter = [(v.flux - v.flux[:, good].mean(1, keepdims=True))[:, 2].std() for v in (by_pair, inner)]
+    assert scatter[1] < scatter[0]
+    assert 0.97 < inner.pooled_ratio() < 1.03
+    pull = (inner.flux - inner.flux[:, good].mean(1, keepdims=True)) / inner.partitioned_error(1.0)
+    assert_allclose(pull.std(0), 1, atol=0.08)
+
+
+def test_nn2__pooled_ratio_needs_pairs_left_over():
+    assert np.isnan(solve_nn2([[np.nan, 1.0], [-1.0, np.nan]], np.ones((2, 2))).pooled_ratio())
+
+
 def test_nn2__errors_are_clear():
     with pytest.raises(ValueError, match="unknown gauge 'mean'"):
         solve_nn2(np.zeros((3, 3)), np.ones((3, 3)), gauge="mean")
@@ -169,3 +256,11 @@ def test_nn2__errors_are_clear():
         solve_nn2(np.zeros((3, 3)), np.ones((3, 3)), gauge="baseline")
     with pytest.raises(ValueError, match=r"must be \(..., N, N\)"):
         solve_nn2(np.zeros((3, 4)), np.ones((3, 4)))
+    with pytest.raises(ValueError, match=r"baseline \[7\] does not fit 3 epochs"):
+        solve_nn2(np.zeros((3, 3)), np.ones((3, 3)), gauge="baseline", baseline=[7])
+    with pytest.raises(ValueError, match=r"do not broadcast .* \(3, 3\), \(4, 4\)"):
+        solve_nn2(np.zeros((3, 3)), np.ones((4, 4)))
+    with pytest.raises(ValueError, match="a batch"):
+        pooled_subtraction_error(
+            np.zeros((3, 3)), np.ones((3, 3)), solve_nn2(np.zeros((3, 3)), np.ones((3, 3)))
+        )
