@@ -10,7 +10,7 @@ from numba import njit
 VARIANCE_FLOOR = 1e-4
 # Where pairs form no odd cycle (two epochs, a star of one template) the e_i^2 are not unique; this relative
 # weight on "each epoch carries half of its pairs' variance" then decides, and is invisible otherwise.
-_EQUAL_SHARE = 1e-8
+_EQUAL_SHARE = 1e-9
 
 
 @njit(cache=True, nogil=True)

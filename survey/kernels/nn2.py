@@ -148,8 +148,8 @@ def solve_nn2(
     n, batch = a.shape[-1], a.shape[:-2]
     chosen = _baseline(baseline, n) if gauge == "baseline" else np.ones(n, bool)
     separate = subtraction_error is not None
-    flat = [np.ascontiguousarray(v).reshape(-1, n, n) for v in (a, e, s)]
-    results = solve_batch(*flat, separate, _GAUGES[gauge], chosen)
+    a, e, s = (np.ascontiguousarray(v).reshape(-1, n, n) for v in (a, e, s))
+    results = solve_batch(a, e, s, separate, _GAUGES[gauge], chosen)
     flux, covariance, variance, chi2, dof, connected = results
     shaped = chi2.reshape(batch), dof.reshape(batch), connected.reshape(batch)
     ratio = np.where(dof > 0, chi2 / np.maximum(dof, 1), 0.0)[:, None]
