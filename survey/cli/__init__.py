@@ -3,7 +3,15 @@
 A group of commands is a module here that joins its commands to `survey.cli._group.main`; name it below.
 """
 
-from survey.cli import cluster, results, running, simulated, stages, upkeep  # noqa: F401  (commands join main)
+from survey.cli import (  # noqa: F401  (commands join main)
+    cluster,
+    results,
+    running,
+    simulated,
+    stages,
+    templates,
+    upkeep,
+)
 from survey.cli._group import main
 
 __all__ = ["main"]

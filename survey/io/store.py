@@ -294,15 +294,29 @@ class Field:
             shutil.rmtree(leftover, ignore_errors=True)
         with _quiet_strings():
             table.to_zarr(str(fresh), mode="w", consolidated=False, zarr_format=3)
-        if live.exists():
-            live.rename(old)
-        fresh.rename(live)
-        shutil.rmtree(old, ignore_errors=True)
+        _swap(fresh, live, old)
+
+    @contextmanager
+    def replacing(self, group: str) -> Iterator[str]:
+        """Name of a group to write, which takes the place of ``group`` when the block ends without error.
+
+        Until then, and after an error or a kill, the old group stays as it was.
+        """
+        parent, _, name = group.rpartition("/")
+        fresh, old = (f"{parent}/.{name}.{end}".lstrip("/") for end in ("new", "old"))
+        for leftover in (fresh, old):
+            self.remove_group(leftover)
+        try:
+            yield fresh
+        except BaseException:
+            self.remove_group(fresh)
+            raise
+        _swap(self.cube / fresh, self.cube / group, self.cube / old)
 
     def _restore_tables(self) -> None:
         """Undo the half of a replacement that a kill may have left."""
-        for old in self.cube.glob(".*.old"):
-            live = self.cube / old.name[1:-4]
+        for old in [*self.cube.glob(".*.old"), *self.cube.glob("template/.*.old")]:
+            live = old.with_name(old.name[1:-4])
             if not live.exists():
                 old.rename(live)
 
@@ -357,6 +371,14 @@ class Field:
         """Records of all runs, oldest first."""
         files = sorted((self.path / "runs").glob("*/run.json"))
         return [json.loads(file.read_text()) for file in files]
+
+
+def _swap(fresh: Path, live: Path, old: Path) -> None:
+    """Put a folder in the place of another, so that a kill leaves one of the two."""
+    if live.exists():
+        live.rename(old)
+    fresh.rename(live)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _region_of(array: zarr.Array, region: tuple[slice, ...]) -> tuple[slice, ...]:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 WCS_TOLERANCE = 2e-3
 
 
-def _scale_radius(psf_fwhm: Sequence[float]) -> int:
+def scale_radius(psf_fwhm: Sequence[float]) -> int:
     """Index of the smallest aperture that holds nearly all of the stars' light in all frames."""
     widths = [fwhm for fwhm in psf_fwhm if np.isfinite(fwhm)]
     needed = SCALE_WIDTHS * float(np.median(widths)) if widths else 0.0
@@ -178,7 +178,7 @@ def combine(
     done: list[Registered] = []
     rejected = []
     # From the reference frame alone, so that later nights are measured in the same aperture.
-    radius = _scale_radius([ref.psf_fwhm])
+    radius = scale_radius([ref.psf_fwhm])
     for m in measures:
         try:
             done.append(register_frame(m, ref, config, radius))

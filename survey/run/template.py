@@ -1,0 +1,301 @@
+"""Makes a template of a field: where its pixels come from, what they are measured in, how they are stored."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.wcs import WCS
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+import survey
+from survey.config import make_config
+from survey.io.catalogs import read_table
+from survey.io.frames import parse_wcs
+from survey.io.sky_images import read_sky_image
+from survey.io.store import Field
+from survey.kernels.background import measure_background
+from survey.kernels.frame_quality import RegistrationError
+from survey.run.engine import Progress, Silent
+from survey.run.executor import connect
+from survey.run.identity import images_key
+from survey.run.ingest import map_calls
+from survey.run.record import new_run_id
+from survey.run.worker import function_key
+from survey.stages.calibrated import calibrated_frames
+from survey.stages.events import Event
+from survey.stages.stack import Choice, choose_frames, stack_tile
+from survey.stages.template_flux import compare
+from survey.templates.project import Mosaic, TemplateError, project
+from survey.tiles import Tile
+
+# A template whose stars lie this far from the field's, in pixels, has another sky.
+FARTHEST = 1.5
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass
+class TemplateSummary:
+    """A template that has been made.
+
+    Attributes
+    ----------
+    name : str
+        As in ``[subtraction] template = "…"``.
+    coverage : float
+        Share of the grid with good pixels.
+    attrs : dict
+        What the group says of itself.
+    warnings : list of str
+    """
+
+    name: str
+    coverage: float
+    attrs: dict[str, Any]
+    warnings: list[str] = field(default_factory=list)
+
+
+def make_template(
+    path: str | Path,
+    source: str,
+    name: str | None = None,
+    *,
+    choice: Choice | None = None,
+    client: Any = None,
+    progress: Progress | None = None,
+) -> TemplateSummary:
+    """Make ``template/<name>`` of a field, in place of one of that name.
+
+    Parameters
+    ----------
+    path : path
+        The field.
+    source : str
+        ``"stack"``, or a FITS image with a WCS.
+    name : str, optional
+        By default after the source.
+    choice : Choice, optional
+        Which frames a stack takes.
+    client : distributed.Client or "synchronous", optional
+        Where the work runs.
+    progress : Progress, optional
+
+    Returns
+    -------
+    TemplateSummary
+
+    Raises
+    ------
+    TemplateError
+        If there is no such template, or it is not of this part of the sky.
+    FieldBusyError
+        If another process makes this template.
+    """
+    target = Field.open(Path(path).resolve())
+    name = _checked_name(name or _default_name(source))
+    progress = progress or Silent()
+    attrs: dict[str, Any] = {
+        "name": name,
+        "source": source,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "units": target.attrs["units"],
+        "zero_point": target.attrs.get("zero_point"),
+        "wcs": target.attrs.get("wcs"),
+        "software": f"survey {survey.__version__}",
+    }
+    with threadpool_limits(1), target.lease(f"template/{name}", new_run_id()):
+        if source == "stack":
+            summary = _write_stack(target, name, attrs, choice or Choice(), client, progress)
+        else:
+            summary = _write_mosaic(target, name, attrs, *_mosaic(target, source))
+    for warning in summary.warnings:
+        progress.message(warning)
+    return summary
+
+
+def _default_name(source: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source).name.split(".fit")[0]).strip("-") or "template"
+
+
+def _checked_name(name: str) -> str:
+    if not NAME.fullmatch(name) or name == "reference":
+        raise TemplateError(
+            f"template name {name!r}: take letters, digits, - and _; 'reference' is the oversampled one's"
+        )
+    return name
+
+
+def grid_of(target: Field) -> WCS:
+    """WCS of a field's grid.
+
+    Raises
+    ------
+    TemplateError
+        If it has none.
+    """
+    text = target.attrs.get("wcs")
+    if not text:
+        raise TemplateError(
+            f"{target.path}: has no WCS, so only its own frames (--from stack) can make a template. Name the "
+            "field's brightest stars when it is made: [registration] catalog = 'stars.csv' (columns ra, dec, "
+            "and x, y where known) with pixel_scale = … (arcsec)"
+        )
+    return parse_wcs(text)
+
+
+# -- own stack -----------------------------------------------------------------------------------
+
+
+def _write_stack(
+    target: Field, name: str, attrs: dict[str, Any], choice: Choice, client: Any, progress: Progress
+) -> TemplateSummary:
+    frames = calibrated_frames(target)
+    chosen = choose_frames(frames, choice)
+    events = _known_events(target)
+    attrs |= {
+        "frames": [str(frames["frame_id"].values[k]) for k in chosen],
+        "mjd": [float(frames["time"].values[chosen].min()), float(frames["time"].values[chosen].max())],
+        "psf_fwhm": float(np.median(frames["psf_fwhm"].values[chosen])),
+        "choice": asdict(choice),
+        "events_left_out": len([event for event in events if event["kind"] == "event"]),
+        "images": images_key(target, frames),
+    }
+    config = make_config(target.attrs["config"], source=f"settings stored in {target.path}")
+    with connect(config.cluster, client) as executor, target.replacing(f"template/{name}") as fresh:
+        _require(target, fresh, attrs)
+        written = map_calls(
+            executor, _stack_unit, target.tiles, progress, "stack", target.path, fresh, chosen, events
+        )
+        for result in written:
+            if isinstance(result, BaseException):
+                raise result
+        target.ledger(f"template/{name}").invalidate([tile.name for tile in target.tiles])
+    good = sum(result["good"] for result in written)
+    spikes = sum(result["spikes"] for result in written)
+    _record(target, name, attrs, [result["crc32"] for result in written])
+    attrs = {**attrs, "spikes": spikes}
+    return TemplateSummary(name, good / float(np.prod(target.shape)), attrs)
+
+
+def _stack_unit(
+    tile: Tile, path: Path, fresh: str, chosen: NDArray[np.int64], events: Sequence[Event]
+) -> dict[str, Any]:
+    """Stack a tile and write it; runs on a worker."""
+    target = Field(path)
+    stack = stack_tile(target, tile, chosen, events)
+    arrays = {"flux": stack.flux, "error": stack.error, "mask": stack.mask}
+    sums = {array: target.write(fresh, {array: values}, tile.core) for array, values in arrays.items()}
+    return {"crc32": sums, "good": int((~stack.mask).sum()), "spikes": int(stack.spikes.sum())}
+
+
+def _known_events(target: Field) -> list[Event]:
+    """Events that a search has found, whose samples do not belong into a template."""
+    file = target.events_path("oversampled")
+    if not file.exists():
+        return []
+    names = ("kind", "x", "y", "time", "sigma_days")
+    rows = read_table(file)
+    return [{name: row[name] for name in names} for row in rows]
+
+
+# -- images of others ----------------------------------------------------------------------------
+
+
+def _mosaic(target: Field, source: str) -> tuple[Mosaic, list[str]]:
+    wcs = grid_of(target)
+    if not Path(source).is_file():
+        raise TemplateError(f"--from {source}: no such file; 'stack', or a FITS image")
+    return project([read_sky_image(source)], wcs, target.shape), []
+
+
+def _write_mosaic(
+    target: Field, name: str, attrs: dict[str, Any], mosaic: Mosaic, warnings: list[str]
+) -> TemplateSummary:
+    """Subtract the sky, bring to the field's flux unit, write."""
+    flux, error, mask = mosaic.flux, mosaic.error, mosaic.mask
+    first = mosaic.images[0]
+    level = measure_background(flux, mask).level
+    flux = flux - np.float32(level)
+    attrs |= {
+        "images": [image.name for image in mosaic.images],
+        "cards": [image.notes for image in mosaic.images],
+        "source_units": first.units,
+        "source_zero_point": first.zero_point,
+        "background": float(level),
+        "coverage": mosaic.coverage,
+    }
+    scale = _scale_to_field(target, flux, error, mask, first.zero_point, attrs, warnings)
+    arrays = {"flux": flux / scale, "error": error / scale, "mask": mask}
+    written = []
+    with target.replacing(f"template/{name}") as fresh:
+        _require(target, fresh, attrs)
+        for tile in target.tiles:
+            written.append(
+                {part: target.write(fresh, {part: arrays[part][tile.core]}, tile.core) for part in arrays}
+            )
+        target.ledger(f"template/{name}").invalidate([tile.name for tile in target.tiles])
+    _record(target, name, attrs, written)
+    return TemplateSummary(name, mosaic.coverage, attrs, warnings)
+
+
+def _scale_to_field(
+    target: Field,
+    flux: NDArray[np.float32],
+    error: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    zero_point: float | None,
+    attrs: dict[str, Any],
+    warnings: list[str],
+) -> np.float32:
+    """Template flux per reference flux: from stars in common, else zero points, else 1 with a warning."""
+    try:
+        found = compare(target, flux, error, mask)
+    except RegistrationError as problem:
+        own = target.attrs.get("zero_point")
+        if zero_point is not None and own is not None and np.isfinite([zero_point, own]).all():
+            attrs |= {"scale": 10 ** (0.4 * (zero_point - own)), "scale_from": "zero points"}
+        else:
+            attrs |= {"scale": 1.0, "scale_from": "nothing", "units": attrs["source_units"] or "unknown"}
+        warnings.append(f"the field's stars were not found in the template ({problem}): check its WCS")
+        return np.float32(attrs["scale"])
+    distance = float(np.hypot(*found.offset))
+    if distance > FARTHEST:
+        raise TemplateError(
+            f"the template's stars lie {distance:.1f} px from the field's (x {found.offset[0]:+.1f}, "
+            f"y {found.offset[1]:+.1f}; {found.matched} stars): one of the two WCS is wrong"
+        )
+    if distance > 0.5:
+        warnings.append(
+            f"the template's stars lie {distance:.2f} px from the field's; the kernel has to shift it"
+        )
+    attrs |= {
+        "scale": found.scale,
+        "scale_error": found.scale_error,
+        "scale_from": f"{found.matched} stars",
+        "offset": list(found.offset),
+        "psf_fwhm": found.psf_fwhm,
+    }
+    return np.float32(found.scale)
+
+
+# -- the store -----------------------------------------------------------------------------------
+
+
+def _require(target: Field, group: str, attrs: dict[str, Any]) -> None:
+    target.require_group(group, {"y": target.shape[0], "x": target.shape[1]}, attrs)
+
+
+def _record(target: Field, name: str, attrs: dict[str, Any], written: list[dict[str, int]]) -> None:
+    """Say in the ledger what every tile of the template holds."""
+    ledger = target.ledger(f"template/{name}")
+    for tile, sums in zip(target.tiles, written, strict=True):
+        region = [[tile.y0, tile.y1], [tile.x0, tile.x1]]
+        piece = {"group": f"template/{name}", "region": region, "crc32": sums}
+        ledger.record(tile.name, function_key("template", attrs, tile.name), {"written": [piece]})
+    ledger.compact()
