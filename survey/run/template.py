@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 import survey
-from survey.config import make_config
+from survey.config import ClusterSettings, make_config
 from survey.io.catalogs import read_table
 from survey.io.frames import parse_wcs
 from survey.io.sky_images import read_sky_image
@@ -23,7 +23,7 @@ from survey.io.store import Field
 from survey.kernels.background import measure_background
 from survey.kernels.frame_quality import RegistrationError
 from survey.run.engine import Progress, Silent
-from survey.run.executor import connect
+from survey.run.executor import Executor, connect
 from survey.run.identity import images_key
 from survey.run.ingest import map_calls
 from survey.run.record import new_run_id
@@ -67,6 +67,7 @@ def make_template(
     name: str | None = None,
     *,
     choice: Choice | None = None,
+    cluster: ClusterSettings | None = None,
     client: Any = None,
     progress: Progress | None = None,
 ) -> TemplateSummary:
@@ -82,8 +83,10 @@ def make_template(
         By default after the source.
     choice : Choice, optional
         Which frames a stack takes.
+    cluster : ClusterSettings, optional
+        Where a stack is made; by default as stored in the field.
     client : distributed.Client or "synchronous", optional
-        Where the work runs.
+        A client to use instead.
     progress : Progress, optional
 
     Returns
@@ -111,7 +114,9 @@ def make_template(
     }
     with threadpool_limits(1), target.lease(f"template/{name}", new_run_id()):
         if source == "stack":
-            summary = _write_stack(target, name, attrs, choice or Choice(), client, progress)
+            cluster = cluster or make_config(target.attrs["config"], source=f"settings of {path}").cluster
+            with connect(cluster, client) as executor:
+                summary = _write_stack(target, name, attrs, choice or Choice(), executor, progress)
         else:
             summary = _write_mosaic(target, name, attrs, *_mosaic(target, source))
     for warning in summary.warnings:
@@ -153,7 +158,7 @@ def grid_of(target: Field) -> WCS:
 
 
 def _write_stack(
-    target: Field, name: str, attrs: dict[str, Any], choice: Choice, client: Any, progress: Progress
+    target: Field, name: str, attrs: dict[str, Any], choice: Choice, executor: Executor, progress: Progress
 ) -> TemplateSummary:
     frames = calibrated_frames(target)
     chosen = choose_frames(frames, choice)
@@ -166,8 +171,7 @@ def _write_stack(
         "events_left_out": len([event for event in events if event["kind"] == "event"]),
         "images": images_key(target, frames),
     }
-    config = make_config(target.attrs["config"], source=f"settings stored in {target.path}")
-    with connect(config.cluster, client) as executor, target.replacing(f"template/{name}") as fresh:
+    with target.replacing(f"template/{name}") as fresh:
         _require(target, fresh, attrs)
         written = map_calls(
             executor, _stack_unit, target.tiles, progress, "stack", target.path, fresh, chosen, events

@@ -11,8 +11,8 @@ from survey.io.store import Field
 from survey.kernels.aperture import aperture_flux
 from survey.kernels.frame_quality import RegistrationError, photometric_scale
 from survey.kernels.pixelmap import PixelMap
-from survey.kernels.registration import match_stars
-from survey.kernels.stars import StarFlag, find_stars, psf_width
+from survey.kernels.registration import Match, match_stars
+from survey.kernels.stars import StarFlag, StarList, find_stars, psf_width
 from survey.stages.frame_table import stored_reference
 from survey.stages.measure import RING, SCALE_RADII
 from survey.stages.register import scale_radius
@@ -57,9 +57,7 @@ def compare(
     reference = stored_reference(field.table("stars"))
     found = find_stars(flux, error, mask)
     width = psf_width(found)[0] if found.clean.sum() >= 3 else np.nan
-    match = match_stars(
-        found, reference.stars, initial=PixelMap.translation(0.0, 0.0), order=0, min_matches=3
-    )
+    match = _match(found, reference.stars)
     i, j = match.index, match.reference_index
     dx, dy = found.x[i] - reference.stars.x[j], found.y[i] - reference.stars.y[j]
     offset = float(np.median(dx)), float(np.median(dy))
@@ -76,6 +74,17 @@ def compare(
         sums[0][bright], of_frame[0][bright], sums[1][bright], of_frame[1][bright]
     )
     return Comparison(scale, scale_error, offset, scatter, len(match.index), float(width))
+
+
+def _match(found: StarList, stars: StarList) -> Match:
+    """Stars where they should be, or else wherever a shift brings many together."""
+    try:
+        return match_stars(found, stars, initial=PixelMap.translation(0.0, 0.0), order=0, min_matches=3)
+    except RegistrationError as problem:
+        try:
+            return match_stars(found, stars, order=0, max_rotation=0.0)
+        except RegistrationError:
+            raise problem from None
 
 
 def _fluxes(

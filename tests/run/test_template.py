@@ -55,7 +55,7 @@ def test_a_stack_is_the_mean_of_its_frames(field):
     summary = make_template(field.path, "stack", client="synchronous")
     flux, error, mask = arrays(field, "stack")
     reference = reference_image(field)
-    assert summary.coverage > 0.99
+    assert summary.coverage > 0.95  # frames wander, so that fewer than three cover the grid's edge
     assert np.isfinite(flux[~mask]).all()
     assert (error[~mask] > 0).all()
     # every star's light is there, a little broader than in a model of all frames
