@@ -225,10 +225,24 @@ class PsfSettings(Settings):
     """The effective PSF (table `[psf]`)."""
 
     file: str | None = Field(None, description="FITS image of the PSF; none: built from the field's stars")
+    fwhm: float | None = Field(
+        None, gt=0, description="pixels: a round Gaussian, for stamps with fewer than five clean stars"
+    )
     oversampling: int = Field(4, ge=1)
     size: int = Field(15, ge=5, description="edge in detector pixels, odd")
     pixel_integrated: bool = Field(True, description="whether the file's PSF includes the pixel")
     max_stars: int = Field(60, ge=5)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PsfSettings:
+        if self.file is not None and self.fwhm is not None:
+            raise ValueError("give file or fwhm, not both")
+        return self
+
+    @property
+    def given(self) -> bool:
+        """Whether the settings say what the PSF is, so that no stars are needed."""
+        return self.file is not None or self.fwhm is not None
 
 
 class DetectSettings(Settings):

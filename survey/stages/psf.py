@@ -1,4 +1,4 @@
-"""The field's effective PSF: from a file, or from bright stars of the oversampled reference.
+"""The field's effective PSF: from a file, a Gaussian, or from bright stars of the oversampled reference.
 
 The reference is continuous in the sub-pixel phase and nearly free of noise, so that a few phases of each
 star's stamp sample the PSF finely (Anderson & King 2000, PASP 112, 1360, on single exposures).
@@ -17,7 +17,7 @@ from scipy.ndimage import maximum_filter
 
 from survey.config import Config, ConfigError
 from survey.io.store import Field
-from survey.kernels.psf import EffectivePSF, build_epsf, from_oversampled
+from survey.kernels.psf import EffectivePSF, build_epsf, from_oversampled, gaussian_epsf
 from survey.kernels.reference import ReferenceFit
 from survey.stages.protocol import Stage, Unit, tile_units
 
@@ -67,9 +67,9 @@ def side(config: Config) -> int:
 
 
 def read(field: Field, unit: Unit, config: Config) -> TileReference | None:
-    """Reference coefficients of the core and half a stamp around it; nothing where a file gives the PSF."""
+    """Reference coefficients of the core and half a stamp around it; nothing where the settings give the PSF."""
     assert unit.tile is not None
-    if config.psf.file is not None:
+    if config.psf.given:
         return None
     margin = side(config) // 2
     window = unit.tile.window(margin, field.shape)
@@ -122,6 +122,8 @@ def combine(partials: list[Candidates], config: Config) -> NDArray[np.int64]:
 
 def read_stars(field: Field, places: NDArray[np.int64], config: Config) -> Stars:
     """Reference around the chosen stars."""
+    if len(places) == 0:
+        return Stars(np.zeros((0, side(config), side(config), 1, 1)), np.zeros(0))
     half = side(config) // 2
     error = field.array("difference/oversampled", "error")
     middle = error.shape[0] // 2
@@ -147,10 +149,13 @@ def build(stars: Stars, config: Config) -> EffectivePSF:
     settings = config.psf
     if settings.file is not None:
         return read_psf_file(settings.file, settings.oversampling, settings.pixel_integrated)
+    if settings.fwhm is not None:
+        return gaussian_epsf(settings.fwhm)
     n, edge = len(stars.error), side(config)
     if n < 5:
         raise PsfError(
-            f"only {n} unspoilt stars for the PSF, 5 are needed; give one: [psf] file = 'psf.fits'"
+            f"only {n} unspoilt stars for the PSF, 5 are needed; "
+            "give one: [psf] file = 'psf.fits', or fwhm = 1.6 (pixels) for a Gaussian"
         )
     flat = stars.coefficients.reshape(n * edge, edge, *stars.coefficients.shape[3:])
     # As many phases an axis as polynomials hold exactly what the reference knows.
