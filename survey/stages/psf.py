@@ -67,7 +67,7 @@ def side(config: Config) -> int:
 
 
 def read(field: Field, unit: Unit, config: Config) -> TileReference | None:
-    """Reference coefficients of the core and half a stamp around it; nothing where the settings give the PSF."""
+    """Reference coefficients of the core and half a stamp around it; nothing where the PSF is given."""
     assert unit.tile is not None
     if config.psf.given:
         return None
