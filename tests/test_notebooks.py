@@ -93,3 +93,17 @@ def test_quickstart_runs(tmp_path, monkeypatch):
     complaints = "".join(output.text for output in outputs(notebook, "stream") if output.name == "stderr")
     assert "Warning:" not in complaints
     assert not list(tmp_path.glob("survey-*")), "the notebook leaves its field behind"
+
+
+@pytest.mark.filterwarnings("ignore:Parsing dates involving a day of month:DeprecationWarning:jupyter_client")
+def test_nn2_runs(tmp_path, monkeypatch):
+    path = next(path for path in NOTEBOOKS if path.stem == "nn2")
+    notebook = execute(path, tmp_path, monkeypatch)
+    shown = "\n".join(
+        str(output.data.get("text/plain", "")) for output in outputs(notebook, "execute_result")
+    )
+    assert "below 16 of 16 templates; ratios within 0.026 of the paper's" in shown
+    widths = re.search(r"pull width ([.\d]+) by the paper's recipe, ([.\d]+) with", shown).groups()
+    assert abs(float(widths[1]) - 1) < abs(float(widths[0]) - 1) < 0.1
+    assert sum("image/png" in output.data for output in outputs(notebook, "display_data")) == 2
+    assert not [o for o in outputs(notebook, "stream") if o.name == "stderr"]
