@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from astropy.io.fits import Header
@@ -56,6 +56,15 @@ class FrameSource:
     index: int = 0
 
 
+class Part(NamedTuple):
+    """A file's share of a frame joined of several: which of its frames, and its place on the detector."""
+
+    path: str
+    frame: int
+    origin: tuple[int, int]
+    shape: tuple[int, int]
+
+
 @dataclass(frozen=True)
 class FrameHeader:
     """All that is known of a frame before its pixels are read. Small; travels between processes.
@@ -85,6 +94,8 @@ class FrameHeader:
     cards : dict
         Header cards worth keeping.
     warnings : tuple of str
+    parts : tuple of Part
+        Of a frame joined of several files; its other pixels were not collected.
     """
 
     source: FrameSource
@@ -107,6 +118,7 @@ class FrameHeader:
     has_error: bool = False
     cards: dict[str, Any] = field(default_factory=dict, hash=False)
     warnings: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
 
     @property
     def has_wcs(self) -> bool:

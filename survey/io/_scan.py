@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from survey.config import InputSettings
 from survey.io._frame import FrameHeader, FrameSource
+from survey.io._mosaic import join_cadences
 
 _SAME_TIME = 1e-3 / 86400.0  # a millisecond, in days
 
@@ -71,7 +72,7 @@ def combine_scans(
         headers += scan.headers
         rejected += scan.rejected
     _one_band([*known, *headers])
-    for check in (_one_scale, _one_shape):
+    for check in (_one_scale, _joined, _one_shape):
         headers, left_out = check(headers, known)
         rejected += left_out
     headers, left_out = _without_duplicates(headers, settings, known)
@@ -127,6 +128,13 @@ def _one_scale(
         )
         for h in others
     ]
+
+
+def _joined(
+    headers: list[FrameHeader], known: Sequence[FrameHeader]
+) -> tuple[list[FrameHeader], list[Rejected]]:
+    joined, unused = join_cadences(headers, known)
+    return joined, [Rejected(source, reason, kind) for source, reason, kind in unused]
 
 
 def _without_duplicates(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,10 @@ TESS_BITS = {
 # allowed by Wang et al. (2017) and others on K2: collateral cosmic rays and detector anomalies
 KEPLER_BAD = 0xFFFFFFFF & ~(8192 | 16384)
 TESS_BAD = 1 | 2 | 4 | 8 | 16 | 32 | 128 | 512 | 16384
+# Files kept in memory: a frame joined of many asks each of them for one cadence after the other.
+KEPT_BYTES = 512 * 2**20
+_KEPT: dict[tuple[str, int, int], TargetPixels] = {}
+_LOCK = threading.Lock()
 _COLLECTED = 1  # bit of the APERTURE extension: the pixel was downloaded
 
 
@@ -75,15 +79,27 @@ class TargetPixels:
     error: NDArray[np.float32] | None
     time: NDArray[np.float64]
     quality: NDArray[np.int64]
+    cadence: list[str]
     collected: NDArray[np.bool_]
     cards: Cards
     wcs: Any
     corner: tuple[int, int]
 
     @property
+    def nbytes(self) -> int:
+        """Memory that its images take."""
+        return int(self.flux.nbytes) * (1 if self.error is None else 2)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(y, x) of a cadence."""
         return int(self.flux.shape[1]), int(self.flux.shape[2])
+
+    @property
+    def stretch(self) -> str:
+        """Campaign, sector or quarter: within it the pointing is one."""
+        name, value = self.cards.first(("CAMPAIGN", "SECTOR", "QUARTER"))
+        return f"{name.lower()} {value}" if name else ""
 
     @property
     def is_tess(self) -> bool:
@@ -103,13 +119,18 @@ def pixel_table(hdul: fits.HDUList) -> int | None:
 
 
 def load(path: str | Path) -> TargetPixels:
-    """Read a file whole; the last one is kept, so that its cadences can be asked for one by one."""
+    """Read a file whole; the last ones are kept, so that cadences can be asked for one by one."""
     status = Path(path).stat()
-    return _load(str(path), status.st_mtime_ns, status.st_size)
+    key = (str(path), status.st_mtime_ns, status.st_size)
+    with _LOCK:
+        found = _KEPT.pop(key, None) or _load(str(path))
+        _KEPT[key] = found
+        while len(_KEPT) > 1 and sum(pixels.nbytes for pixels in _KEPT.values()) > KEPT_BYTES:
+            _KEPT.pop(next(iter(_KEPT)))
+    return found
 
 
-@lru_cache(maxsize=1)
-def _load(path: str, mtime: int, size: int) -> TargetPixels:
+def _load(path: str) -> TargetPixels:
     with open_fits(path) as hdul:
         index = pixel_table(hdul)
         if index is None:
@@ -120,7 +141,10 @@ def _load(path: str, mtime: int, size: int) -> TargetPixels:
             has_error = "FLUX_ERR" in hdul[index].columns.names
             error = np.asarray(table["FLUX_ERR"]).astype(np.float32) if has_error else None
             time = np.asarray(table["TIME"]).astype(np.float64)
+            if error is not None and not np.any(error > 0):
+                error = None  # cutouts of full frames may bring a column of zeros
             quality = np.asarray(table["QUALITY"]).astype(np.int64)
+            cadence = _cadence_names(table, time)
         except BROKEN as broken:
             reason = f"the pixels cannot be read: truncated or damaged ({broken})"
             raise FrameError(path, reason, "fetch the file again or leave it out") from None
@@ -134,7 +158,23 @@ def _load(path: str, mtime: int, size: int) -> TargetPixels:
             wcs = celestial_wcs(aperture.header)
         column = hdul[index].columns.names.index("FLUX") + 1
         corner = (int(header.get(f"2CRV{column}P", 0)), int(header.get(f"1CRV{column}P", 0)))
-    return TargetPixels(flux, error, time, quality, collected, cards, wcs, corner)
+    return TargetPixels(flux, error, time, quality, cadence, collected, cards, wcs, corner)
+
+
+def _cadence_names(table: fits.FITS_rec, time: NDArray[np.float64]) -> list[str]:
+    """What cadences of other files of the same detector have in common with this file's.
+
+    Barycentric times differ by seconds over a detector, so numbers come first. TESSCut leaves them 0 and
+    names the full-frame image.
+    """
+    names = {name.upper() for name in table.columns.names}
+    if "CADENCENO" in names:
+        numbers = np.asarray(table["CADENCENO"])
+        if numbers.ndim == 1 and len(np.unique(numbers)) == len(numbers):
+            return [str(int(number)) for number in numbers]
+    if "FFI_FILE" in names:
+        return [str(name).strip() for name in table["FFI_FILE"]]
+    return [f"{t:.6f}" for t in time]
 
 
 def bad_bits(path: str | Path, pixels: TargetPixels, settings: InputSettings) -> int:
@@ -196,7 +236,7 @@ def _common(path: str | Path, pixels: TargetPixels, settings: InputSettings) -> 
         "has_error": pixels.error is not None,
         "gain": settings.gain,
         "read_noise": settings.read_noise,
-        "cards": {**cards.kept(), "BJDREF": _reference_day(cards)},
+        "cards": {**cards.kept(), "BJDREF": _reference_day(cards), "STRETCH": pixels.stretch},
         "fingerprint": fingerprint(path),
     }
 
@@ -229,7 +269,11 @@ def _cadence(
     place = float(pixels.cards.get("TIMEPIXR") if pixels.cards.get("TIMEPIXR") is not None else 0.5)
     delta = float(pixels.cards.get("TIMEDEL") or 0.0)
     time = mid_exposure(days + (0.5 - place) * delta + settings.time_offset_days, 0.0, "middle")
-    values = {**common, "fingerprint": f"{common['fingerprint']}#{index}"}
+    values = {
+        **common,
+        "fingerprint": f"{common['fingerprint']}#{index}",
+        "cards": {**common["cards"], "CADENCE": pixels.cadence[index]},
+    }
     return FrameHeader(
         source=FrameSource(str(path), index), frame_id=f"{bare_name(path)}#{index}", time=time, **values
     )

@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from survey.config import InputSettings
-from survey.io import _asdf, _fits, _fits_header, _target_pixels
+from survey.io import _asdf, _fits, _fits_header, _mosaic, _target_pixels
 from survey.io._find import find_files
 from survey.io._frame import (
     DQ_BAD_ERROR,
@@ -31,6 +31,7 @@ from survey.io._frame import (
     FrameError,
     FrameHeader,
     FrameSource,
+    Part,
     Planes,
     parse_wcs,
     wanted,
@@ -49,6 +50,7 @@ __all__ = [
     "FrameHeader",
     "FrameSetError",
     "FrameSource",
+    "Part",
     "Rejected",
     "Scan",
     "combine_scans",
@@ -216,6 +218,8 @@ class _Reader:
     def _read(self, rows: tuple[int, int]) -> Planes:
         if self.header.file_format == "asdf":
             return _asdf.planes_of(self.path, self.file, self.settings, rows)
+        if self.header.parts:
+            return _mosaic.read_planes(self.header, self.settings, rows)
         if self.header.file_format == "target-pixels":
             return _target_pixels.read_planes(self.path, self.index, self.settings, rows)
         return _fits.read_planes(self.path, self.file, self.layout, self.settings, rows)

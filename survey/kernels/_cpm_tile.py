@@ -111,21 +111,16 @@ class Tile:
         Without ``with_variance`` the variance is that of the photons alone: enough to choose a ridge.
         """
         shape = (len(self.series), len(pixels))
+        prediction, variance = np.full(shape, np.nan), np.full(shape, np.nan)
+        missing = self.bad[np.ix_(self.train, pixels)]
+        alive = np.nonzero(missing.mean(0) < 0.5)[0]
         candidates, distance = allowed_predictors(self.usable, rows, columns, *self.exclusion, self.farthest)
-        if len(candidates) == 0:
-            raise ValueError(
-                f"no pixel may predict the block at rows {rows}, columns {columns} of a {self.shape} tile; "
-                "lower exclusion or row_column_exclusion, or give a larger halo"
-            )
+        if len(candidates) == 0 or len(alive) == 0:
+            return prediction, variance, 0
         chosen = choose_predictors(
             self.choice, self.n_predictors, candidates, distance, self.series, self.brightness, pixels
         )
         weight = 1 / self.epoch_error
-        missing = self.bad[np.ix_(self.train, pixels)]
-        alive = np.nonzero(missing.mean(0) < 0.5)[0]
-        prediction, variance = np.full(shape, np.nan), np.full(shape, np.nan)
-        if len(alive) == 0:
-            return prediction, variance, len(chosen)
         pixels, missing = pixels[alive], missing[:, alive]
         noise = self.noise[:, pixels]
         typical = np.median(noise[self.train] ** 2, axis=0)

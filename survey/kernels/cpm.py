@@ -11,6 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from survey.kernels._cpm_blocks import (
+    RIDGE_GRID,
+    best_ridge,
+    block_scores,
+    check_predicted,
+    lattice_blocks,
+)
 from survey.kernels._cpm_tile import Tile
 from survey.kernels._predictors import Choice, fitting_exclusion
 from survey.kernels._ridge import residual_matrix
@@ -18,8 +25,6 @@ from survey.kernels._ridge import residual_matrix
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-# Ridges that cross-validation tries, in units of n_predictors x (target variance).
-RIDGE_GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
 # Blocks of targets on which the ridge is cross-validated.
 _CV_BLOCKS = 8
 
@@ -198,10 +203,10 @@ def fit_cpm(
         (exclusion, row_column_exclusion, farthest), epoch_error,
     )  # fmt: skip
     ny, nx = tile.shape
-    ys, xs, blocks = _blocks(tile.shape, target, block, origin)
+    ys, xs, blocks = lattice_blocks(tile.shape, target, block, origin)
     if ridge is None:
         sample = np.unique(np.linspace(0, len(blocks) - 1, _CV_BLOCKS).round().astype(int))
-        factor = RIDGE_GRID[int(np.argmin(_scores(tile, [blocks[i] for i in sample]).mean(1)))]
+        factor = best_ridge(block_scores(tile, [blocks[i] for i in sample]))
     else:
         factor = float(ridge)
     prediction = np.full((len(tile.series), ny, nx), np.nan)
@@ -213,6 +218,7 @@ def fit_cpm(
         shape = prediction[where].shape
         prediction[where], variance[where] = p.reshape(shape), v.reshape(shape)
         used[where[1:]] = count
+    check_predicted(tile, used, blocks)
     window = (slice(None), slice(*ys[:2]), slice(*xs[:2]))
     prediction, variance = prediction[window], variance[window]
     bad = tile.bad.reshape(-1, ny, nx)[window] | ~np.isfinite(prediction)
@@ -253,7 +259,7 @@ def ridge_scores(
         (flux, error, mask), (n_predictors, predictors, folds), train, exclude,
         (exclusion, row_column_exclusion, farthest), epoch_error,
     )  # fmt: skip
-    ys, xs, blocks = _blocks(tile.shape, target, block, origin)
+    ys, xs, blocks = lattice_blocks(tile.shape, target, block, origin)
     chosen = [
         (rows, columns)
         for rows, columns in blocks
@@ -262,7 +268,7 @@ def ridge_scores(
     ]  # fmt: skip
     if not chosen:
         return np.zeros((len(RIDGE_GRID), 2))
-    scores = _scores(tile, chosen)
+    scores = block_scores(tile, chosen)
     return np.column_stack([scores.sum(1), np.full(len(scores), scores.shape[1])])
 
 
@@ -279,35 +285,3 @@ def _prepare(cube, model, train, exclude, exclusions, epoch_error) -> Tile:
     else:
         tile.exclusion, tile.farthest = (exclusion, row_column_exclusion), farthest
     return tile
-
-
-def _blocks(shape, target, block: int, origin: tuple[int, int]):
-    """Rows and columns of the target window, and the squares of the detector's lattice that it touches.
-
-    They are taken whole: a pixel's predictors do not depend on where a window cuts its square.
-    """
-    spans = [s.indices(n)[:2] for s, n in zip(target or (slice(None), slice(None)), shape, strict=True)]
-    edges = []
-    for (start, stop), offset, n in zip(spans, origin, shape, strict=True):
-        first = (start + offset) // block * block - offset
-        edges.append([(max(a, 0), min(a + block, n)) for a in range(first, stop, block)])
-    return *spans, [(rows, columns) for rows in edges[0] for columns in edges[1]]
-
-
-def _scores(tile: Tile, blocks: list[tuple[tuple[int, int], tuple[int, int]]]) -> Array:
-    """Logarithm of the mean square held-out residual of every pixel with data, (ridge, pixels).
-
-    Logarithms let every pixel count by its relative change.
-    """
-    scores = []
-    for factor in RIDGE_GRID:
-        logs = []
-        for rows, columns in blocks:
-            pixels = tile.pixels(rows, columns)
-            prediction, _, _ = tile.predict(rows, columns, pixels, factor, with_variance=False)
-            left = (tile.series[:, pixels] - prediction / tile.scale[pixels]) / tile.epoch_error[:, None]
-            left = np.where(tile.bad[:, pixels], np.nan, left)[tile.train]
-            alive = np.isfinite(left).any(0)
-            logs.append(np.log(np.nanmean(left[:, alive] ** 2, axis=0)))
-        scores.append(np.concatenate(logs))
-    return np.array(scores)

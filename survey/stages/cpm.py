@@ -10,6 +10,7 @@ and the variable pixels are chosen for the whole field; the second pass predicts
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from survey.config import Config
 from survey.io.store import Field
 from survey.kernels.cpm import RIDGE_GRID, CPMFit, fit_cpm, ridge_scores
 from survey.stages.calibrated import CalibratedTile, calibrated_frames, read_calibrated
+from survey.stages.frame_table import stretches
 from survey.stages.protocol import Output, Stage, Unit, tile_units
 from survey.tiles import Tile, Window
 
@@ -32,12 +34,17 @@ LATTICE = 4
 
 @dataclass
 class TileData:
-    """Calibrated samples of a tile's core and halo."""
+    """Calibrated samples of a tile's core and halo.
+
+    ``stretch`` (time,) numbers the campaign of each epoch: pointing changes between them, so that each has a
+    fit of its own.
+    """
 
     tile: Tile
     halo: int
     samples: CalibratedTile
     epoch_error: NDArray[np.float64]
+    stretch: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -90,13 +97,33 @@ def read(field: Field, unit: Unit, config: Config) -> TileData:
     # The same for every tile, or results would depend on the tiles.
     relative = np.where(known, noise / np.median(noise[known]), 1.0) if known.any() else np.ones(len(noise))
     samples = read_calibrated(field, window, frames, grid=config.cpm.grid)
-    return TileData(unit.tile, margin, samples, relative)
+    return TileData(unit.tile, margin, samples, relative, stretches(frames))
 
 
-def _arguments(data: TileData, config: Config) -> dict[str, Any]:
-    """How `fit_cpm` is called, the ridge apart; flagged frames are predicted and do not train."""
+def _stretches(data: TileData, config: Config) -> Iterator[tuple[NDArray[np.int64], dict[str, Any]]]:
+    """Epochs of every campaign with data in this tile, and how the kernels are called for them.
+
+    Flagged frames are predicted and do not train. A campaign with too few epochs is left out where there
+    are others.
+    """
     settings = config.cpm
+    numbers = np.unique(data.stretch)
+    train = (data.samples.flags == 0) & ~data.samples.mask.all((1, 2))
+    for number in numbers:
+        epochs = np.nonzero(data.stretch == number)[0]
+        count = int(train[epochs].sum())
+        if count == 0 or (count < 2 * settings.folds and len(numbers) > 1):
+            continue
+        yield epochs, _arguments(data, config, epochs)
+
+
+def _arguments(data: TileData, config: Config, epochs: NDArray[np.int64]) -> dict[str, Any]:
+    settings, samples = config.cpm, data.samples
     return {
+        "flux": samples.flux[epochs],
+        "error": samples.error[epochs],
+        "mask": samples.mask[epochs],
+        "target": data.tile.inner(data.halo),
         "n_predictors": settings.n_predictors,
         "exclusion": settings.exclusion,
         "row_column_exclusion": settings.row_column_exclusion,
@@ -104,23 +131,24 @@ def _arguments(data: TileData, config: Config) -> dict[str, Any]:
         "folds": settings.folds,
         "block": settings.block,
         "farthest": settings.exclusion + settings.reach,
-        "train": data.samples.flags == 0,
-        "epoch_error": data.epoch_error,
+        "train": samples.flags[epochs] == 0,
+        "epoch_error": data.epoch_error[epochs],
         "origin": (data.samples.window[0].start, data.samples.window[1].start),
     }
 
 
 def _fit(data: TileData, config: Config, ridge: float, exclude: NDArray[np.bool_] | None) -> CPMFit:
-    samples = data.samples
-    return fit_cpm(
-        samples.flux,
-        samples.error,
-        samples.mask,
-        target=data.tile.inner(data.halo),
-        ridge=ridge,
-        exclude=exclude,
-        **_arguments(data, config),
-    )
+    """The core predicted campaign by campaign; masked where none could be."""
+    rows, columns = data.tile.core
+    shape = (len(data.stretch), rows.stop - rows.start, columns.stop - columns.start)
+    prediction, residual, error = (np.full(shape, np.nan) for _ in range(3))
+    mask, used = np.ones(shape, bool), np.zeros(shape[1:], np.int64)
+    for epochs, arguments in _stretches(data, config):
+        fit = fit_cpm(ridge=ridge, exclude=exclude, **arguments)
+        prediction[epochs], residual[epochs], error[epochs] = fit.prediction, fit.residual, fit.error
+        mask[epochs] = fit.mask
+        used = np.maximum(used, fit.n_predictors)
+    return CPMFit(prediction, residual, error, mask, ridge, used)
 
 
 def _deviation(fit: CPMFit, data: TileData) -> NDArray[np.float32]:
@@ -138,16 +166,9 @@ def partial(data: TileData, config: Config) -> FirstPass:
     """Deviations of the core's pixels, and how well each ridge does on its lattice blocks."""
     first = config.cpm.ridge or FIRST_RIDGE
     scores = np.zeros((len(RIDGE_GRID), 2))
-    samples = data.samples
     if config.cpm.ridge is None:
-        scores = ridge_scores(
-            samples.flux,
-            samples.error,
-            samples.mask,
-            target=data.tile.inner(data.halo),
-            lattice=LATTICE,
-            **_arguments(data, config),
-        )
+        for _, arguments in _stretches(data, config):
+            scores += ridge_scores(lattice=LATTICE, **arguments)
     rows, columns = data.tile.core
     deviation = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.float32)
     if config.cpm.two_passes:
@@ -165,9 +186,10 @@ def combine(partials: list[FirstPass], config: Config) -> State:
     ridge = config.cpm.ridge or FIRST_RIDGE
     if config.cpm.ridge is None and total[:, 1].all():
         ridge = RIDGE_GRID[int(np.argmin(total[:, 0] / total[:, 1]))]
-    limit = max(
-        config.cpm.variable, float(np.quantile(deviation, 1 - config.cpm.max_variable, method="higher"))
-    )
+    seen = deviation[deviation > 0]
+    limit = config.cpm.variable
+    if len(seen):
+        limit = max(limit, float(np.quantile(seen, 1 - config.cpm.max_variable, method="higher")))
     return State(float(ridge), deviation > limit)
 
 
@@ -199,5 +221,5 @@ def apply(data: TileData, state: State | None, config: Config) -> Output:
 
 
 STAGE = Stage(
-    "cpm", 2, lambda config: config.cpm, tile_units, read, partial=partial, combine=combine, apply=apply
+    "cpm", 3, lambda config: config.cpm, tile_units, read, partial=partial, combine=combine, apply=apply
 )

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
-from survey.io.frames import FrameHeader, FrameSource
+from survey.io.frames import FrameHeader, FrameSource, Part
 from survey.kernels.frame_quality import flag_frames
 from survey.kernels.pixelmap import PixelMap, n_terms
 from survey.kernels.stars import StarList
@@ -98,8 +99,19 @@ def stored_headers(frames: xr.Dataset) -> list[FrameHeader]:
         values["source"] = FrameSource(**values["source"])
         for name in ("shape", "origin", "warnings"):
             values[name] = tuple(values[name])
+        values["parts"] = tuple(
+            Part(path, frame, tuple(origin), tuple(shape))
+            for path, frame, origin, shape in values.get("parts", ())
+        )
         found.append(FrameHeader(**values))
     return found
+
+
+def stretches(frames: xr.Dataset) -> NDArray[np.int64]:
+    """Number of the campaign or sector that each frame belongs to, in order of appearance; else 0."""
+    names = [str(json.loads(str(text))["cards"].get("STRETCH", "")) for text in frames["header"].values]
+    order = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([order[name] for name in names], np.int64)
 
 
 def star_table(reference: FrameMeasure) -> xr.Dataset:

@@ -35,11 +35,11 @@ def tile_data(mock, tile, config):
     window = tile.window(halo, SHAPE)
     cut = (slice(None), *window)
     samples = CalibratedTile(
-        mock.flux[cut].astype(np.float32), mock.error[cut].astype(np.float32), mock.mask[cut],
+        mock.flux[cut].astype(np.float32), mock.error[cut].astype(np.float32), mock.mask[cut].copy(),
         np.zeros(EPOCHS), np.zeros(EPOCHS), np.arange(EPOCHS, dtype=float), np.zeros(EPOCHS, int),
         np.ones(EPOCHS), window,
     )  # fmt: skip
-    return cpm.TileData(tile, halo, samples, np.ones(EPOCHS))
+    return cpm.TileData(tile, halo, samples, np.ones(EPOCHS), np.zeros(EPOCHS, int))
 
 
 def difference(mock, size, config):
@@ -85,3 +85,35 @@ def test_one_pass_and_a_given_ridge(mock):
     _, _, state = difference(mock, 64, config)
     assert state.ridge == 3.0
     assert not state.variable.any()
+
+
+def test_each_campaign_has_a_fit_of_its_own(mock):
+    """Two halves told apart by number give what each gives alone; a few epochs of a third are left out."""
+    config = settings(ridge=1.0, two_passes=False)
+    (tile,) = tile_grid(SHAPE, 64)
+    whole = tile_data(mock, tile, config)
+    whole.stretch[60:] = 1
+    whole.stretch[115:] = 2
+    out = cpm.apply(whole, None, config).arrays[cpm.GROUP]
+    first = tile_data(mock, tile, config)
+    first.samples.flags[60:] = 1  # predicted, but they do not train
+    alone = cpm.apply(first, None, config).arrays[cpm.GROUP]
+    assert_allclose(out["flux"][:60], alone["flux"][:60], atol=1e-6)
+    assert np.abs(out["flux"][60:115] - alone["flux"][60:115]).max() > 1e-4
+    assert out["mask"][115:].all()
+
+
+def test_tiles_and_corners_without_data(mock):
+    """As where target pixel files are joined: nothing there, nothing predicted, and the rest unharmed."""
+    config = settings(two_passes=True)
+    data = [tile_data(mock, tile, config) for tile in tile_grid(SHAPE, 32)]
+    empty, half = data[0], data[1]
+    empty.samples.mask[:] = True
+    half.samples.mask[:, :, :12] = True
+    state = cpm.combine([cpm.partial(d, config) for d in data], config)
+    assert cpm.apply(empty, state, config).arrays[cpm.GROUP]["mask"].all()
+    got = cpm.apply(half, state, config).arrays[cpm.GROUP]["mask"]
+    margin = half.tile.inner(half.halo)[1].start
+    gone = max(12 - margin, 0)
+    assert got[:, :, :gone].all()
+    assert not got[:, :, gone:].any()
