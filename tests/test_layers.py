@@ -24,7 +24,7 @@ ALLOWED = {
     "progress": set(),
     "demo": {"run", "simulate", "report", "io", "config", "progress"},
     "driver": {"run", "report", "config"},
-    "cli": {"cli", "run", "simulate", "report", "io", "config", "progress", "stages", "demo"},
+    "cli": {"cli", "run", "simulate", "report", "io", "config", "progress", "stages", "templates", "demo"},
     "__init__": {"run", "simulate", "config", "io"},
 }
 HEAVY = {"dask", "distributed", "xarray", "zarr"}

@@ -12,12 +12,22 @@ from survey.cli._group import main
 
 @main.command()
 @click.argument("field", type=click.Path(path_type=Path))
-@click.option("--from", "source", required=True, metavar="SOURCE", help="stack, or a FITS image with a WCS.")
+@click.option(
+    "--from",
+    "source",
+    required=True,
+    metavar="SOURCE",
+    help="stack, ps1, ls, hips:<id>, or a FITS image with a WCS.",
+)
 @click.option("--name", help="Name of the template; by default after the source.")
 @click.option("--frames", type=click.IntRange(3), help="stack: so many of the sharpest frames.")
 @click.option("--after", type=float, metavar="MJD", help="stack: only frames after this time.")
 @click.option("--before", type=float, metavar="MJD", help="stack: only frames before this time.")
 @click.option("--leave-out", multiple=True, metavar="FRAME", help="stack: not this frame; may be repeated.")
+@click.option("--band", help="ps1, ls: by default the field's.")
+@click.option("--server", metavar="URL", help="ps1, ls, hips: a mirror.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of fetched files; or $SURVEY_CACHE.")
+@click.option("--asinh/--linear", default=None, help="hips: scale of its values; by default by its name.")
 @scheduler_options
 def template(
     field: Path,
@@ -27,6 +37,10 @@ def template(
     after: float | None,
     before: float | None,
     leave_out: tuple[str, ...],
+    band: str | None,
+    server: str | None,
+    cache: Path | None,
+    asinh: bool | None,
     scheduler: str | None,
     workers: int | None,
 ) -> None:
@@ -37,21 +51,25 @@ def template(
       survey template field --from stack
       survey template field --from stack --before 58107.2 --name before
       survey template field --from deep.fits --name deep
+      survey template field --from ps1 --band r
+      survey template field --from hips:CDS/P/DES-DR2/r --name des
 
     A run uses it with  [subtraction] template = "deep". A stack is made in this process, or with --workers or
     --scheduler on a cluster.
     """
     from survey.progress import TerminalProgress
     from survey.run.api import stored_config
-    from survey.run.template import make_template
+    from survey.run.template import Survey, make_template
     from survey.stages.stack import Choice
+    from survey.templates.fetch import Archive, default_folder
 
     config = stored_config(field)
     change_cluster(config, scheduler=scheduler, workers=workers)
     choice = Choice(frames, after, before, leave_out)
+    asked = Survey(band, server, Archive(cache or default_folder()), asinh)
     with TerminalProgress() as progress:
         found = make_template(
-            field, source, name, choice=choice, progress=progress, cluster=config.cluster,
+            field, source, name, choice=choice, survey_of=asked, progress=progress, cluster=config.cluster,
             client=None if scheduler or workers else "synchronous",
         )  # fmt: skip
     click.echo(f'template/{found.name}: {found.coverage:.1%} of the field is good; [subtraction] template = '

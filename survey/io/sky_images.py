@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy.io.fits import Header
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
@@ -106,6 +107,28 @@ def read_sky_image(path: str | Path, settings: InputSettings | None = None) -> S
     if mask.all():
         raise FrameError(path, "every pixel is bad", "take another file")
     return SkyImage(planes.flux, error, mask, wcs, units, zero_point, str(path), kept_cards(header))
+
+
+def open_image(path: str | Path) -> tuple[Floats, Header]:
+    """Values and header of the only image of a FITS file, compressed or not; BLANK as NaN.
+
+    Raises
+    ------
+    FrameError
+        If there is no image, or it cannot be read.
+    """
+    with _fits.open_fits(path) as hdul:
+        index = _fits.science_extensions(path, hdul, InputSettings())[0]
+        ny, nx = _fits.image_shape(path, hdul, index)
+        return _fits.read_image(path, hdul, index, (0, ny, 0, nx)), hdul[index].header.copy()
+
+
+def image_wcs(header: Header) -> WCS | None:
+    """WCS of an image's header; None where it has none that can be used."""
+    try:
+        return _fits_header.celestial_wcs(header)
+    except ValueError:
+        return None
 
 
 def kept_cards(header: Mapping[str, Any]) -> dict[str, Any]:

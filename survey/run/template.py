@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import survey
 from survey.config import ClusterSettings, make_config
 from survey.io.catalogs import read_table
 from survey.io.frames import parse_wcs
-from survey.io.sky_images import read_sky_image
+from survey.io.sky_images import SkyImage, read_sky_image
 from survey.io.store import Field
 from survey.kernels.background import measure_background
 from survey.kernels.frame_quality import RegistrationError
@@ -32,12 +32,37 @@ from survey.stages.calibrated import calibrated_frames
 from survey.stages.events import Event
 from survey.stages.stack import Choice, choose_frames, stack_tile
 from survey.stages.template_flux import compare
+from survey.templates import hips, legacy, ps1
+from survey.templates.fetch import Archive
+from survey.templates.footprint import Footprint
 from survey.templates.project import Mosaic, TemplateError, project
 from survey.tiles import Tile
 
 # A template whose stars lie this far from the field's, in pixels, has another sky.
 FARTHEST = 1.5
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """How a survey's images are asked for.
+
+    Parameters
+    ----------
+    band : str, optional
+        By default the field's.
+    server : str, optional
+        Address of a mirror.
+    archive : Archive, optional
+        Where files are kept and how often is asked.
+    asinh : bool, optional
+        Whether a HiPS is on Pan-STARRS' asinh scale; by default where its name says so.
+    """
+
+    band: str | None = None
+    server: str | None = None
+    archive: Archive | None = None
+    asinh: bool | None = None
 
 
 @dataclass
@@ -67,6 +92,7 @@ def make_template(
     name: str | None = None,
     *,
     choice: Choice | None = None,
+    survey_of: Survey | None = None,
     cluster: ClusterSettings | None = None,
     client: Any = None,
     progress: Progress | None = None,
@@ -78,11 +104,13 @@ def make_template(
     path : path
         The field.
     source : str
-        ``"stack"``, or a FITS image with a WCS.
+        ``"stack"``, ``"ps1"``, ``"ls"``, ``"hips:<id>"``, or a FITS image with a WCS.
     name : str, optional
         By default after the source.
     choice : Choice, optional
         Which frames a stack takes.
+    survey_of : Survey, optional
+        Band, server and cache of a survey's images.
     cluster : ClusterSettings, optional
         Where a stack is made; by default as stored in the field.
     client : distributed.Client or "synchronous", optional
@@ -118,14 +146,17 @@ def make_template(
             with connect(cluster, client) as executor:
                 summary = _write_stack(target, name, attrs, choice or Choice(), executor, progress)
         else:
-            summary = _write_mosaic(target, name, attrs, *_mosaic(target, source))
+            summary = _write_mosaic(target, name, attrs, _mosaic(target, source, survey_of or Survey()))
     for warning in summary.warnings:
         progress.message(warning)
     return summary
 
 
 def _default_name(source: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source).name.split(".fit")[0]).strip("-") or "template"
+    return (
+        re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source).name.removeprefix("hips:").split(".fit")[0]).strip("-")
+        or "template"
+    )
 
 
 def _checked_name(name: str) -> str:
@@ -211,17 +242,42 @@ def _known_events(target: Field) -> list[Event]:
 # -- images of others ----------------------------------------------------------------------------
 
 
-def _mosaic(target: Field, source: str) -> tuple[Mosaic, list[str]]:
+def _mosaic(target: Field, source: str, survey_of: Survey) -> Mosaic:
+    """Images of a source on the field's grid."""
     wcs = grid_of(target)
-    if not Path(source).is_file():
-        raise TemplateError(f"--from {source}: no such file; 'stack', or a FITS image")
-    return project([read_sky_image(source)], wcs, target.shape), []
+    footprint, archive = Footprint(wcs, target.shape), survey_of.archive or Archive()
+    kind, _, rest = source.partition(":")
+    base = {"base": survey_of.server} if survey_of.server else {}
+    if kind in ("ps1", "ls") and not rest:
+        band = survey_of.band or _band_of(target)
+        module = ps1 if kind == "ps1" else legacy
+        found: Iterable[SkyImage] = module.images(footprint, band, archive, **base)
+    elif kind == "hips" and rest:
+        found = hips.images(footprint, rest, archive, **base, asinh=survey_of.asinh)
+    elif Path(source).is_file():
+        found = [read_sky_image(source)]
+    else:
+        raise TemplateError(
+            f"--from {source}: no such file; known: stack, ps1, ls, hips:<id>, or a FITS image with a WCS"
+        )
+    return project(found, wcs, target.shape)
 
 
-def _write_mosaic(
-    target: Field, name: str, attrs: dict[str, Any], mosaic: Mosaic, warnings: list[str]
-) -> TemplateSummary:
+def _band_of(target: Field) -> str:
+    """The field's band as surveys name theirs, where its name begins with one letter of theirs."""
+    words = str(target.attrs.get("band") or "").replace("_", " ").split()
+    for word in words:
+        letter = word.lower().removeprefix("sdss").strip(".'\u2032")
+        if letter in ("u", "g", "r", "i", "z", "y"):
+            return letter
+    raise TemplateError(
+        f"the field's band is {' '.join(words) or 'unknown'!r}, which is no survey's; give --band g, r, i, z or y"
+    )
+
+
+def _write_mosaic(target: Field, name: str, attrs: dict[str, Any], mosaic: Mosaic) -> TemplateSummary:
     """Subtract the sky, bring to the field's flux unit, write."""
+    warnings: list[str] = []
     flux, error, mask = mosaic.flux, mosaic.error, mosaic.mask
     first = mosaic.images[0]
     level = measure_background(flux, mask).level

@@ -1,0 +1,100 @@
+"""Any HiPS survey, as the service hips2fits puts it on a grid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from urllib.parse import urlencode
+
+import numpy as np
+from astropy.wcs import WCS
+from numpy.typing import ArrayLike, NDArray
+
+from survey.io.sky_images import SkyImage, kept_cards, open_image, sky_noise
+from survey.templates.fetch import Archive
+from survey.templates.footprint import Footprint
+from survey.templates.project import TemplateError
+
+BASE = "https://alasky.cds.unistra.fr/hips-image-services/hips2fits"
+# The service draws no larger images.
+MOST_PIXELS = 50_000_000
+
+
+def images(
+    footprint: Footprint,
+    hips: str,
+    archive: Archive,
+    base: str = BASE,
+    *,
+    upscale: int = 2,
+    asinh: bool | None = None,
+) -> Iterator[SkyImage]:
+    """The survey on the field's grid, in finer pixels: the service takes the nearest values.
+
+    Parameters
+    ----------
+    hips : str
+        Identifier, as ``CDS/P/DES-DR2/r``.
+    upscale : int
+        Pixels asked for along the edge of one of the field's; less where the image would be too large.
+    asinh : bool, optional
+        Whether values are on Pan-STARRS' asinh scale; by default where the name says Pan-STARRS.
+
+    Raises
+    ------
+    TemplateError
+        If the field has too many pixels, or the survey none there.
+    ArchiveError
+        If the service fails or does not know the survey; what it said is in the message.
+    """
+    ny, nx = footprint.shape
+    if footprint.wcs.sip is not None:
+        upscale = 1
+    while upscale > 1 and ny * nx * upscale**2 > MOST_PIXELS:
+        upscale -= 1
+    if ny * nx > MOST_PIXELS:
+        raise TemplateError(f"hips2fits draws up to {MOST_PIXELS} pixels, and the field has {ny * nx}")
+    wcs = finer(footprint.wcs, upscale)
+    cards = dict(wcs.to_header(relax=True))
+    query = {
+        "hips": hips, "width": nx * upscale, "height": ny * upscale, "format": "fits",
+        "wcs": json.dumps({**cards, "NAXIS1": nx * upscale, "NAXIS2": ny * upscale}),
+    }  # fmt: skip
+    path = archive.fetch(f"{base}?{urlencode(query)}", starts=(b"SIMPLE",))
+    values, header = open_image(path)
+    if values.shape != (ny * upscale, nx * upscale):
+        raise TemplateError(f"hips2fits sent {values.shape} pixels for {hips}; delete {path}, and try again")
+    scaled = asinh if asinh is not None else "panstarrs" in hips.lower().replace("-", "")
+    flux = np.asarray(linear_flux(values) if scaled else values, np.float32)
+    bad = ~np.isfinite(flux)
+    if bad.all() or np.ptp(flux[~bad]) == 0:
+        raise TemplateError(f"HiPS {hips} holds nothing at RA {footprint.ra:.4f}, Dec {footprint.dec:.4f}")
+    yield SkyImage(flux, sky_noise(flux, bad, None), bad, wcs, "unknown", None, hips, kept_cards(header))
+
+
+def linear_flux(values: ArrayLike) -> NDArray[np.float64]:
+    """Flux of Pan-STARRS' asinh scale where its softening is one: exp(a) - exp(-a), a = 0.4 ln(10) value."""
+    with np.errstate(over="ignore"):
+        return 2 * np.sinh(0.4 * np.log(10) * np.asarray(values, float))
+
+
+def finer(wcs: WCS, factor: int) -> WCS:
+    """The same sky in pixels a factor smaller along each edge.
+
+    Raises
+    ------
+    TemplateError
+        If the field's WCS has distortions: its polynomials run over its own pixels.
+    """
+    found = wcs.deepcopy()
+    if factor == 1:
+        return found
+    if wcs.sip is not None:
+        raise TemplateError("the field's WCS is distorted, and cannot be asked for in finer pixels")
+    found.wcs.crpix = (np.asarray(wcs.wcs.crpix) - 0.5) * factor + 0.5
+    if found.wcs.has_cd():
+        found.wcs.cd = found.wcs.cd / factor
+    else:
+        found.wcs.cdelt = np.asarray(found.wcs.cdelt) / factor
+    found.wcs.set()
+    return found
