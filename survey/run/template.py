@@ -153,10 +153,8 @@ def make_template(
 
 
 def _default_name(source: str) -> str:
-    return (
-        re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source).name.removeprefix("hips:").split(".fit")[0]).strip("-")
-        or "template"
-    )
+    text = source.removeprefix("hips:") if source.startswith("hips:") else Path(source).name.split(".fit")[0]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "template"
 
 
 def _checked_name(name: str) -> str:
@@ -247,13 +245,13 @@ def _mosaic(target: Field, source: str, survey_of: Survey) -> Mosaic:
     wcs = grid_of(target)
     footprint, archive = Footprint(wcs, target.shape), survey_of.archive or Archive()
     kind, _, rest = source.partition(":")
-    base = {"base": survey_of.server} if survey_of.server else {}
     if kind in ("ps1", "ls") and not rest:
-        band = survey_of.band or _band_of(target)
         module = ps1 if kind == "ps1" else legacy
-        found: Iterable[SkyImage] = module.images(footprint, band, archive, **base)
+        band = survey_of.band or _band_of(target)
+        found: Iterable[SkyImage] = module.images(footprint, band, archive, survey_of.server or module.BASE)
     elif kind == "hips" and rest:
-        found = hips.images(footprint, rest, archive, **base, asinh=survey_of.asinh)
+        server = survey_of.server or hips.BASE
+        found = hips.images(footprint, rest, archive, server, asinh=survey_of.asinh)
     elif Path(source).is_file():
         found = [read_sky_image(source)]
     else:
@@ -271,7 +269,8 @@ def _band_of(target: Field) -> str:
         if letter in ("u", "g", "r", "i", "z", "y"):
             return letter
     raise TemplateError(
-        f"the field's band is {' '.join(words) or 'unknown'!r}, which is no survey's; give --band g, r, i, z or y"
+        f"the field's band is {' '.join(words) or 'unknown'!r}, which is no survey's; "
+        "give --band g, r, i, z or y"
     )
 
 

@@ -18,6 +18,8 @@ from survey.templates.project import TemplateError
 BASE = "https://alasky.cds.unistra.fr/hips-image-services/hips2fits"
 # The service draws no larger images.
 MOST_PIXELS = 50_000_000
+# Pixels beyond the field's edge that are asked for, so that its rim can be averaged too.
+MARGIN = 3
 
 
 def images(
@@ -47,22 +49,20 @@ def images(
     ArchiveError
         If the service fails or does not know the survey; what it said is in the message.
     """
-    ny, nx = footprint.shape
+    ny, nx = (size + 2 * MARGIN for size in footprint.shape)
     if footprint.wcs.sip is not None:
         upscale = 1
     while upscale > 1 and ny * nx * upscale**2 > MOST_PIXELS:
         upscale -= 1
     if ny * nx > MOST_PIXELS:
         raise TemplateError(f"hips2fits draws up to {MOST_PIXELS} pixels, and the field has {ny * nx}")
+    ny, nx = ny * upscale, nx * upscale
     wcs = finer(footprint.wcs, upscale)
-    cards = dict(wcs.to_header(relax=True))
-    query = {
-        "hips": hips, "width": nx * upscale, "height": ny * upscale, "format": "fits",
-        "wcs": json.dumps({**cards, "NAXIS1": nx * upscale, "NAXIS2": ny * upscale}),
-    }  # fmt: skip
+    cards = {**wcs.to_header(relax=True), "NAXIS1": nx, "NAXIS2": ny}
+    query = {"hips": hips, "width": nx, "height": ny, "format": "fits", "wcs": json.dumps(cards)}
     path = archive.fetch(f"{base}?{urlencode(query)}", starts=(b"SIMPLE",))
     values, header = open_image(path)
-    if values.shape != (ny * upscale, nx * upscale):
+    if values.shape != (ny, nx):
         raise TemplateError(f"hips2fits sent {values.shape} pixels for {hips}; delete {path}, and try again")
     scaled = asinh if asinh is not None else "panstarrs" in hips.lower().replace("-", "")
     flux = np.asarray(linear_flux(values) if scaled else values, np.float32)
@@ -79,19 +79,17 @@ def linear_flux(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def finer(wcs: WCS, factor: int) -> WCS:
-    """The same sky in pixels a factor smaller along each edge.
+    """The same sky, and a margin around it, in pixels a factor smaller along each edge.
 
     Raises
     ------
     TemplateError
         If the field's WCS has distortions: its polynomials run over its own pixels.
     """
-    found = wcs.deepcopy()
-    if factor == 1:
-        return found
-    if wcs.sip is not None:
+    if factor > 1 and wcs.sip is not None:
         raise TemplateError("the field's WCS is distorted, and cannot be asked for in finer pixels")
-    found.wcs.crpix = (np.asarray(wcs.wcs.crpix) - 0.5) * factor + 0.5
+    found = wcs.deepcopy()
+    found.wcs.crpix = (np.asarray(wcs.wcs.crpix) + MARGIN - 0.5) * factor + 0.5
     if found.wcs.has_cd():
         found.wcs.cd = found.wcs.cd / factor
     else:
