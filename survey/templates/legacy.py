@@ -10,7 +10,7 @@ from astropy.coordinates import SkyCoord
 from astropy.table import Table
 
 from survey.io.sky_images import SkyImage, image_wcs, kept_cards, open_image
-from survey.templates.fetch import Archive, NotInArchiveError
+from survey.templates.fetch import Archive, ArchiveError, NotInArchiveError
 from survey.templates.footprint import Footprint
 from survey.templates.project import TemplateError
 
@@ -72,8 +72,13 @@ def _read_brick(brick: str, band: str, archive: Archive, base: str) -> SkyImage:
         except NotInArchiveError as missing:
             problem = missing
             continue
-        inverse = archive.fetch(f"{stem}-invvar-{band}.fits.fz", starts=_FITS)
-        bits = archive.fetch(f"{stem}-maskbits.fits.fz", starts=_FITS)
+        try:
+            inverse = archive.fetch(f"{stem}-invvar-{band}.fits.fz", starts=_FITS)
+            bits = archive.fetch(f"{stem}-maskbits.fits.fz", starts=_FITS)
+        except NotInArchiveError as missing:
+            raise ArchiveError(
+                f"{part} {brick}: has an image, but not all that belongs to it: {missing}"
+            ) from None
         return read_brick(image, inverse, bits, band, f"{part} {brick} {band}")
     raise problem
 
