@@ -28,6 +28,10 @@ from survey.cli._group import main
 @click.option("--server", metavar="URL", help="ps1, ls, hips: a mirror.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder of fetched files; or $SURVEY_CACHE.")
 @click.option("--asinh/--linear", default=None, help="hips: scale of its values; by default by its name.")
+@click.option("--catalog", type=click.Path(path_type=Path), help="Table of stars: bad ones are masked.")
+@click.option("--magnitude", default="mag", show_default=True, help="Column of the catalog.")
+@click.option("--saturation", type=float, metavar="MAG", help="Brighter stars of the catalog are masked.")
+@click.option("--mask-radius", default=5.0, show_default=True, help="Pixels masked around a bad star.")
 @scheduler_options
 def template(
     field: Path,
@@ -41,6 +45,10 @@ def template(
     server: str | None,
     cache: Path | None,
     asinh: bool | None,
+    catalog: Path | None,
+    magnitude: str,
+    saturation: float | None,
+    mask_radius: float,
     scheduler: str | None,
     workers: int | None,
 ) -> None:
@@ -66,7 +74,8 @@ def template(
     config = stored_config(field)
     change_cluster(config, scheduler=scheduler, workers=workers)
     choice = Choice(frames, after, before, leave_out)
-    asked = Survey(band, server, Archive(cache or default_folder()), asinh)
+    archive = Archive(cache or default_folder())
+    asked = Survey(band, server, archive, asinh, catalog, magnitude, saturation, mask_radius)
     with TerminalProgress() as progress:
         found = make_template(
             field, source, name, choice=choice, survey_of=asked, progress=progress, cluster=config.cluster,

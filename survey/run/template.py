@@ -4,65 +4,33 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.wcs import WCS
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 import survey
 from survey.config import ClusterSettings, make_config
 from survey.io.catalogs import read_table
-from survey.io.frames import parse_wcs
-from survey.io.sky_images import SkyImage, read_sky_image
 from survey.io.store import Field
-from survey.kernels.background import measure_background
-from survey.kernels.frame_quality import RegistrationError
 from survey.run.engine import Progress, Silent
 from survey.run.executor import Executor, connect
 from survey.run.identity import images_key
 from survey.run.ingest import map_calls
 from survey.run.record import new_run_id
+from survey.run.template_mosaic import Survey, make_mosaic
 from survey.run.worker import function_key
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.events import Event
 from survey.stages.stack import Choice, choose_frames, stack_tile
-from survey.stages.template_flux import compare
-from survey.templates import hips, legacy, ps1
-from survey.templates.fetch import Archive
-from survey.templates.footprint import Footprint
-from survey.templates.project import Mosaic, TemplateError, project
+from survey.templates.project import TemplateError
 from survey.tiles import Tile
 
-# A template whose stars lie this far from the field's, in pixels, has another sky.
-FARTHEST = 1.5
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-
-
-@dataclass(frozen=True)
-class Survey:
-    """How a survey's images are asked for.
-
-    Parameters
-    ----------
-    band : str, optional
-        By default the field's.
-    server : str, optional
-        Address of a mirror.
-    archive : Archive, optional
-        Where files are kept and how often is asked.
-    asinh : bool, optional
-        Whether a HiPS is on Pan-STARRS' asinh scale; by default where its name says so.
-    """
-
-    band: str | None = None
-    server: str | None = None
-    archive: Archive | None = None
-    asinh: bool | None = None
 
 
 @dataclass
@@ -146,7 +114,7 @@ def make_template(
             with connect(cluster, client) as executor:
                 summary = _write_stack(target, name, attrs, choice or Choice(), executor, progress)
         else:
-            summary = _write_mosaic(target, name, attrs, _mosaic(target, source, survey_of or Survey()))
+            summary = _write_mosaic(target, name, source, attrs, survey_of or Survey())
     for warning in summary.warnings:
         progress.message(warning)
     return summary
@@ -163,24 +131,6 @@ def _checked_name(name: str) -> str:
             f"template name {name!r}: take letters, digits, - and _; 'reference' is the oversampled one's"
         )
     return name
-
-
-def grid_of(target: Field) -> WCS:
-    """WCS of a field's grid.
-
-    Raises
-    ------
-    TemplateError
-        If it has none.
-    """
-    text = target.attrs.get("wcs")
-    if not text:
-        raise TemplateError(
-            f"{target.path}: has no WCS, so only its own frames (--from stack) can make a template. Name the "
-            "field's brightest stars when it is made: [registration] catalog = 'stars.csv' (columns ra, dec, "
-            "and x, y where known) with pixel_scale = … (arcsec)"
-        )
-    return parse_wcs(text)
 
 
 # -- own stack -----------------------------------------------------------------------------------
@@ -237,60 +187,12 @@ def _known_events(target: Field) -> list[Event]:
     return [{name: row[name] for name in names} for row in rows]
 
 
-# -- images of others ----------------------------------------------------------------------------
-
-
-def _mosaic(target: Field, source: str, survey_of: Survey) -> Mosaic:
-    """Images of a source on the field's grid."""
-    wcs = grid_of(target)
-    footprint, archive = Footprint(wcs, target.shape), survey_of.archive or Archive()
-    kind, _, rest = source.partition(":")
-    if kind in ("ps1", "ls") and not rest:
-        module = ps1 if kind == "ps1" else legacy
-        band = survey_of.band or _band_of(target)
-        found: Iterable[SkyImage] = module.images(footprint, band, archive, survey_of.server or module.BASE)
-    elif kind == "hips" and rest:
-        server = survey_of.server or hips.BASE
-        found = hips.images(footprint, rest, archive, server, asinh=survey_of.asinh)
-    elif Path(source).is_file():
-        found = [read_sky_image(source)]
-    else:
-        raise TemplateError(
-            f"--from {source}: no such file; known: stack, ps1, ls, hips:<id>, or a FITS image with a WCS"
-        )
-    return project(found, wcs, target.shape)
-
-
-def _band_of(target: Field) -> str:
-    """The field's band as surveys name theirs, where its name begins with one letter of theirs."""
-    words = str(target.attrs.get("band") or "").replace("_", " ").split()
-    for word in words:
-        letter = word.lower().removeprefix("sdss").strip(".'\u2032")
-        if letter in ("u", "g", "r", "i", "z", "y"):
-            return letter
-    raise TemplateError(
-        f"the field's band is {' '.join(words) or 'unknown'!r}, which is no survey's; "
-        "give --band g, r, i, z or y"
-    )
-
-
-def _write_mosaic(target: Field, name: str, attrs: dict[str, Any], mosaic: Mosaic) -> TemplateSummary:
-    """Subtract the sky, bring to the field's flux unit, write."""
+def _write_mosaic(
+    target: Field, name: str, source: str, attrs: dict[str, Any], asked: Survey
+) -> TemplateSummary:
     warnings: list[str] = []
-    flux, error, mask = mosaic.flux, mosaic.error, mosaic.mask
-    first = mosaic.images[0]
-    level = measure_background(flux, mask).level
-    flux = flux - np.float32(level)
-    attrs |= {
-        "images": [image.name for image in mosaic.images],
-        "cards": [image.notes for image in mosaic.images],
-        "source_units": first.units,
-        "source_zero_point": first.zero_point,
-        "background": float(level),
-        "coverage": mosaic.coverage,
-    }
-    scale = _scale_to_field(target, flux, error, mask, first.zero_point, attrs, warnings)
-    arrays = {"flux": flux / scale, "error": error / scale, "mask": mask}
+    made = make_mosaic(target, source, asked, attrs, warnings)
+    arrays = {"flux": made.flux, "error": made.error, "mask": made.mask}
     written = []
     with target.replacing(f"template/{name}") as fresh:
         _require(target, fresh, attrs)
@@ -300,47 +202,7 @@ def _write_mosaic(target: Field, name: str, attrs: dict[str, Any], mosaic: Mosai
             )
         target.ledger(f"template/{name}").invalidate([tile.name for tile in target.tiles])
     _record(target, name, attrs, written)
-    return TemplateSummary(name, mosaic.coverage, attrs, warnings)
-
-
-def _scale_to_field(
-    target: Field,
-    flux: NDArray[np.float32],
-    error: NDArray[np.float32],
-    mask: NDArray[np.bool_],
-    zero_point: float | None,
-    attrs: dict[str, Any],
-    warnings: list[str],
-) -> np.float32:
-    """Template flux per reference flux: from stars in common, else zero points, else 1 with a warning."""
-    try:
-        found = compare(target, flux, error, mask)
-    except RegistrationError as problem:
-        own = target.attrs.get("zero_point")
-        if zero_point is not None and own is not None and np.isfinite([zero_point, own]).all():
-            attrs |= {"scale": 10 ** (0.4 * (zero_point - own)), "scale_from": "zero points"}
-        else:
-            attrs |= {"scale": 1.0, "scale_from": "nothing", "units": attrs["source_units"] or "unknown"}
-        warnings.append(f"the field's stars were not found in the template ({problem}): check its WCS")
-        return np.float32(attrs["scale"])
-    distance = float(np.hypot(*found.offset))
-    if distance > FARTHEST:
-        raise TemplateError(
-            f"the template's stars lie {distance:.1f} px from the field's (x {found.offset[0]:+.1f}, "
-            f"y {found.offset[1]:+.1f}; {found.matched} stars): one of the two WCS is wrong"
-        )
-    if distance > 0.5:
-        warnings.append(
-            f"the template's stars lie {distance:.2f} px from the field's; the kernel has to shift it"
-        )
-    attrs |= {
-        "scale": found.scale,
-        "scale_error": found.scale_error,
-        "scale_from": f"{found.matched} stars",
-        "offset": list(found.offset),
-        "psf_fwhm": found.psf_fwhm,
-    }
-    return np.float32(found.scale)
+    return TemplateSummary(name, float((~made.mask).mean()), attrs, warnings)
 
 
 # -- the store -----------------------------------------------------------------------------------

@@ -33,10 +33,12 @@ def all_leases(target: Field) -> Iterator[None]:
     FieldBusyError
         If a run writes one of them.
     """
-    methods = {name.split(".")[0] for name in ledgers(target) if "." in name} | {"oversampled"}
+    heads = {tuple(name.split(".", 1)) for name in ledgers(target) if "." in name}
+    templates = {f"template/{name}" for head, name in heads if head == "template"}
+    methods = {head for head, _ in heads if head != "template"} | {"oversampled"}
     owner = new_run_id()
     with ExitStack() as stack:
-        for group in ("images", *(f"difference/{method}" for method in sorted(methods))):
+        for group in ("images", *(f"difference/{method}" for method in sorted(methods)), *sorted(templates)):
             stack.enter_context(target.lease(group, owner))
         yield
 
@@ -98,7 +100,7 @@ def _leftovers(target: Field, keep_runs: int | None, method: str | None) -> list
         for file in target.path.rglob("*.partial")
         if now - file.stat().st_mtime > LEFTOVER_SECONDS
     ]
-    for pattern in (".*.new", ".*.old"):
+    for pattern in (".*.new", ".*.old", "template/.*.new", "template/.*.old"):
         found += [_leftover(p, "half of a replaced table") for p in target.cube.glob(pattern)]
     found += _stale_parts(target)
     if keep_runs is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,12 @@ def _repair(target: Field, found: Verification) -> None:
     for problem in found.problems:
         if problem.unit:
             wanted.setdefault(problem.ledger, set()).add(problem.unit)
+    for name in [name for name in wanted if name.startswith("template.")]:
+        wanted.pop(name)
+        again = (
+            f"no run makes templates: survey template {target.path} --name {name.partition('.')[2]} --from …"
+        )
+        found.hopeless += [replace(p, what=f"{p.what}; {again}") for p in found.problems if p.ledger == name]
     placed = wanted.pop("place", set())
     images = target.ledger("place").records
     for unit in sorted(placed):
@@ -113,7 +119,7 @@ def _repair(target: Field, found: Verification) -> None:
     if placed:
         # Whether they were made before or after the damage nobody knows.
         for name in ledgers(target):
-            if name != "place":
+            if name != "place" and not name.startswith("template."):
                 wanted[name] = set(target.ledger(name).records)
     for name, units in wanted.items():
         target.ledger(name).invalidate(sorted(units))

@@ -34,6 +34,9 @@ class Comparison:
         Stars in common.
     psf_fwhm : float
         Of the template on the field's grid, pixels.
+    x, y, flux, ratio : array (n,)
+        Stars compared: where the field has them, their flux there, and the template's in the field's unit
+        over that.
     """
 
     scale: float
@@ -42,6 +45,10 @@ class Comparison:
     scatter: float
     matched: int
     psf_fwhm: float
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    flux: NDArray[np.float64]
+    ratio: NDArray[np.float64]
 
 
 def compare(
@@ -73,7 +80,12 @@ def compare(
     scale, scale_error = photometric_scale(
         sums[0][bright], of_frame[0][bright], sums[1][bright], of_frame[1][bright]
     )
-    return Comparison(scale, scale_error, offset, scatter, len(match.index), float(width))
+    true = of_frame[0][bright]
+    return Comparison(
+        scale, scale_error, offset, scatter, len(match.index), float(width),
+        x=reference.stars.x[j][bright], y=reference.stars.y[j][bright],
+        flux=true, ratio=sums[0][bright] / (scale * true),
+    )  # fmt: skip
 
 
 def _match(found: StarList, stars: StarList) -> Match:

@@ -70,7 +70,7 @@ class Archive:
     attempts: int = 5
     wait: float = 1.0
     timeout: float = 60.0
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], None] = lambda seconds: time.sleep(seconds)
 
     def fetch(self, url: str, *, starts: tuple[bytes, ...] = ()) -> Path:
         """File of an address, from the folder or from the archive.

@@ -7,8 +7,12 @@ from click.testing import CliRunner
 
 from survey.cli import main
 from survey.config import Config
+from survey.io.frames import parse_wcs
+from survey.io.ledger import FieldBusyError
 from survey.io.store import Field
 from survey.run.api import create_field
+from survey.run.upkeep import prune
+from survey.run.verify import verify
 from tests.templates import archives
 from tests.templates.archives import LS_SCALE, PS1_SCALE, draw, tan
 from tests.templates.server import serve
@@ -71,10 +75,7 @@ def check(field, name, stars):
     assert (error[~mask] > 0).all()
     y, x = np.indices(SHAPE)
     true = draw(GRID, SHAPE, in_units(stars, ZERO_POINT), 1.0, fwhm=2.0)
-    grid = field.root.attrs["wcs"]
-    from survey.io.frames import parse_wcs
-
-    own = parse_wcs(grid)
+    own = parse_wcs(field.attrs["wcs"])
     ratios = []
     for ra, dec, _ in stars:
         (cx, cy), (gx, gy) = own.wcs_world2pix([[ra, dec]], 0)[0], GRID.wcs_world2pix([[ra, dec]], 0)[0]
@@ -129,6 +130,49 @@ def test_from_its_own_frames(field, stars):
     attrs = dict(field.root["template/stack"].attrs)
     assert attrs["psf_fwhm"] <= np.median(field.frames()["psf_fwhm"].values)
     assert check(field, "stack", stars) == pytest.approx(1, abs=0.03)
+
+
+def test_stars_of_a_catalogue_are_masked(field, server, stars, tmp_path):
+    server.files["/hips2fits"] = archives.hips_answer(in_units(stars, 24.0), noise=0.5)
+    magnitudes = np.array([mag for _, _, mag in stars])
+    magnitudes[7] = np.nan
+    table = Table({"RAJ2000": [s[0] for s in stars], "DEJ2000": [s[1] for s in stars], "rmag": magnitudes})
+    table.write(tmp_path / "stars.ecsv")
+    options = ("--server", f"{server.url}/hips2fits", "--catalog", str(tmp_path / "stars.ecsv"))
+    run_template(field, "hips:CDS/P/Test/r", *options, "--magnitude", "rmag", "--saturation", "16")
+    mask = np.asarray(field.array("template/CDS-P-Test-r", "mask")[...])
+    wcs = parse_wcs(field.attrs["wcs"])
+    for (ra, dec, _), magnitude in zip(stars, magnitudes, strict=True):
+        x, y = np.rint(wcs.wcs_world2pix([[ra, dec]], 0)[0]).astype(int)
+        if 0 <= x < 96 and 0 <= y < 96 and not magnitude > 16:
+            assert mask[y, x]
+    assert dict(field.root["template/CDS-P-Test-r"].attrs)["catalog"]["masked"] == (~(magnitudes >= 16)).sum()
+    wrong = CliRunner().invoke(main, ["template", str(field.path), "--from", "hips:CDS/P/Test/r", *options])
+    assert wrong.exit_code == 1
+    assert "no column 'mag'" in wrong.output
+
+
+def test_saturated_stars_are_found_and_masked(field, server, stars):
+    answer = archives.hips_answer(in_units(stars, 24.0), noise=0.5, saturation=60.0)
+    server.files["/hips2fits"] = answer
+    run_template(field, "hips:CDS/P/Test/r", "--server", f"{server.url}/hips2fits", "--name", "clipped")
+    attrs = dict(field.root["template/clipped"].attrs)
+    assert attrs["saturated"]["stars"] >= 3
+    mask = np.asarray(field.array("template/clipped", "mask")[...])
+    assert 0.01 < mask.mean() < 0.3
+
+
+def test_a_template_is_leased_and_verified_with_the_field(field):
+    run_template(field, "stack", "--name", "damaged")
+    array = field.array("template/damaged", "flux")
+    array[:4, :4] = 7.0
+    found = verify(field.path, repair=True)
+    assert [problem.ledger for problem in found.hopeless] == ["template.damaged"]
+    assert "survey template" in found.hopeless[0].what
+    run_template(field, "stack", "--name", "damaged")
+    assert verify(field.path).problems == []
+    with field.lease("template/damaged", "another"), pytest.raises(FieldBusyError, match="another"):
+        prune(field.path, delete=True)
 
 
 def test_an_archive_that_is_down_is_one_line(field, server, monkeypatch):

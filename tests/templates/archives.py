@@ -172,7 +172,7 @@ def ls_brick(stars, wcs, shape, *, noise=0.005, bits=None, uncovered=None, seed=
 # -- hips2fits -----------------------------------------------------------------------------------
 
 
-def hips_answer(stars, *, known="CDS/P/Test/r", asinh=False, noise=0.0, scale=1.0):
+def hips_answer(stars, *, known="CDS/P/Test/r", asinh=False, noise=0.0, saturation=np.inf):
     """What hips2fits sends: the sky on the grid that the query describes, or JSON that says why not."""
 
     def answer(query):
@@ -185,7 +185,7 @@ def hips_answer(stars, *, known="CDS/P/Test/r", asinh=False, noise=0.0, scale=1.
         wcs = WCS(fits.Header(cards))
         pixel = abs(np.linalg.det(wcs.pixel_scale_matrix)) ** 0.5 * 3600
         # a HiPS keeps surface brightness: values are those of the survey's own pixels, here 1 arcsec
-        flux = scale * draw(wcs, shape, stars, pixel, fwhm=2.0) / pixel**2
+        flux = np.minimum(draw(wcs, shape, stars, pixel, fwhm=2.0) / pixel**2, saturation)
         flux += np.random.default_rng(0).normal(0, noise, shape) if noise else 0
         if asinh:
             flux = np.arcsinh(flux / 2) / (0.4 * np.log(10))
