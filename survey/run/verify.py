@@ -104,9 +104,7 @@ def _repair(target: Field, found: Verification) -> None:
             wanted.setdefault(problem.ledger, set()).add(problem.unit)
     for name in [name for name in wanted if name.startswith("template.")]:
         wanted.pop(name)
-        again = (
-            f"no run makes templates: survey template {target.path} --name {name.partition('.')[2]} --from …"
-        )
+        again = f"make it again: survey template {target.path} --name {name.partition('.')[2]} --from …"
         found.hopeless += [replace(p, what=f"{p.what}; {again}") for p in found.problems if p.ledger == name]
     placed = wanted.pop("place", set())
     images = target.ledger("place").records

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 from click.testing import CliRunner
 
 from survey.cli import main
