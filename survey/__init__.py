@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from survey.run.api import append_frames as append_frames
     from survey.run.api import create_field as create_field
     from survey.run.api import run as run
+    from survey.run.cubes import create_field_from_cube as create_field_from_cube
     from survey.run.results import light_curve as light_curve
     from survey.run.results import list_events as list_events
     from survey.simulate import simulate_field as simulate_field
@@ -33,6 +34,7 @@ _HOMES = {
     "open_field": "survey.io.store",
     "append_frames": "survey.run.api",
     "create_field": "survey.run.api",
+    "create_field_from_cube": "survey.run.cubes",
     "light_curve": "survey.run.results",
     "list_events": "survey.run.results",
     "simulate_field": "survey.simulate",
@@ -42,6 +44,7 @@ __all__ = [
     "Config",
     "append_frames",
     "create_field",
+    "create_field_from_cube",
     "light_curve",
     "list_events",
     "load_config",

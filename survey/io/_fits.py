@@ -155,9 +155,14 @@ class Layout:
     shape: tuple[int, int]
 
 
-def find_layout(path: str | Path, hdul: fits.HDUList, science: int, settings: InputSettings) -> Layout:
-    """Science extension with its error and DQ planes; checks dimensions and shapes."""
-    shape = image_shape(path, hdul, science)
+def find_layout(
+    path: str | Path, hdul: fits.HDUList, science: int, settings: InputSettings, planes: int = 1
+) -> Layout:
+    """Science extension with its error and DQ planes; checks dimensions and shapes.
+
+    Of a cube, with so many ``planes``, the others hold as many or one.
+    """
+    shape = image_shape(path, hdul, science, planes)
     error, kind = None, "sigma"
     if settings.error is not None:
         error = _companion(path, hdul, science, settings.error, tuple(ERROR_NAMES), "error")
@@ -168,11 +173,10 @@ def find_layout(path: str | Path, hdul: fits.HDUList, science: int, settings: In
     if settings.dq is not None:
         dq = _companion(path, hdul, science, settings.dq, DQ_NAMES, "dq")
     for role, index in (("error", error), ("dq", dq)):
-        if index is not None and image_shape(path, hdul, index) != shape:
+        if index is not None and image_shape(path, hdul, index, planes) != shape:
             raise FrameError(
                 path,
-                f"{role} extension {hdul[index].name or index} is {image_shape(path, hdul, index)} px, "
-                f"the image {shape}",
+                f"{role} extension {hdul[index].name or index} is {hdul[index].shape} px, the image {shape}",
                 f"set [input] {role} to the right extension, or to 'none'",
             )
     if dq is not None and int(hdul[dq].header["BITPIX"]) < 0:
@@ -180,8 +184,8 @@ def find_layout(path: str | Path, hdul: fits.HDUList, science: int, settings: In
     return Layout(science, error, kind, dq, shape)
 
 
-def image_shape(path: str | Path, hdul: fits.HDUList, index: int) -> tuple[int, int]:
-    """(y, x) of an image; leading axes of length one are allowed.
+def image_shape(path: str | Path, hdul: fits.HDUList, index: int, planes: int = 1) -> tuple[int, int]:
+    """(y, x) of an image; leading axes of length one, or ``planes``, are allowed.
 
     Raises
     ------
@@ -189,7 +193,7 @@ def image_shape(path: str | Path, hdul: fits.HDUList, index: int) -> tuple[int, 
         If it has more dimensions than two.
     """
     shape = hdul[index].shape
-    if len(shape) < 2 or any(n != 1 for n in shape[:-2]):
+    if len(shape) < 2 or any(n not in (1, planes) for n in shape[:-2]):
         raise FrameError(
             path,
             f"extension {hdul[index].name or index} has shape {tuple(shape)}, not (y, x)",
@@ -221,14 +225,16 @@ def _same_version(hdul: fits.HDUList, found: list[int], science: int) -> int:
     return (same or found)[0]
 
 
-def read_raw(path: str | Path, hdul: fits.HDUList, index: int, window: tuple[int, ...]) -> NDArray[Any]:
-    """Window (y0, y1, x0, x1) of an image as it is stored.
+def read_raw(
+    path: str | Path, hdul: fits.HDUList, index: int, window: tuple[int, ...], plane: int = 0
+) -> NDArray[Any]:
+    """Window (y0, y1, x0, x1) of an image, or of a plane of a cube, as it is stored.
 
     Images are opened unscaled, because astropy's own scaling loses BLANK in unsigned integers.
     """
     hdu = hdul[index]
     y0, y1, x0, x1 = window
-    lead = (0,) * (len(hdu.shape) - 2)
+    lead = (plane,) * (len(hdu.shape) - 2)
     try:
         return np.asarray(hdu.section[(*lead, slice(y0, y1), slice(x0, x1))])
     except BROKEN as error:
@@ -244,10 +250,10 @@ def _scaling(header: fits.Header) -> tuple[float, float]:
 
 
 def read_image(
-    path: str | Path, hdul: fits.HDUList, index: int, window: tuple[int, ...]
+    path: str | Path, hdul: fits.HDUList, index: int, window: tuple[int, ...], plane: int = 0
 ) -> NDArray[np.float32]:
     """Window of an image in physical values, BLANK as NaN; rows in blocks, to bound memory."""
-    raw, header = read_raw(path, hdul, index, window), hdul[index].header
+    raw, header = read_raw(path, hdul, index, window, plane), hdul[index].header
     scale, zero = _scaling(header)
     blank = header.get("BLANK") if raw.dtype.kind in "iu" else None
     values = np.empty(raw.shape, np.float32)
@@ -270,26 +276,31 @@ def to_sigma(values: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
 
 
 def read_planes(
-    path: str | Path, hdul: fits.HDUList, layout: Layout, settings: InputSettings, rows: tuple[int, int]
+    path: str | Path,
+    hdul: fits.HDUList,
+    layout: Layout,
+    settings: InputSettings,
+    rows: tuple[int, int],
+    plane: int = 0,
 ) -> Planes:
-    """Pixels of a band of rows of one frame (rows within the cutout)."""
+    """Pixels of a band of rows (within the cutout) of one frame, or of a plane of a cube."""
     window = cutout_window(path, layout.shape, settings, rows)
     error = dq = None
     if layout.error is not None:
-        error = to_sigma(read_image(path, hdul, layout.error, window), layout.error_kind)
+        error = to_sigma(read_image(path, hdul, layout.error, window, plane), layout.error_kind)
     if layout.dq is not None:
-        dq = read_bits(path, hdul, layout.dq, window)
+        dq = read_bits(path, hdul, layout.dq, window, plane)
     bits = resolve_bits(path, settings, 0xFFFFFFFF, {})
     if layout.dq is not None and settings.bad_bits is not None:
         _check_bits(path, hdul, layout.dq, bits)
-    return Planes(read_image(path, hdul, layout.science, window), error, dq, bits)
+    return Planes(read_image(path, hdul, layout.science, window, plane), error, dq, bits)
 
 
 def read_bits(
-    path: str | Path, hdul: fits.HDUList, index: int, window: tuple[int, ...]
+    path: str | Path, hdul: fits.HDUList, index: int, window: tuple[int, ...], plane: int = 0
 ) -> NDArray[np.uint32]:
     """Window of a quality plane; BLANK as no bit."""
-    raw, header = read_raw(path, hdul, index, window), hdul[index].header
+    raw, header = read_raw(path, hdul, index, window, plane), hdul[index].header
     scale, zero = _scaling(header)
     width = abs(int(header["BITPIX"]))
     bits = raw.astype(np.int64) * int(scale) + int(zero)

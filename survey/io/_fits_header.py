@@ -82,11 +82,18 @@ def _set_keyword(key: str) -> str:
 
 
 def make_header(
-    path: str | Path, hdul: fits.HDUList, layout: Layout, index: int, many: bool, settings: InputSettings
+    path: str | Path,
+    hdul: fits.HDUList,
+    layout: Layout,
+    index: int,
+    many: bool,
+    settings: InputSettings,
+    own: fits.Header | None = None,
 ) -> FrameHeader:
-    """Header of one frame of an open file."""
+    """Header of one frame of an open file; ``own`` stands in for the extension's."""
     hdu = hdul[layout.science]
-    cards = Cards(hdu.header) if layout.science == 0 else Cards(hdu.header, hdul[0].header)
+    own = hdu.header if own is None else own
+    cards = Cards(own) if layout.science == 0 else Cards(own, hdul[0].header)
     y0, y1, x0, x1 = cutout_window(path, layout.shape, settings)
     keys = settings.keywords
     exposure = settings.exposure

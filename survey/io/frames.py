@@ -21,8 +21,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from survey.config import InputSettings
-from survey.io import _asdf, _fits, _fits_header, _mosaic, _target_pixels
+from survey.io import _asdf, _cubes, _fits, _mosaic, _target_pixels
 from survey.io._find import find_files
+from survey.io._formats import count_frames, header_of, headers_of
 from survey.io._frame import (
     DQ_BAD_ERROR,
     DQ_NO_DATA,
@@ -78,25 +79,10 @@ def find_frames(patterns: Sequence[str | Path], settings: InputSettings | None =
     """
     settings = settings or InputSettings()
     return [
-        FrameSource(path, index) for path in find_files(patterns) for index in range(_count(path, settings))
+        FrameSource(path, index)
+        for path in find_files(patterns)
+        for index in range(count_frames(path, settings))
     ]
-
-
-def _count(path: str, settings: InputSettings) -> int:
-    if _is_asdf(path):
-        return 1
-    try:
-        with _fits.open_fits(path) as hdul:
-            table = _target_pixels.pixel_table(hdul)
-            if table is not None:
-                return int(hdul[table].header["NAXIS2"])
-            return len(_fits.science_extensions(path, hdul, settings))
-    except FrameError:
-        return 1
-
-
-def _is_asdf(path: str | Path) -> bool:
-    return str(path).lower().endswith(".asdf")
 
 
 def read_header(source: FrameSource | str | Path, settings: InputSettings | None = None) -> FrameHeader:
@@ -110,43 +96,12 @@ def read_header(source: FrameSource | str | Path, settings: InputSettings | None
     """
     source, settings = _source(source), settings or InputSettings()
     path, index = source.path, source.index
-    kind = _format(path)
-    if kind == "asdf":
-        header = _asdf.make_header(path, settings)
-    elif kind == "target-pixels":
-        header = _target_pixels.make_header(path, index, settings)
-    else:
-        with _fits.open_fits(path) as hdul:
-            header = _frame_header(path, hdul, index, settings)
+    header = header_of(path, index, settings)
     return wanted(header, settings)
-
-
-def _format(path: str) -> str:
-    if _is_asdf(path):
-        return "asdf"
-    if not Path(path).is_file():
-        raise FrameError(path, "no such file")
-    status = Path(path).stat()
-    return _fits_format(path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=4096)
-def _fits_format(path: str, mtime: int, size: int) -> str:
-    """Kept, because one compressed file may be asked for each of thousands of cadences."""
-    with _fits.open_fits(path) as hdul:
-        return "fits" if _target_pixels.pixel_table(hdul) is None else "target-pixels"
 
 
 def _source(source: FrameSource | str | Path) -> FrameSource:
     return FrameSource(str(source), 0) if isinstance(source, str | Path) else source
-
-
-def _frame_header(path: str, hdul: _fits.fits.HDUList, index: int, settings: InputSettings) -> FrameHeader:
-    science = _fits.science_extensions(path, hdul, settings)
-    if not 0 <= index < len(science):
-        raise FrameError(path, f"no frame {index}: the file has {len(science)}")
-    layout = _fits.find_layout(path, hdul, science[index], settings)
-    return _fits_header.make_header(path, hdul, layout, index, len(science) > 1, settings)
 
 
 def read_frame(
@@ -204,6 +159,9 @@ class _Reader:
                 self.file = stack.enter_context(_fits.open_fits(self.path))
                 science = _fits.science_extensions(self.path, self.file, self.settings)
                 self.layout = _fits.find_layout(self.path, self.file, science[self.index], self.settings)
+            elif self.header.file_format == "cube":
+                self.file = stack.enter_context(_fits.open_fits(self.path))
+                self.layout = _cubes.layout(self.path, self.file, self.settings)
             self.stack = stack.pop_all()
         return self
 
@@ -222,7 +180,8 @@ class _Reader:
             return _mosaic.read_planes(self.header, self.settings, rows)
         if self.header.file_format == "target-pixels":
             return _target_pixels.read_planes(self.path, self.index, self.settings, rows)
-        return _fits.read_planes(self.path, self.file, self.layout, self.settings, rows)
+        plane = self.index if self.header.file_format == "cube" else 0
+        return _fits.read_planes(self.path, self.file, self.layout, self.settings, rows, plane)
 
 
 def read_frames(
@@ -237,7 +196,7 @@ def scan_file(path: str | Path, settings: InputSettings | None = None) -> FileSc
     """Headers of all frames of one file, and those left out with the reason. Never raises `FrameError`."""
     path, settings = str(path), settings or InputSettings()
     result = FileScan()
-    for index, found in enumerate(_headers_of(path, settings)):
+    for index, found in enumerate(headers_of(path, settings)):
         try:
             if isinstance(found, FrameError):
                 raise found
@@ -245,30 +204,6 @@ def scan_file(path: str | Path, settings: InputSettings | None = None) -> FileSc
         except FrameError as error:
             result.rejected.append(Rejected(FrameSource(path, index), str(error), error.kind))
     return result
-
-
-def _headers_of(path: str, settings: InputSettings) -> list[FrameHeader | FrameError]:
-    try:
-        if _is_asdf(path):
-            return [_asdf.make_header(path, settings)]
-        with _fits.open_fits(path) as hdul:
-            if _target_pixels.pixel_table(hdul) is None:
-                return _extension_headers(path, hdul, settings)
-        return _target_pixels.make_headers(path, settings)
-    except FrameError as error:
-        return [error]
-
-
-def _extension_headers(
-    path: str, hdul: _fits.fits.HDUList, settings: InputSettings
-) -> list[FrameHeader | FrameError]:
-    found: list[FrameHeader | FrameError] = []
-    for index in range(len(_fits.science_extensions(path, hdul, settings))):
-        try:
-            found.append(_frame_header(path, hdul, index, settings))
-        except FrameError as error:
-            found.append(error)
-    return found
 
 
 def scan(
