@@ -42,7 +42,7 @@ def main(folder: str, scheduler: str | None = None) -> int:
             if summary.ok and job["report"]:
                 from survey.report import write_report
 
-                logger.info("report: %s", write_report(Path(job["field"]), config.method))
+                logger.info("report: %s", write_report(job["field"], config.method))
             progress.state = summary.status
         except KeyboardInterrupt:
             progress.state = "cancelled" if progress.cancelled else "interrupted"

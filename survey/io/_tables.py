@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from astropy.table import Column, MaskedColumn, Table
 from astropy.utils.exceptions import AstropyWarning
 
-from survey.io.files import write_atomic
+from survey.io.files import read_parquet
+from survey.io.locations import Location, locate, write_atomic
 from survey.io.times import quiet
 
 FORMATS = {
@@ -250,12 +251,12 @@ def dump_table(
 
 def write_table(
     table: Any,
-    path: str | Path,
+    path: str | Location,
     *,
     format: str | None = None,
     flux_unit: str = "",
     meta: Mapping[str, Any] | None = None,
-) -> Path:
+) -> Location:
     """Write a table, whole or not at all; the format follows from the ending unless given.
 
     Raises
@@ -263,7 +264,7 @@ def write_table(
     CatalogError
         If neither format nor ending is known.
     """
-    path = Path(path)
+    path = locate(path)
     format = format or format_of(path)
     write_atomic(path, dump_table(table, format, flux_unit=flux_unit, meta=meta))
     return path
@@ -272,7 +273,7 @@ def write_table(
 def write_catalog(
     table: Any,
     format: str = "table",
-    output: str | Path | None = None,
+    output: str | Location | None = None,
     *,
     flux_unit: str = "",
     meta: Mapping[str, Any] | None = None,
@@ -292,7 +293,7 @@ def write_catalog(
     sys.stdout.write(dump_table(table, format, flux_unit=flux_unit, meta=meta).decode())
 
 
-def read_table(path: str | Path) -> Table:
+def read_table(path: str | Location) -> Table:
     """Read a table of any format that `write_table` writes.
 
     Raises
@@ -300,16 +301,16 @@ def read_table(path: str | Path) -> Table:
     CatalogError
         If there is no such file, or it cannot be read in the format of its ending.
     """
-    path = Path(path)
+    path = locate(path)
     format = format_of(path)
     if not path.is_file():
         raise CatalogError(f"{path}: no such file")
     try:
         if format == "parquet":
-            return _from_arrow(pq.read_table(path))
+            return _from_arrow(read_parquet(path))
         with quiet(AstropyWarning):
             reader = {"csv": "ascii.csv", "ecsv": "ascii.ecsv"}.get(format, format)
-            table = Table.read(path, format=reader)
+            table = Table.read(io.BytesIO(path.read_bytes()), format=reader)
     except Exception as error:  # readers raise many kinds; the user needs the file and the first line
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CatalogError(f"{path.name}: cannot be read as {format} ({first})") from None

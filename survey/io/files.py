@@ -1,33 +1,21 @@
-"""Small files written whole or not at all."""
+"""Small files written whole or not at all, and read whole."""
 
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
+from survey.io.locations import Location, write_atomic
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file through a temporary name and a rename, so that a kill leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+__all__ = ["read_parquet", "write_atomic", "write_json", "write_parquet"]
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Location, value: Any) -> None:
     """Write JSON atomically."""
     write_atomic(path, json.dumps(value, indent=1, default=str).encode())
 
 
-def write_parquet(path: Path, table: Any) -> None:
+def write_parquet(path: Location, table: Any) -> None:
     """Write a pyarrow table atomically."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -35,3 +23,17 @@ def write_parquet(path: Path, table: Any) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     write_atomic(path, sink.getvalue().to_pybytes())
+
+
+def read_parquet(path: Location) -> Any:
+    """Read a pyarrow table.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pq.read_table(pa.BufferReader(path.read_bytes()))

@@ -15,12 +15,12 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from survey.io.files import write_atomic, write_json
+from survey.io.files import write_json
+from survey.io.locations import Location, changed, create, remove_files, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Ledger:
 
     Parameters
     ----------
-    directory : Path
+    directory : Location
         Folder of the segments; made when the first one is written.
 
     Notes
@@ -54,12 +54,12 @@ class Ledger:
     another key than wanted, is computed again.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Location) -> None:
         self.directory = directory
         self.records: dict[str, Record] = {}
         self._pending: list[dict[str, Any]] = []
         self._flushed = time.monotonic()
-        for segment in sorted(directory.glob("*.jsonl")) if directory.exists() else ():
+        for segment in sorted(directory.glob("*.jsonl")):
             for line in segment.read_text().splitlines():
                 self._fold(json.loads(line))
 
@@ -101,7 +101,7 @@ class Ledger:
     def compact(self) -> None:
         """Replace all segments by one."""
         self.flush()
-        old = sorted(self.directory.glob("*.jsonl")) if self.directory.exists() else []
+        old = sorted(self.directory.glob("*.jsonl"))
         if len(old) < 2:
             return
         lines = [
@@ -111,8 +111,7 @@ class Ledger:
         # The new segment sorts after the old ones, so that a kill before they are gone changes nothing
         # but leaves entries that fold to the same state: invalidations must be folded again, hence last.
         write_atomic(self.directory / f"{time.time_ns():020d}.jsonl", "".join(lines).encode())
-        for segment in old:
-            segment.unlink()
+        remove_files(old)
 
 
 class Lease:
@@ -120,7 +119,7 @@ class Lease:
 
     Parameters
     ----------
-    path : Path
+    path : Location
         File of the lease.
     owner : str
         The run that asks.
@@ -131,7 +130,7 @@ class Lease:
         On entry, if a living run holds the lease.
     """
 
-    def __init__(self, path: Path, owner: str) -> None:
+    def __init__(self, path: Location, owner: str) -> None:
         self.path = path
         self.owner = owner
         self._stop = threading.Event()
@@ -141,14 +140,10 @@ class Lease:
         return {"owner": self.owner, "host": socket.gethostname(), "pid": os.getpid(), "beat": time.time()}
 
     def __enter__(self) -> Lease:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(5):
-            try:
-                with self.path.open("x") as stream:
-                    json.dump(self._claim(), stream)
+            if create(self.path, json.dumps(self._claim()).encode()):
                 break
-            except FileExistsError:
-                self._take_over()
+            self._take_over()
         else:
             raise FieldBusyError(f"{self.path}: could not be taken; is another run starting?")
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -162,7 +157,7 @@ class Lease:
             return
         except json.JSONDecodeError:
             # A claim is written in one go: half of one is a run that died just then, or starts just now.
-            if time.time() - self.path.stat().st_mtime < 5:
+            if time.time() - changed(self.path) < 5:
                 time.sleep(0.2)
                 return
             holder = {"owner": "unknown", "host": "", "pid": 0, "beat": 0.0}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from zarr.codecs import BloscCodec, BloscShuffle
 from zarr.errors import UnstableSpecificationWarning
 
 from survey.io.ledger import Lease, Ledger
+from survey.io.locations import Location, locate, remove, swap
 from survey.schema import SCHEMA_VERSION, ArraySpec, SchemaError, arrays_of
 from survey.tiles import Tile, tile_grid
 
@@ -48,14 +47,14 @@ class Field:
 
     Parameters
     ----------
-    path : Path
+    path : Location
         Its directory.
     """
 
-    path: Path
+    path: Location
 
     @classmethod
-    def create(cls, path: str | Path, shape: tuple[int, int], attrs: Mapping[str, Any]) -> Field:
+    def create(cls, path: str | Location, shape: tuple[int, int], attrs: Mapping[str, Any]) -> Field:
         """Make an empty field.
 
         Parameters
@@ -72,16 +71,15 @@ class Field:
         FieldError
             If there is a field already.
         """
-        field = cls(Path(path))
-        if (field.path / "cube.zarr").exists():
+        field = cls(locate(path))
+        if field.cube.exists():
             raise FieldError(f"{path}: there is a field already; give another directory, or append to it")
-        field.path.mkdir(parents=True, exist_ok=True)
         root = zarr.open_group(str(field.cube), mode="w-")
         root.attrs.update({"schema_version": SCHEMA_VERSION, "shape": list(shape), **attrs})
         return field
 
     @classmethod
-    def open(cls, path: str | Path) -> Field:
+    def open(cls, path: str | Location) -> Field:
         """Open an existing field.
 
         Raises
@@ -91,7 +89,7 @@ class Field:
         SchemaError
             If it was written by a version whose layout this one does not know.
         """
-        field = cls(Path(path))
+        field = cls(locate(path))
         if not (field.cube / "zarr.json").exists():
             raise FieldError(f"{path}: not a field (no cube.zarr in it); make one with `survey ingest`")
         version = field.attrs.get("schema_version")
@@ -104,7 +102,7 @@ class Field:
         return field
 
     @property
-    def cube(self) -> Path:
+    def cube(self) -> Location:
         """The Zarr store."""
         return self.path / "cube.zarr"
 
@@ -206,9 +204,7 @@ class Field:
 
     def remove_group(self, group: str) -> None:
         """Delete a group and all it holds."""
-        target = self.cube / group
-        if target.exists():
-            shutil.rmtree(target)
+        remove(self.cube / group)
 
     def _create_array(self, parent: zarr.Group, spec: ArraySpec, shape: tuple[int, ...]) -> None:
         inner, shard = [], []
@@ -291,10 +287,10 @@ class Field:
         """Replace a small group (``frames``, ``stars``, ``registration``, ``psf``) as a whole."""
         fresh, live, old = (self.cube / n for n in (f".{name}.new", name, f".{name}.old"))
         for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove(leftover)
         with _quiet_strings():
             table.to_zarr(str(fresh), mode="w", consolidated=False, zarr_format=3)
-        _swap(fresh, live, old)
+        swap(fresh, live, old)
 
     @contextmanager
     def replacing(self, group: str) -> Iterator[str]:
@@ -311,7 +307,7 @@ class Field:
         except BaseException:
             self.remove_group(fresh)
             raise
-        _swap(self.cube / fresh, self.cube / group, self.cube / old)
+        swap(self.cube / fresh, self.cube / group, self.cube / old)
 
     def _restore_tables(self) -> None:
         """Undo the half of a replacement that a kill may have left."""
@@ -326,7 +322,7 @@ class Field:
 
     def remove_table(self, name: str) -> None:
         """Delete a small group."""
-        shutil.rmtree(self.cube / name, ignore_errors=True)
+        remove(self.cube / name)
 
     def table(self, name: str) -> xr.Dataset:
         """A small group, loaded.
@@ -336,7 +332,7 @@ class Field:
         FieldError
             If it has not been written.
         """
-        if not (self.cube / name).exists():
+        if not self.has_table(name):
             raise FieldError(f"{self.path}: has no {name} yet; run the stage that writes it")
         with _quiet_strings(), xr.open_zarr(str(self.cube / name), chunks=None, consolidated=False) as ds:
             return ds.load()
@@ -349,21 +345,21 @@ class Field:
         FieldError
             If no frame has been ingested.
         """
-        if not (self.cube / "frames").exists():
+        if not self.has_table("frames"):
             raise FieldError(f"{self.path}: holds no frames yet; `survey ingest FRAMES… -o {self.path}`")
         return self.table("frames")
 
     # -- small products -------------------------------------------------------------------------
 
-    def events_path(self, method: str) -> Path:
+    def events_path(self, method: str) -> Location:
         """File of the events found by a method."""
         return self.path / "events" / f"{method}.parquet"
 
-    def light_curves_path(self, method: str) -> Path:
+    def light_curves_path(self, method: str) -> Location:
         """File of the light curves measured by a method."""
         return self.path / "lightcurves" / f"{method}.parquet"
 
-    def relative_path(self, method: str) -> Path:
+    def relative_path(self, method: str) -> Location:
         """File of the target's light curve relative to comparison stars, by a method's differences."""
         return self.path / "lightcurves" / f"{method}.relative.json"
 
@@ -373,21 +369,23 @@ class Field:
         return [json.loads(file.read_text()) for file in files]
 
 
-def _swap(fresh: Path, live: Path, old: Path) -> None:
-    """Put a folder in the place of another, so that a kill leaves one of the two."""
-    if live.exists():
-        live.rename(old)
-    fresh.rename(live)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _region_of(array: zarr.Array, region: tuple[slice, ...]) -> tuple[slice, ...]:
     """(time, y, x) for a cube, (y, x) for an array without time."""
     dims = array.metadata.dimension_names or ()  # type: ignore[union-attr]
     return region if "time" in dims else region[-2:]
 
 
-def open_field(path: str | Path) -> xr.DataTree:
+def is_field(path: str | Location) -> bool:
+    """Whether there is a field at a path."""
+    return (locate(path) / "cube.zarr" / "zarr.json").exists()
+
+
+def holds_frames(path: str | Location) -> bool:
+    """Whether there is a field at a path that frames belong to already."""
+    return Field(locate(path)).has_table("frames")
+
+
+def open_field(path: str | Location) -> xr.DataTree:
     """Open a field's cube as a tree of lazily read datasets.
 
     Parameters

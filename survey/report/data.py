@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import xarray as xr
 from numpy.typing import NDArray
 
+from survey.io.files import read_parquet
 from survey.io.frames import parse_wcs
+from survey.io.locations import Location
 from survey.io.store import Field
 from survey.kernels.reference import ReferenceFit
 from survey.stages.calibrated import calibrated_frames, read_calibrated
@@ -81,7 +81,7 @@ class ReportData:
         return parse_wcs(text) if text else None
 
 
-def load(path: str | Path, method: str) -> ReportData:
+def load(path: str | Location, method: str) -> ReportData:
     """Read what a field holds of a method.
 
     Raises
@@ -112,11 +112,11 @@ def _likeness(row: Row) -> float | None:
     return row.get("psf_likeness", row.get("psf_correlation"))
 
 
-def _rows(path: Path) -> list[Row] | None:
-    return pq.read_table(path).to_pylist() if path.exists() else None
+def _rows(path: Location) -> list[Row] | None:
+    return read_parquet(path).to_pylist() if path.exists() else None
 
 
-def read_json(path: Path) -> Row | None:
+def read_json(path: Location) -> Row | None:
     """A JSON object, None where there is no such file."""
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -125,7 +125,7 @@ def _runs(target: Field) -> list[Row]:
     runs = []
     for file in sorted((target.path / "runs").glob("*/run.json")):
         record = json.loads(file.read_text())
-        units = file.with_name("units.jsonl")
+        units = file.parent / "units.jsonl"
         record["units"] = (
             [json.loads(line) for line in units.read_text().splitlines()] if units.exists() else []
         )

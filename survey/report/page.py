@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from html import escape
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.wcs.utils import proj_plane_pixel_scales
 
-from survey.io.files import write_atomic
+from survey.io.locations import Location, absolute, locate, write_atomic
 from survey.report.comparison import comparison
 from survey.report.data import ReportData, load, read_json
 from survey.report.events import events
@@ -29,12 +28,12 @@ from survey.report.truth import compare_with_truth
 
 
 def write_report(
-    path: str | Path,
+    path: str | Location,
     method: str = "oversampled",
-    output: str | Path | None = None,
+    output: str | Location | None = None,
     *,
-    truth: str | Path | None = None,
-) -> Path:
+    truth: str | Location | None = None,
+) -> Location:
     """Write the report of a field: one HTML page without any external request.
 
     Parts that a field does not have yet are named as missing.
@@ -52,7 +51,7 @@ def write_report(
 
     Returns
     -------
-    Path
+    Location
         The file written.
 
     Raises
@@ -64,12 +63,12 @@ def write_report(
     add_truth(data, truth)
     with drawing():
         text = render(data)
-    target_file = Path(output) if output is not None else data.field.path / "report.html"
+    target_file = locate(output) if output is not None else data.field.path / "report.html"
     write_atomic(target_file, text.encode())
     return target_file
 
 
-def add_truth(data: ReportData, truth: str | Path | None) -> None:
+def add_truth(data: ReportData, truth: str | Location | None) -> None:
     """A comparison made now where the truth is known, else the one that a demo left in the field."""
     data.truth = field_truth(data.field, truth)
     if data.truth and data.events is not None:
@@ -92,7 +91,7 @@ def render(data: ReportData) -> str:
         ("runs", "Runs", runs(data)),
     ]
     links = "".join(f'<a href="#{anchor}">{name}</a>' for anchor, name, body in parts if body)
-    name = escape(data.field.path.resolve().name)
+    name = escape(absolute(data.field.path).name)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

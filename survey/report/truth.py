@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from survey.io.files import read_parquet
+from survey.io.locations import Location
 from survey.io.store import Field
 from survey.report.sources import Row, as_rows, field_truth
 
@@ -94,7 +94,7 @@ def compare_with_truth(
 
 
 def compare_field(
-    path: str | Path, method: str = "oversampled", truth: str | Path | None = None
+    path: str | Location, method: str = "oversampled", truth: str | Location | None = None
 ) -> Row | None:
     """Compare a field's events with the truth on the field's own grid.
 
@@ -117,8 +117,8 @@ def compare_field(
     events, curves = field.events_path(method), field.light_curves_path(method)
     if not sources or not events.exists():
         return None
-    measured = pq.read_table(curves) if curves.exists() else None
-    return compare_with_truth(pq.read_table(events), sources, light_curves=measured)
+    measured = read_parquet(curves) if curves.exists() else None
+    return compare_with_truth(read_parquet(events), sources, light_curves=measured)
 
 
 def _owners(events: list[Row], sources: list[Row], radius: float) -> list[int]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 from survey.config import Config, make_config
-from survey.io.store import Field
+from survey.io.locations import Location, absolute, folders, locate, remove
+from survey.io.store import Field, FieldError, holds_frames, is_field
 from survey.run.engine import Engine, Progress, Silent
 from survey.run.executor import connect
 from survey.run.ingest import IngestSummary, ingest
@@ -23,8 +23,8 @@ from survey.stages.frame_table import flag_table
 
 
 def create_field(
-    path: str | Path,
-    frames: Sequence[str | Path],
+    path: str | Location,
+    frames: Sequence[str | Location],
     config: Config | None = None,
     *,
     client: Any = None,
@@ -60,16 +60,14 @@ def create_field(
     FrameError, IngestError
         If no frame is usable.
     """
-    if (Path(path) / "cube.zarr" / "frames").exists():
-        from survey.io.store import FieldError
-
+    if holds_frames(path):
         raise FieldError(f"{path}: there is a field already; add to it with append_frames")
     return append_frames(path, frames, config, client=client, progress=progress, strict=strict)
 
 
 def append_frames(
-    path: str | Path,
-    frames: Sequence[str | Path],
+    path: str | Location,
+    frames: Sequence[str | Location],
     config: Config | None = None,
     *,
     client: Any = None,
@@ -81,25 +79,25 @@ def append_frames(
     Parameters as in `create_field`; the field's own settings are used where none are given.
     """
     config = config or stored_config(path)
-    path = Path(path).resolve()
+    path = absolute(locate(path))
     with threadpool_limits(1), connect(config.cluster, client) as executor:
         return ingest(path, frames, config, executor, progress=progress, strict=strict, run_id=new_run_id())
 
 
-def stored_config(path: str | Path) -> Config:
+def stored_config(path: str | Location) -> Config:
     """Settings stored in a field; the defaults where there is none yet."""
-    if not (Path(path) / "cube.zarr" / "zarr.json").exists():
+    if not is_field(path):
         return Config()
     return make_config(Field.open(path).attrs["config"], source=f"settings stored in {path}")
 
 
 def run(
-    path: str | Path,
+    path: str | Location,
     config: Config | None = None,
     *,
     client: Any = None,
     progress: Progress | None = None,
-    frames: Sequence[str | Path] = (),
+    frames: Sequence[str | Location] = (),
     strict: bool = False,
     rebuild: bool = False,
 ) -> RunSummary:
@@ -138,7 +136,7 @@ def run(
     summary = RunSummary(new_run_id(), str(path), config.method)
     summary.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     started = time.monotonic()
-    path = Path(path).resolve()  # workers have working directories of their own
+    path = absolute(locate(path))  # workers have working directories of their own
     # What the client combines must not depend on its BLAS threads either.
     with threadpool_limits(1), connect(config.cluster, client) as executor:
         if executor.dashboard:
@@ -186,7 +184,7 @@ def run(
 
 
 def run_stage(
-    path: str | Path,
+    path: str | Location,
     stage: str,
     tile: int | None = None,
     *,
@@ -244,10 +242,8 @@ def _for_epochs(field: Field, config: Config, progress: Progress) -> Config:
 
 def _forget(field: Field, config: Config) -> None:
     """Drop the ledgers of a method and what it shares, so that everything is wanted again."""
-    import shutil
-
     frames = flag_table(field.frames())
     field.write_table("frames", frames)
-    folder = field.path / "ledger"
-    for ledger in [*folder.glob(f"{config.method}.*"), folder / "refine", folder / "psf"]:
-        shutil.rmtree(ledger, ignore_errors=True)
+    for ledger in folders(field.path / "ledger"):
+        if ledger.name in ("refine", "psf") or ledger.name.startswith(f"{config.method}."):
+            remove(ledger)

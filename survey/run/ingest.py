@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ import xarray as xr
 
 from survey.config import Config
 from survey.io.frames import FrameHeader, combine_scans, find_files, scan_file
-from survey.io.store import Field
+from survey.io.locations import Location
+from survey.io.store import Field, holds_frames, is_field
 from survey.run.engine import Engine, Failure, Progress, Silent, stage_key
 from survey.run.executor import Executor
 from survey.stages import frame_table, place, register
@@ -81,8 +81,8 @@ def _scan_files(paths: Sequence[str], config: Config) -> list[Any]:
 
 
 def ingest(
-    path: str | Path,
-    frames: Sequence[str | Path],
+    path: str | Location,
+    frames: Sequence[str | Location],
     config: Config,
     executor: Executor,
     *,
@@ -103,7 +103,7 @@ def ingest(
         If no frame is usable, or with ``strict`` if one is not.
     """
     progress = progress or Silent()
-    exists = (Path(path) / "cube.zarr" / "frames").exists()
+    exists = holds_frames(path)
     old = Field.open(path).frames() if exists else None
     known = frame_table.stored_headers(old) if old is not None else []
     files = find_files([str(f) for f in frames])
@@ -159,8 +159,8 @@ def _raise_first(results: list[Any]) -> list[Any]:
     return results
 
 
-def _open_or_create(path: str | Path, config: Config, reference: FrameMeasure, epochs: int) -> Field:
-    if (Path(path) / "cube.zarr" / "zarr.json").exists():
+def _open_or_create(path: str | Location, config: Config, reference: FrameMeasure, epochs: int) -> Field:
+    if is_field(path):
         return Field.open(path)
     header = reference.header
     size = config.grid.tile or choose_tile_size(header.shape, epochs, config.grid.memory * 2**30)

@@ -9,13 +9,13 @@ import signal
 import socket
 import threading
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import psutil
 
 from survey.io.files import write_json
+from survey.io.locations import Location, folders, locate
 from survey.run.worker import UnitReport
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,8 @@ class LiveProgress:
     second whatever the run is doing; the interruption is a SIGINT to the main thread, as from a keyboard.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Location) -> None:
+        self.folder = locate(folder)
         self.cancelled = False
         self.state = "running"
         self._stages: dict[str, dict[str, Any]] = {}
@@ -91,7 +91,7 @@ class LiveProgress:
         self._said = text
 
 
-def run_states(field: str | Path) -> list[dict[str, Any]]:
+def run_states(field: str | Location) -> list[dict[str, Any]]:
     """Every run of a field, oldest first: ``run_id``, ``state`` and what is known of each.
 
     What a submitted run says of itself while it goes on is in ``live``.
@@ -99,13 +99,12 @@ def run_states(field: str | Path) -> list[dict[str, Any]]:
     States: ``starting``, ``running``; ``done``, ``failed``, ``interrupted``, ``cancelled``; ``lost`` for
     a run whose process is gone without a last word.
     """
-    folders = sorted(p for p in (Path(field) / "runs").glob("*") if p.is_dir())
-    return [run_state(folder) for folder in folders]
+    return [run_state(folder) for folder in folders(locate(field) / "runs")]
 
 
-def run_state(folder: str | Path) -> dict[str, Any]:
+def run_state(folder: str | Location) -> dict[str, Any]:
     """One run, as `run_states` describes it."""
-    folder = Path(folder)
+    folder = locate(folder)
     job, live, record = (_load(folder / f"{name}.json") for name in ("job", "live", "run"))
     found = {"run_id": folder.name, **job, **record, "live": live}
     ended = record.get("status", "running")
@@ -133,7 +132,7 @@ def process_lives(live: dict[str, Any]) -> bool:
         return False
 
 
-def _load(file: Path) -> dict[str, Any]:
+def _load(file: Location) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(file.read_text())
     except FileNotFoundError:
@@ -145,7 +144,7 @@ class RunError(ValueError):
     """A run that is not there, or cannot be cancelled."""
 
 
-def find_run(field: str | Path, run_id: str | None = None) -> Path:
+def find_run(field: str | Location, run_id: str | None = None) -> Location:
     """Folder of a run, by the beginning of its id; the latest submitted where none is given.
 
     Raises
@@ -153,8 +152,7 @@ def find_run(field: str | Path, run_id: str | None = None) -> Path:
     RunError
         If there is none, or the beginning fits several.
     """
-    folder = Path(field) / "runs"
-    found = sorted(p for p in folder.glob("*") if p.is_dir() and p.name.startswith(run_id or ""))
+    found = [p for p in folders(locate(field) / "runs") if p.name.startswith(run_id or "")]
     if run_id is None:
         found = [p for p in found if (p / "job.json").exists()][-1:]
     if len(found) != 1:
@@ -164,7 +162,7 @@ def find_run(field: str | Path, run_id: str | None = None) -> Path:
     return found[0]
 
 
-def cancel(field: str | Path, run_id: str | None = None, *, wait: float = 30.0) -> dict[str, Any]:
+def cancel(field: str | Location, run_id: str | None = None, *, wait: float = 30.0) -> dict[str, Any]:
     """Ask a submitted run to stop, and wait for it; what it did is kept.
 
     Returns

@@ -6,12 +6,12 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from survey.config import Config
 from survey.io.frames import combine_scans, find_files, scan_file
-from survey.io.store import Field
+from survey.io.locations import Location
+from survey.io.store import Field, holds_frames
 from survey.stages.calibrated import outlook
 from survey.tiles import choose_tile_size, tile_bytes, tile_grid
 
@@ -81,7 +81,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def plan(path: str | Path, config: Config, frames: Sequence[str | Path] = ()) -> Plan:
+def plan(path: str | Location, config: Config, frames: Sequence[str | Location] = ()) -> Plan:
     """Forecast a run without starting anything: headers are read, nothing is written.
 
     Parameters
@@ -99,7 +99,7 @@ def plan(path: str | Path, config: Config, frames: Sequence[str | Path] = ()) ->
         If there is neither a field nor frames.
     """
     workers = config.cluster.workers or os.cpu_count() or 1
-    exists = (Path(path) / "cube.zarr" / "frames").exists()
+    exists = holds_frames(path)
     old = Field.open(path).frames().sizes["time"] if exists or not frames else 0
     rejected: list[tuple[str, str]] = []
     new = 0

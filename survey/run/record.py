@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from survey.config import Config
-from survey.io.files import write_atomic, write_json
+from survey.io.files import write_json
+from survey.io.locations import Location, write_atomic
 from survey.run.engine import Failure
 from survey.run.worker import UnitReport
 
@@ -100,7 +100,7 @@ def summarise_stages(reports: Sequence[UnitReport]) -> dict[str, dict[str, float
 
 
 def write_record(
-    field_path: Path, summary: RunSummary, config: Config, reports: Iterable[UnitReport]
+    field_path: Location, summary: RunSummary, config: Config, reports: Iterable[UnitReport]
 ) -> None:
     """Write ``runs/<run>/run.json`` and one line a unit in ``units.jsonl``."""
     folder = field_path / "runs" / summary.run_id

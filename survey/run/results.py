@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from astropy.table import Table
 from survey.config import Config, make_config
 from survey.io.catalogs import as_table, read_table
 from survey.io.files import write_json
+from survey.io.locations import Location
 from survey.io.store import Field
 from survey.kernels.psf import psf_magnitudes
 from survey.run.targets import TargetError, pixel_to_sky, sky_to_pixel
@@ -24,7 +24,7 @@ class ResultError(ValueError):
     """A result that is not there."""
 
 
-def list_events(path: str | Path, method: str = "oversampled") -> Table:
+def list_events(path: str | Location, method: str = "oversampled") -> Table:
     """Events found in a field.
 
     Parameters
@@ -54,7 +54,7 @@ def list_events(path: str | Path, method: str = "oversampled") -> Table:
 
 
 def light_curve(
-    path: str | Path,
+    path: str | Location,
     method: str = "oversampled",
     *,
     event: str | None = None,

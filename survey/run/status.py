@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from survey.io.locations import Location
 from survey.io.store import Field
 from survey.run.engine import ledger_name
 from survey.run.results import ResultError, list_events
 from survey.stages.protocol import STAGES
 
 
-def field_status(path: str | Path, method: str = "oversampled") -> dict[str, Any]:
+def field_status(path: str | Location, method: str = "oversampled") -> dict[str, Any]:
     """Frames, tiles, units done per stage, events and runs of a field.
 
     Raises

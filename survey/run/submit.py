@@ -15,12 +15,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from survey.config import Config
 from survey.io.files import write_json
+from survey.io.locations import Location, absolute, locate, remove
 from survey.run.clusters import THREADS, ClusterError, remote_client
 from survey.run.record import new_run_id
 
@@ -34,9 +34,9 @@ DETACH = (
 
 
 def submit(
-    path: str | Path,
+    path: str | Location,
     config: Config,
-    frames: Sequence[str | Path] = (),
+    frames: Sequence[str | Location] = (),
     *,
     strict: bool = False,
     rebuild: bool = False,
@@ -70,7 +70,7 @@ def submit(
         If the scheduler does not answer, or its host does not see the field or has no `survey`.
     """
     run_id = new_run_id()
-    field = Path(path).resolve()
+    field = absolute(locate(path))
     folder = field / "runs" / run_id
     remote = config.cluster.scheduler if not here else None
     job = {
@@ -89,14 +89,13 @@ def submit(
     try:
         started = _launch_remotely(remote, config, folder) if remote else launch(str(folder))
     except BaseException:
-        (folder / "job.json").unlink()
-        folder.rmdir()
+        remove(folder)
         raise
     write_json(folder / "job.json", {**job, **started})
     return run_id
 
 
-def _launch_remotely(address: str, config: Config, folder: Path) -> dict[str, Any]:
+def _launch_remotely(address: str, config: Config, folder: Location) -> dict[str, Any]:
     with remote_client(address, config.cluster) as client:
         try:
             found: dict[str, Any] = client.run_on_scheduler(launch_beside, folder=str(folder))
@@ -113,7 +112,7 @@ def _launch_remotely(address: str, config: Config, folder: Path) -> dict[str, An
 def launch_beside(folder: str, dask_scheduler: Any = None) -> dict[str, Any]:
     """Start the driver on the scheduler's host; called by the scheduler itself."""
     host = socket.gethostname()
-    if not (Path(folder) / "job.json").exists():
+    if not (locate(folder) / "job.json").exists():
         return {
             "error": f"the scheduler's host {host} does not see {folder}: mount it there as on the workers"
         }
@@ -140,7 +139,7 @@ def launch(
     """
     driver = [sys.executable, "-m", "survey.driver", folder, *([scheduler] if scheduler else [])]
     done = subprocess.run(
-        [sys.executable, "-S", "-c", DETACH, str(Path(folder) / "driver.log"), *driver],
+        [sys.executable, "-S", "-c", DETACH, str(locate(folder) / "driver.log"), *driver],
         env={**os.environ, **THREADS, **environment},
         capture_output=True,
         text=True,
@@ -149,7 +148,7 @@ def launch(
     return {"pid": int(done.stdout), "host": socket.gethostname()}
 
 
-def read_job(folder: str | Path) -> dict[str, Any]:
+def read_job(folder: str | Location) -> dict[str, Any]:
     """What was asked of a driver."""
-    job: dict[str, Any] = json.loads((Path(folder) / "job.json").read_text())
+    job: dict[str, Any] = json.loads((locate(folder) / "job.json").read_text())
     return job

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 import survey
 from survey.config import ClusterSettings, make_config
 from survey.io.catalogs import read_table
+from survey.io.locations import Location, absolute, locate
 from survey.io.store import Field
 from survey.run.engine import Progress, Silent
 from survey.run.executor import Executor, connect
@@ -55,7 +56,7 @@ class TemplateSummary:
 
 
 def make_template(
-    path: str | Path,
+    path: str | Location,
     source: str,
     name: str | None = None,
     *,
@@ -96,7 +97,7 @@ def make_template(
     FieldBusyError
         If another process makes this template.
     """
-    target = Field.open(Path(path).resolve())
+    target = Field.open(absolute(locate(path)))
     name = _checked_name(name or _default_name(source))
     progress = progress or Silent()
     attrs: dict[str, Any] = {
@@ -167,7 +168,7 @@ def _write_stack(
 
 
 def _stack_unit(
-    tile: Tile, path: Path, fresh: str, chosen: NDArray[np.int64], events: Sequence[Event]
+    tile: Tile, path: Location, fresh: str, chosen: NDArray[np.int64], events: Sequence[Event]
 ) -> dict[str, Any]:
     """Stack a tile and write it; runs on a worker."""
     target = Field(path)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from survey.io.locations import Location, changed, entries, folders, remove
 from survey.io.store import Field, FieldError
 from survey.run.live import process_lives
 from survey.run.record import new_run_id
@@ -21,7 +20,7 @@ LEFTOVER_SECONDS = 3600.0
 
 def ledgers(target: Field) -> list[str]:
     """Names of a field's ledgers."""
-    return sorted(p.name for p in (target.path / "ledger").glob("*") if p.is_dir())
+    return [folder.name for folder in folders(target.path / "ledger")]
 
 
 @contextmanager
@@ -47,13 +46,13 @@ def all_leases(target: Field) -> Iterator[None]:
 class Leftover:
     """Something that no run will look at again."""
 
-    path: Path
+    path: Location
     size: int
     why: str
 
 
 def prune(
-    path: str | Path, *, delete: bool = False, keep_runs: int | None = None, method: str | None = None
+    path: str | Location, *, delete: bool = False, keep_runs: int | None = None, method: str | None = None
 ) -> list[Leftover]:
     """Find, and with ``delete`` remove, what no run will look at again.
 
@@ -84,10 +83,7 @@ def prune(
         found = _leftovers(target, keep_runs, method)
         # A ledger goes before what it vouches for: a kill in between leaves nothing that looks done.
         for leftover in sorted(found, key=lambda f: "ledger" not in f.path.parts):
-            if leftover.path.is_dir():
-                shutil.rmtree(leftover.path)
-            else:
-                leftover.path.unlink(missing_ok=True)
+            remove(leftover.path)
         for name in ledgers(target):
             target.ledger(name).compact()
     return found
@@ -96,16 +92,16 @@ def prune(
 def _leftovers(target: Field, keep_runs: int | None, method: str | None) -> list[Leftover]:
     now = time.time()
     found = [
-        _leftover(file, "temporary file of a killed writer")
-        for file in target.path.rglob("*.partial")
-        if now - file.stat().st_mtime > LEFTOVER_SECONDS
+        Leftover(entry.place, entry.size, "temporary file of a killed writer")
+        for entry in entries(target.path)
+        if entry.place.name.endswith(".partial") and now - entry.changed > LEFTOVER_SECONDS
     ]
     for pattern in (".*.new", ".*.old", "template/.*.new", "template/.*.old"):
         found += [_leftover(p, "half of a replaced table") for p in target.cube.glob(pattern)]
     found += _stale_parts(target)
     if keep_runs is not None:
-        folders = sorted(p for p in (target.path / "runs").glob("*") if p.is_dir())
-        found += [_leftover(p, "old run") for p in folders[: max(len(folders) - keep_runs, 0)]]
+        runs = folders(target.path / "runs")
+        found += [_leftover(p, "old run") for p in runs[: max(len(runs) - keep_runs, 0)]]
     if method is not None:
         found += _of_method(target, method)
     return found
@@ -145,9 +141,8 @@ def _of_method(target: Field, method: str) -> list[Leftover]:
 ENDS = (".parquet", ".parts")
 
 
-def _leftover(path: Path, why: str) -> Leftover:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return Leftover(path, sum(file.stat().st_size for file in files if file.is_file()), why)
+def _leftover(path: Location, why: str) -> Leftover:
+    return Leftover(path, sum(entry.size for entry in entries(path)), why)
 
 
 @dataclass(frozen=True)
@@ -162,7 +157,7 @@ class Held:
     removed: bool
 
 
-def unlock(path: str | Path, *, force: bool = False) -> list[Held]:
+def unlock(path: str | Location, *, force: bool = False) -> list[Held]:
     """Remove the leases of dead runs; with ``force`` also those of runs that seem alive.
 
     A run removes a dead one's lease by itself; this is for a holder on a host that is gone for good, or whose
@@ -179,7 +174,7 @@ def unlock(path: str | Path, *, force: bool = False) -> list[Held]:
         try:
             claim: dict[str, Any] = json.loads(file.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
-            claim = {"owner": "unknown", "host": "", "pid": 0, "beat": file.stat().st_mtime}
+            claim = {"owner": "unknown", "host": "", "pid": 0, "beat": changed(file)}
         alive = process_lives(claim)
         if force or not alive:
             file.unlink(missing_ok=True)

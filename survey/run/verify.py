@@ -6,13 +6,13 @@ import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from survey.config import make_config
 from survey.io.ledger import Record
+from survey.io.locations import Location
 from survey.io.store import Field
 from survey.run.upkeep import all_leases, ledgers
 from survey.stages import frame_table, place
@@ -53,7 +53,7 @@ class Verification:
     hopeless: list[Problem] = field(default_factory=list)
 
 
-def verify(path: str | Path, *, repair: bool = False) -> Verification:
+def verify(path: str | Location, *, repair: bool = False) -> Verification:
     """Read everything that units wrote and compare it with the checksums in the ledgers.
 
     Parameters

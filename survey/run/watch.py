@@ -11,6 +11,7 @@ from typing import Any
 from survey.config import Config
 from survey.io.files import write_json
 from survey.io.frames import find_files
+from survey.io.locations import Location, locate
 from survey.run.api import run, stored_config
 from survey.run.clusters import cluster_client
 from survey.run.progress import Progress, Silent
@@ -81,7 +82,7 @@ class Arrivals:
 
 def watch(
     patterns: Sequence[str | Path],
-    path: str | Path,
+    path: str | Location,
     config: Config | None = None,
     *,
     interval: float = 10.0,
@@ -147,21 +148,21 @@ def watch(
     return batches
 
 
-def _taken(path: str | Path) -> set[str]:
+def _taken(path: str | Location) -> set[str]:
     """Files of the frames that a field holds."""
-    from survey.io.store import Field
+    from survey.io.store import Field, holds_frames
 
-    if not (Path(path) / "cube.zarr" / "frames").exists():
+    if not holds_frames(path):
         return set()
     return {str(name) for name in Field.open(path).frames()["path"].values}
 
 
-def _work(path: str | Path, config: Config, files: list[str], client: Any, progress: Progress) -> Batch:
+def _work(path: str | Location, config: Config, files: list[str], client: Any, progress: Progress) -> Batch:
     """Ingest and run one batch; its latencies go into the run's record."""
     arrived = {name: Path(name).stat().st_mtime for name in files}
     summary = run(path, config, frames=files, client=client, progress=progress)
     ended = time.time()
     unusable = {name for name, _ in summary.rejected}
     latency = {name: ended - since for name, since in arrived.items() if name not in unusable}
-    write_json(Path(path) / "runs" / summary.run_id / "latency.json", latency)
+    write_json(locate(path) / "runs" / summary.run_id / "latency.json", latency)
     return Batch(files, summary, latency)

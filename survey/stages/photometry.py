@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from survey.config import Config
-from survey.io.files import write_parquet
+from survey.io.files import read_parquet, write_parquet
+from survey.io.locations import Location
 from survey.io.store import Field
 from survey.kernels.psf import EffectivePSF, fit_psf_flux, refine_position, stamp_psf
 from survey.kernels.reference import ReferenceFit
@@ -217,9 +217,9 @@ def light_curve_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
     return pa.table(columns)
 
 
-def part_path(field: Field, method: str, unit: str) -> str:
+def part_path(field: Field, method: str, unit: str) -> Location:
     """File of one unit's light curves."""
-    return str(field.path / "lightcurves" / f"{method}.parts" / f"{unit}.parquet")
+    return field.path / "lightcurves" / f"{method}.parts" / f"{unit}.parquet"
 
 
 def gather(field: Field, config: Config, names: Sequence[str]) -> None:
@@ -227,7 +227,7 @@ def gather(field: Field, config: Config, names: Sequence[str]) -> None:
     parts = []
     for name in names:
         try:
-            parts.append(pq.read_table(part_path(field, config.method, name)))
+            parts.append(read_parquet(part_path(field, config.method, name)))
         except FileNotFoundError:
             continue
     table = pa.concat_tables(parts) if parts else light_curve_table([])
