@@ -5,6 +5,7 @@ A group of commands is a module here that joins its commands to `survey.cli._gro
 
 from survey.cli import (  # noqa: F401  (commands join main)
     cluster,
+    export,
     results,
     running,
     simulated,
