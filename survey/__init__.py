@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from survey.run.api import create_field as create_field
     from survey.run.api import run as run
     from survey.run.cubes import create_field_from_cube as create_field_from_cube
+    from survey.run.export import export as export
     from survey.run.results import light_curve as light_curve
     from survey.run.results import list_events as list_events
+    from survey.run.template import make_template as make_template
     from survey.simulate import simulate_field as simulate_field
 
 __version__ = version("survey")
@@ -35,8 +37,10 @@ _HOMES = {
     "append_frames": "survey.run.api",
     "create_field": "survey.run.api",
     "create_field_from_cube": "survey.run.cubes",
+    "export": "survey.run.export",
     "light_curve": "survey.run.results",
     "list_events": "survey.run.results",
+    "make_template": "survey.run.template",
     "simulate_field": "survey.simulate",
 }
 
@@ -45,9 +49,11 @@ __all__ = [
     "append_frames",
     "create_field",
     "create_field_from_cube",
+    "export",
     "light_curve",
     "list_events",
     "load_config",
+    "make_template",
     "open_field",
     "run",
     "simulate_field",

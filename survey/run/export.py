@@ -49,8 +49,9 @@ def export(
     output : path, optional
         Folder; by default ``<field>/export``.
     what : sequence of str, optional
-        Of `KINDS`; by default what there is of reference, templates, events and light curves. The reference is evaluated at the pixels' centres; differences are one file a frame with
-        SCI, ERR and MASK; cutouts are cubes (time, y, x) of an event's differences with a table of times.
+        Of `KINDS`; by default what there is of reference, templates, events and light curves. The reference
+        is evaluated at the pixels' centres; differences are one file a frame with SCI, ERR and MASK; cutouts
+        are cubes (time, y, x) of an event's differences with a table of times.
     method : str
         Difference method.
     frames : sequence of str
