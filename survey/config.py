@@ -126,7 +126,7 @@ class GridSettings(Settings):
     """How the cube is cut (table `[grid]`). Fixed when the field is created."""
 
     tile: int | None = Field(None, ge=16, description="tile edge in pixels; none: from epochs and memory")
-    time_block: int = Field(16, ge=1, description="epochs in one shard")
+    time_block: int = Field(32, ge=1, description="epochs in one shard")
     memory: float = Field(1.5, gt=0, description="GiB a worker may use for one tile")
 
 

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 from astropy.table import Table
@@ -15,6 +17,7 @@ from survey.io.files import write_json, write_parquet
 from survey.io.store import Field, FieldError
 from survey.report import compare_field, compare_with_truth, field_truth, write_report
 from survey.report.data import load
+from survey.report.methods import Entry, matched
 from survey.report.residuals import STAR, accumulate
 
 SHAPE = (64, 64)
@@ -264,6 +267,29 @@ def test_figures_take_the_colours_of_the_page(full):
 @pytest.mark.parametrize("anchor", ["pictures", "events", "truth", "target", "noise", "frames", "runs"])
 def test_full_report_has_every_section(full, anchor):
     assert f'<section id="{anchor}"' in full[1]
+
+
+def test_methods_stand_side_by_side_where_there_are_two(full, tmp_path):
+    assert '<section id="methods"' not in full[1]
+    copy = tmp_path / "two"
+    shutil.copytree(full[0].path, copy)
+    field = Field.open(copy)
+    for name in ("difference", "events", "lightcurves"):
+        folder = copy / "cube.zarr" / name if name == "difference" else copy / name
+        for old in folder.glob("oversampled*"):
+            other = old.with_name(old.name.replace("oversampled", "sfft"))
+            shutil.copytree(old, other) if old.is_dir() else shutil.copy(old, other)
+    events = pq.read_table(field.events_path("sfft")).to_pylist()
+    write_parquet(field.events_path("sfft"), pa.Table.from_pylist(events[:2]))
+    text = write_report(copy).read_text()
+    outline(text)
+    part = text[text.index('<section id="methods"') :]
+    assert "<b>oversampled</b>" in part
+    assert "<b>sfft</b>" in part
+    entries = [Entry(load(copy, name), None) for name in ("oversampled", "sfft")]
+    shared = matched(entries)
+    assert [sum(e is not None for e in row) for row in shared] == [2, 2, 1]
+    assert shared[0][0]["object_id"] == shared[0][1]["object_id"]
 
 
 def test_header_says_what_the_field_is(full):

@@ -252,7 +252,21 @@ def fit(cube: Cube, plan: Plan, dtype, keep_normal: bool) -> Result:
     )
     rows, work = make_buffers(plan, n_time, dtype)
     fit_tile(cube, plan, rows, work, out, np.arange(n_pixels))
+    starved = starved_pixels(cube, plan, out)
+    if len(starved):
+        fit_tile(cube, plan._replace(iterations=0), rows, work, out, starved)
     return out
+
+
+def starved_pixels(cube: Cube, plan: Plan, out: Result) -> np.ndarray:
+    """Pixels that clipping alone left with too few images: most of a strong variable's samples are outliers
+    of any constant surface, and a star must not vanish because it varies."""
+    few = np.flatnonzero(~out.valid[0] & (out.n_used < plan.min_images))
+    clipped = out.fit_mask[:, few]
+    if cube.hold.size:
+        clipped &= ~cube.hold[:, few]
+    count = clipped.sum(axis=0)
+    return few[(count > 0) & (out.n_used[few] + count >= plan.min_images)]
 
 
 def refit_steep(cube: Cube, plans: Sequence[Plan], out: Result, steep: float, n: int, dtype) -> Result:

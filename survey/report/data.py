@@ -11,12 +11,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from survey.config import Config
 from survey.io.files import read_parquet
 from survey.io.frames import parse_wcs
 from survey.io.locations import Location
 from survey.io.store import Field
 from survey.kernels.reference import ReferenceFit
 from survey.stages.calibrated import calibrated_frames, read_calibrated
+from survey.stages.differences import read_difference
 from survey.tiles import Window
 
 Row = dict[str, Any]
@@ -64,6 +66,13 @@ class ReportData:
             if run.get("settings"):
                 return dict(run["settings"])
         return dict(self.field.attrs.get("config") or {})
+
+    @property
+    def method_config(self) -> Config:
+        """Settings under which the method's differences were made, as far as the records tell."""
+        settings = [run.get("settings") or {} for run in self.runs]
+        mine = [s for s in settings if s.get("method") == self.method]
+        return Config.model_validate({"method": self.method, "cpm": mine[-1].get("cpm", {}) if mine else {}})
 
     @property
     def extension(self) -> float:
@@ -189,12 +198,18 @@ def calibrated_frame(data: ReportData, k: int, window: Window, size: int = 64) -
 
 def difference(data: ReportData, k: int, window: Window) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """Difference and error of one frame; bad samples NaN. None where none has been written."""
-    group = f"difference/{data.method}"
-    if not data.field.has(group, "flux"):
+    found = differences(data, slice(k, k + 1), window, ("flux", "error", "mask"))
+    if found is None or found["mask"].all():
         return None
-    flux, error, mask = (
-        np.asarray(data.field.array(group, name)[(k, *window)]) for name in ("flux", "error", "mask")
-    )
-    if mask.all():
+    flux, error = (np.where(found["mask"][0], np.nan, found[name][0]) for name in ("flux", "error"))
+    return flux, error
+
+
+def differences(
+    data: ReportData, epochs: slice, window: Window, names: tuple[str, ...]
+) -> dict[str, NDArray[Any]] | None:
+    """Arrays of some epochs in a window of the sky grid; None where no difference has been written."""
+    if data.frames is None or not data.field.has(f"difference/{data.method}", "flux"):
         return None
-    return np.where(mask, np.nan, flux), np.where(mask, np.nan, error)
+    frames = data.frames.isel(time=slice(0, epochs.stop))
+    return read_difference(data.field, window, frames, data.method_config, names, start=epochs.start)

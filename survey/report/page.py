@@ -15,6 +15,7 @@ from survey.report.comparison import comparison
 from survey.report.data import ReportData, load, read_json
 from survey.report.events import events
 from survey.report.markup import date, duration, fixed, number
+from survey.report.methods import methods
 from survey.report.noise import noise
 from survey.report.pictures import pictures
 from survey.report.quality import quality
@@ -85,6 +86,7 @@ def render(data: ReportData) -> str:
         ("pictures", "Field", pictures(data)),
         ("events", "Events", events(data)),
         ("truth", "Truth", comparison(data)),
+        ("methods", "Methods", methods(data, residuals)),
         ("target", "Target", target(data)),
         ("noise", "Errors", noise(data, residuals)),
         ("frames", "Frames", quality(data, residuals)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from survey.report.data import ReportData, native_reference
+from survey.report.data import ReportData, differences, native_reference
 from survey.tiles import Tile
 
 # Shares of the pixels, by flux in the reference, at which the classes of brightness end.
@@ -105,7 +105,7 @@ def accumulate(data: ReportData, *, budget: int = BUDGET, seed: int = 1) -> Resi
     for tile, reference in zip(tiles, references, strict=True):
         kind = _classes(reference, limits, tile.shape)
         for start in range(0, shape[0], step):
-            _add(data, group, tile, slice(start, min(start + step, shape[0])), kind, counts, sums, by_frame)
+            _add(data, tile, slice(start, min(start + step, shape[0])), kind, counts, sums, by_frame)
     if not counts.sum():
         return None
     moments = [Moments(*map(float, column)) for column in sums.T]
@@ -146,7 +146,6 @@ def _classes(
 
 def _add(
     data: ReportData,
-    group: str,
     tile: Tile,
     epochs: slice,
     kind: NDArray[np.int64],
@@ -155,10 +154,11 @@ def _add(
     by_frame: NDArray[np.float64],
 ) -> None:
     """Add one block of samples to the sums."""
-    region = (epochs, *tile.core)
-    flux, error, mask, kept_out = (
-        np.asarray(data.field.array(group, name)[region]) for name in ("flux", "error", "mask", "fit_mask")
-    )
+    names = ("flux", "error", "mask", "fit_mask")
+    found = differences(data, epochs, tile.core, names)
+    if found is None:
+        return
+    flux, error, mask, kept_out = (found[name] for name in names)
     good = ~mask & np.isfinite(flux) & (error > 0)
     scaled = np.divide(flux, error, out=np.zeros_like(flux), where=good)
     nbins = counts.shape[1]

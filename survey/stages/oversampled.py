@@ -235,7 +235,7 @@ def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
 
 STAGE = Stage(
     "oversampled",
-    1,
+    2,
     lambda config: config.reference.model_dump(exclude={"keep_sums"}),
     tile_units,
     read,

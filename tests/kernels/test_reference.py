@@ -194,6 +194,25 @@ def test_too_few_images_give_a_masked_pixel_and_a_count():
     assert np.abs(pull).max() < 6
 
 
+def test_a_strong_variable_is_not_clipped_away():
+    cube = crowded_cube(12, 96, brightest=1e3)
+    y, x = np.arange(12) - 5.0, np.arange(12) - 6.0
+    star = pixel_psf(y[None, :, None] - cube.phase_y[:, None, None], 1.1)
+    star = star * pixel_psf(x[None, None, :] - cube.phase_x[:, None, None], 1.1)
+    swing = 4e3 * (1 + np.sin(np.arange(96) * 0.9))
+    varied = cube.flux + star * swing[:, None, None]
+    data = varied, np.sqrt(cube.error**2 + star * swing[:, None, None]), None, cube.phase_y, cube.phase_x
+    kept = difference_images(*data, min_images=80)
+    clipped = difference_images(*data, min_images=10)
+    assert (clipped.reference.n_used < 80).any()
+    assert not kept.mask.any()
+    expected = star[:, 5, 6] * (swing - swing.mean())
+    slope = np.sum(kept.flux[:, 5, 6] * expected) / np.sum(expected**2)
+    assert 0.8 < slope < 1.5
+    same = clipped.reference.n_used >= 80
+    np.testing.assert_array_equal(kept.flux[:, same], clipped.flux[:, same])
+
+
 def test_one_image_is_no_reference():
     cube = crowded_cube(6, 1, brightest=1e3)
     difference = difference_images(*cube.data)
