@@ -8,6 +8,7 @@ from typing import Any
 
 from survey.config import Config
 from survey.io.files import write_json
+from survey.io.locations import Location
 from survey.report import compare_field, write_report
 from survey.run.api import run
 from survey.run.record import RunSummary
@@ -22,7 +23,7 @@ def demo(
     seed: int = 1,
     progress: Any = None,
     client: Any = None,
-) -> tuple[RunSummary, dict[str, Any], Path]:
+) -> tuple[RunSummary, dict[str, Any], Location]:
     """Simulate a Roman-like field, run everything on it, compare the events with the truth.
 
     Returns
@@ -30,7 +31,7 @@ def demo(
     summary : RunSummary
     comparison : dict
         Which of the simulated sources were found, and which events are none of them.
-    report : Path
+    report : Location
         The page to look at.
     """
     directory = Path(directory)

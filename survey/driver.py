@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import signal
 import sys
+import threading
 import time
-from pathlib import Path
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 from survey.config import make_config
+from survey.io.locations import Location, locate, write_atomic
+from survey.io.objects import ObjectPath
 from survey.run.api import run
 from survey.run.clusters import ClusterError, remote_client
-from survey.run.live import LiveProgress
+from survey.run.live import OBJECT_BEAT_SECONDS, LiveProgress
 from survey.run.record import RUN_ID, RunSummary
 from survey.run.submit import read_job
 
@@ -26,7 +30,7 @@ PATIENCE_SECONDS = 120.0
 
 def main(folder: str, scheduler: str | None = None) -> int:
     """Run what ``job.json`` of the folder asks for; exit status 0 only if all of it was done."""
-    _log_to(Path(folder) / "log.txt")
+    _log_to(locate(folder) / "log.txt")
     signal.signal(signal.SIGTERM, _interrupt)
     job = read_job(folder)
     RUN_ID.set(job["run_id"])
@@ -97,10 +101,41 @@ def _wait_for_scheduler(config: Any) -> None:
             time.sleep(1.0)
 
 
-def _log_to(file: Path) -> None:
-    logging.basicConfig(
-        filename=file, level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(message)s"
-    )
+class ObjectLog(logging.StreamHandler[io.StringIO]):
+    """A log in an object store: written again as a whole where it grew, once in some seconds."""
+
+    def __init__(self, place: Location) -> None:
+        super().__init__(io.StringIO())
+        self.place = place
+        self._written = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(OBJECT_BEAT_SECONDS):
+            self._put()
+
+    def _put(self) -> None:
+        text = self.stream.getvalue()
+        if len(text) > self._written:
+            # Said on the next beat; a log that cannot be written cannot say so.
+            with suppress(OSError):
+                write_atomic(self.place, text.encode())
+                self._written = len(text)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._stop.set()
+        self._thread.join()
+        self._put()
+        super().close()
+
+
+def _log_to(file: Location) -> None:
+    handler = ObjectLog(file) if isinstance(file, ObjectPath) else logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("survey").setLevel(logging.INFO)
 
 

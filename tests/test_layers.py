@@ -23,7 +23,7 @@ ALLOWED = {
     "run": {"run", "stages", "templates", "io", "kernels", "schema", "config", "tiles"},
     "progress": set(),
     "demo": {"run", "simulate", "report", "io", "config", "progress"},
-    "driver": {"run", "report", "config"},
+    "driver": {"run", "report", "config", "io"},
     "cli": {"cli", "run", "simulate", "report", "io", "config", "progress", "stages", "templates", "demo"},
     "__init__": {"run", "simulate", "config", "io"},
 }

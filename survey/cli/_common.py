@@ -9,6 +9,23 @@ from typing import Any
 
 import click
 
+from survey.io.locations import Location, locate
+
+
+class FieldType(click.ParamType):
+    """Where a field lives: a directory, or s3://BUCKET/NAME (gs://, az://)."""
+
+    name = "field"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
+        try:
+            return locate(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+FIELD = FieldType()
+
 
 def scheduler_options(function: Callable[..., Any]) -> Callable[..., Any]:
     function = click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler to use.")(
@@ -19,7 +36,7 @@ def scheduler_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def load_settings(path: Path | None, field: Path, **changes: Any) -> Any:
+def load_settings(path: Path | None, field: Location, **changes: Any) -> Any:
     """Settings of a file, or else those that the field keeps, with what the command line changes."""
     from survey.config import load_config
     from survey.run.api import stored_config
@@ -51,19 +68,19 @@ def finish(summary: Any) -> None:
         sys.exit(1)
 
 
-def run_arguments(sources: tuple[str, ...], field: Path | None) -> tuple[Path, Any, list[str]]:
+def run_arguments(sources: tuple[str, ...], field: Location | None) -> tuple[Location, Any, list[str]]:
     """Tell a field, a settings file and frames apart."""
     from survey.config import Config, load_config
     from survey.run.api import stored_config
 
-    first = Path(sources[0])
+    first = locate(sources[0])
     if len(sources) == 1 and (first / "cube.zarr").exists():
         if field is not None and field != first:
             raise click.UsageError("a field is run where it is: leave -o out")
         return first, stored_config(first), []
     if len(sources) == 1 and first.suffix == ".toml":
-        config = load_config(first)
-        target = field or first.with_suffix("")
+        config = load_config(sources[0])
+        target = field or Path(sources[0]).with_suffix("")
         return target, config, list(config.input.frames)
     if field is None:
         raise click.UsageError("say where the field shall be: -o FIELD")

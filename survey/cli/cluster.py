@@ -10,15 +10,16 @@ from typing import Any
 
 import click
 
-from survey.cli._common import change_cluster, run_arguments
+from survey.cli._common import FIELD, change_cluster, run_arguments
 from survey.cli._group import main
+from survey.io.locations import Location
 
 ENDED_WELL = "done"
 
 
 @main.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path())
-@click.option("-o", "--output", "field", type=click.Path(path_type=Path), metavar="FIELD")
+@click.option("-o", "--output", "field", type=FIELD, metavar="FIELD")
 @click.option("--method", help="Difference method.")
 @click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler: tcp://… or tls://…")
 @click.option("--tls", type=click.Path(path_type=Path), help="Certificates, as `survey certs` makes them.")
@@ -29,7 +30,7 @@ ENDED_WELL = "done"
 @click.option("--no-report", is_flag=True, help="Do not draw report.html.")
 def submit(
     sources: tuple[str, ...],
-    field: Path | None,
+    field: Location | None,
     method: str | None,
     scheduler: str | None,
     tls: Path | None,
@@ -63,10 +64,10 @@ def submit(
 
 
 @main.command()
-@click.argument("field", type=click.Path(path_type=Path))
+@click.argument("field", type=FIELD)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--watch", is_flag=True, help="Follow the run under way to its end.")
-def status(field: Path, as_json: bool, watch: bool) -> None:
+def status(field: Location, as_json: bool, watch: bool) -> None:
     """Say what a field holds, what runs on it and how its runs ended.
 
     \b
@@ -89,7 +90,7 @@ def status(field: Path, as_json: bool, watch: bool) -> None:
         click.echo(f"run          {_line(state)}")
 
 
-def _contents(field: Path, submitted: bool) -> dict[str, Any]:
+def _contents(field: Location, submitted: bool) -> dict[str, Any]:
     """What the field holds; a run that has only just been submitted may not have made it yet."""
     from survey.io.store import FieldError
     from survey.run.status import field_status
@@ -121,7 +122,7 @@ def _stage_words(stage: dict[str, Any]) -> str:
     return f"{stage['stage']} {stage['done']}/{stage['total']}{failed}"
 
 
-def _watch(field: Path) -> int:
+def _watch(field: Location) -> int:
     """Print what changes until the latest submitted run has ended; exit status 0 only if it is done."""
     from survey.run.live import find_run, run_state
 
@@ -141,9 +142,9 @@ def _watch(field: Path) -> int:
 
 
 @main.command()
-@click.argument("field", type=click.Path(path_type=Path))
+@click.argument("field", type=FIELD)
 @click.argument("run", required=False)
-def cancel(field: Path, run: str | None) -> None:
+def cancel(field: Location, run: str | None) -> None:
     """Stop a submitted run; what it did is kept.
 
     Example: survey cancel field
@@ -156,10 +157,10 @@ def cancel(field: Path, run: str | None) -> None:
 
 
 @main.command()
-@click.argument("field", type=click.Path(path_type=Path))
+@click.argument("field", type=FIELD)
 @click.argument("run", required=False)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
-def logs(field: Path, run: str | None, follow: bool) -> None:
+def logs(field: Location, run: str | None, follow: bool) -> None:
     """Print what a submitted run said.
 
     Example: survey logs field -f
@@ -174,7 +175,7 @@ def logs(field: Path, run: str | None, follow: bool) -> None:
     while True:
         ended = run_state(folder)["state"] not in ("starting", "running")
         file = folder / "log.txt"
-        text = file.read_bytes() if file.exists() else b""
+        text = file.read_bytes() if file.is_file() else b""
         click.echo(text[shown:].decode(errors="replace"), nl=False)
         shown = len(text)
         if not follow or ended:

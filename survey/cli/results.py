@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from survey.cli._common import print_table
+from survey.cli._common import FIELD, print_table
 from survey.cli._group import main
+from survey.io.locations import Location
 
 
 @main.command()
-@click.argument("field", type=click.Path(path_type=Path))
+@click.argument("field", type=FIELD)
 @click.option("--method", default="oversampled", show_default=True)
 @click.option(
     "--format",
@@ -21,7 +22,7 @@ from survey.cli._group import main
     show_default=True,
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File; needed for parquet.")
-def events(field: Path, method: str, form: str, output: Path | None) -> None:
+def events(field: Location, method: str, form: str, output: Path | None) -> None:
     """List the events found in a field.
 
     Example: survey events field --format csv > events.csv
@@ -32,7 +33,7 @@ def events(field: Path, method: str, form: str, output: Path | None) -> None:
 
 
 @main.command()
-@click.argument("field", type=click.Path(path_type=Path))
+@click.argument("field", type=FIELD)
 @click.option("--event", metavar="ID", help="An event of the list.")
 @click.option("--ra", type=float, help="Degrees.")
 @click.option("--dec", type=float, help="Degrees.")
@@ -51,7 +52,7 @@ def events(field: Path, method: str, form: str, output: Path | None) -> None:
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File; needed for parquet.")
 def lightcurve(
-    field: Path,
+    field: Location,
     event: str | None,
     ra: float | None,
     dec: float | None,
@@ -73,10 +74,10 @@ def lightcurve(
 
 
 @main.command()
-@click.argument("field", type=click.Path(path_type=Path))
+@click.argument("field", type=FIELD)
 @click.option("--method", default="oversampled", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Instead of FIELD/report.html.")
-def report(field: Path, method: str, output: Path | None) -> None:
+def report(field: Location, method: str, output: Path | None) -> None:
     """Draw the report of a field: one self-contained HTML page.
 
     Example: survey report field

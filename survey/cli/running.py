@@ -8,19 +8,20 @@ from typing import Any
 
 import click
 
-from survey.cli._common import change_cluster, finish, load_settings, run_arguments, scheduler_options
+from survey.cli._common import FIELD, change_cluster, finish, load_settings, run_arguments, scheduler_options
 from survey.cli._group import main
+from survey.io.locations import Location
 
 
 @main.command()
 @click.argument("frames", nargs=-1, required=True, type=click.Path())
-@click.option("-o", "--output", "field", type=click.Path(path_type=Path), required=True, metavar="FIELD")
+@click.option("-o", "--output", "field", type=FIELD, required=True, metavar="FIELD")
 @click.option("-c", "--config", "config_path", type=click.Path(path_type=Path), help="Settings (TOML).")
 @click.option("--strict", is_flag=True, help="Stop if one frame cannot be used.")
 @scheduler_options
 def ingest(
     frames: tuple[str, ...],
-    field: Path,
+    field: Location,
     config_path: Path | None,
     strict: bool,
     scheduler: str | None,
@@ -49,7 +50,7 @@ def ingest(
 
 @main.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path())
-@click.option("-o", "--output", "field", type=click.Path(path_type=Path), metavar="FIELD")
+@click.option("-o", "--output", "field", type=FIELD, metavar="FIELD")
 @click.option("--method", type=click.Choice(["oversampled", "cpm", "sfft"]), help="Difference method.")
 @click.option("--strict", is_flag=True, help="Stop if one frame cannot be used.")
 @click.option("--rebuild", is_flag=True, help="Compute everything again.")
@@ -57,7 +58,7 @@ def ingest(
 @scheduler_options
 def run(
     sources: tuple[str, ...],
-    field: Path | None,
+    field: Location | None,
     method: str | None,
     strict: bool,
     rebuild: bool,
@@ -89,7 +90,7 @@ def run(
     finish(summary)
 
 
-def _write_report(field: Path, method: str, progress: Any) -> None:
+def _write_report(field: Location, method: str, progress: Any) -> None:
     from survey.report import write_report
 
     progress.message(f"report: {write_report(field, method)}")
@@ -97,7 +98,7 @@ def _write_report(field: Path, method: str, progress: Any) -> None:
 
 @main.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path())
-@click.option("-o", "--output", "field", type=click.Path(path_type=Path), required=True, metavar="FIELD")
+@click.option("-o", "--output", "field", type=FIELD, required=True, metavar="FIELD")
 @click.option("-c", "--config", "config_path", type=click.Path(path_type=Path), help="Settings (TOML).")
 @click.option("--interval", default=10.0, show_default=True, help="Seconds between looks.")
 @click.option("--settle", default=2.0, show_default=True, help="Seconds a file must not have changed.")
@@ -106,7 +107,7 @@ def _write_report(field: Path, method: str, progress: Any) -> None:
 @scheduler_options
 def watch(
     sources: tuple[str, ...],
-    field: Path,
+    field: Location,
     config_path: Path | None,
     interval: float,
     settle: float,
@@ -139,10 +140,10 @@ def watch(
 
 @main.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path())
-@click.option("-o", "--output", "field", type=click.Path(path_type=Path), metavar="FIELD")
+@click.option("-o", "--output", "field", type=FIELD, metavar="FIELD")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--workers", type=click.IntRange(1), help="Processes to plan for.")
-def plan(sources: tuple[str, ...], field: Path | None, as_json: bool, workers: int | None) -> None:
+def plan(sources: tuple[str, ...], field: Location | None, as_json: bool, workers: int | None) -> None:
     """Forecast memory, disk and time of a run; starts and writes nothing.
 
     Example: survey plan night/*.fits -o field

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
+from survey.cli._common import FIELD
 from survey.cli._group import main
+from survey.io.locations import Location
 
 
 def _stage_command(stage: str, words: str) -> None:
     @main.command(name=stage, help=f"{words}\n\nExample: survey {stage} field --tile 3")
-    @click.argument("field", type=click.Path(path_type=Path))
+    @click.argument("field", type=FIELD)
     @click.option(
         "--tile", type=click.IntRange(0), help="This tile only, in this process; default all tiles."
     )
-    def command(field: Path, tile: int | None) -> None:
+    def command(field: Location, tile: int | None) -> None:
         import json
 
         from survey.progress import TerminalProgress

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from survey.cli._common import change_cluster, scheduler_options
+from survey.cli._common import FIELD, change_cluster, scheduler_options
 from survey.cli._group import main
+from survey.io.locations import Location
 
 
 @main.command()
-@click.argument("field", type=click.Path(path_type=Path))
+@click.argument("field", type=FIELD)
 @click.option(
     "--from",
     "source",
@@ -34,7 +35,7 @@ from survey.cli._group import main
 @click.option("--mask-radius", default=5.0, show_default=True, help="Pixels masked around a bad star.")
 @scheduler_options
 def template(
-    field: Path,
+    field: Location,
     source: str,
     name: str | None,
     frames: int | None,

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
+from survey.cli._common import FIELD
 from survey.cli._group import main
+from survey.io.locations import Location
 
 
 @main.command()
-@click.argument("field", type=click.Path(path_type=Path))
+@click.argument("field", type=FIELD)
 @click.option("--repair", is_flag=True, help="Place images again; have the next run make the rest again.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def verify(field: Path, repair: bool, as_json: bool) -> None:
+def verify(field: Location, repair: bool, as_json: bool) -> None:
     """Compare everything a field holds with the checksums of what was written.
 
     Exit status 0 only if nothing is wrong.
@@ -39,11 +40,11 @@ def verify(field: Path, repair: bool, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("field", type=click.Path(path_type=Path))
+@click.argument("field", type=FIELD)
 @click.option("--delete", is_flag=True, help="Remove what is listed; without it nothing is touched.")
 @click.option("--keep-runs", type=click.IntRange(0), help="Also the records of all but the latest runs.")
 @click.option("--method", help="Also everything made by this difference method.")
-def prune(field: Path, delete: bool, keep_runs: int | None, method: str | None) -> None:
+def prune(field: Location, delete: bool, keep_runs: int | None, method: str | None) -> None:
     """List, and with --delete remove, what no run will look at again.
 
     Example: survey prune field --keep-runs 10 --delete
@@ -58,9 +59,9 @@ def prune(field: Path, delete: bool, keep_runs: int | None, method: str | None) 
 
 
 @main.command()
-@click.argument("field", type=click.Path(path_type=Path))
+@click.argument("field", type=FIELD)
 @click.option("--force", is_flag=True, help="Also where the run seems alive: two writers lose data.")
-def unlock(field: Path, force: bool) -> None:
+def unlock(field: Location, force: bool) -> None:
     """Remove the locks of runs that are dead.
 
     Exit status 0 only if nothing is locked afterwards.

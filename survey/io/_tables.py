@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,7 +62,7 @@ class CatalogError(ValueError):
     """A table that cannot be read or written; the message names the file and the way out."""
 
 
-def format_of(path: str | Path) -> str:
+def format_of(path: str | Location) -> str:
     """Format of a table file by its ending.
 
     Raises
@@ -76,12 +75,12 @@ def format_of(path: str | Path) -> str:
     >>> format_of("events.vot")
     'votable'
     """
-    suffix = Path(path).suffix.lower()
+    suffix = locate(path).suffix.lower()
     for name, endings in FORMATS.items():
         if suffix in endings:
             return name
     known = ", ".join(ending for endings in FORMATS.values() for ending in endings)
-    raise CatalogError(f"{Path(path).name}: {suffix or 'no'} ending is no table format; known: {known}")
+    raise CatalogError(f"{locate(path).name}: {suffix or 'no'} ending is no table format; known: {known}")
 
 
 def as_table(table: Any, *, flux_unit: str = "", meta: Mapping[str, Any] | None = None) -> Table:

@@ -19,8 +19,7 @@ from typing import Any
 
 import psutil
 
-from survey.io.files import write_json
-from survey.io.locations import Location, changed, create, remove_files, write_atomic
+from survey.io.locations import Location, changed, create, files, remove_files, replace, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -57,17 +56,20 @@ class Ledger:
     def __init__(self, directory: Location) -> None:
         self.directory = directory
         self.records: dict[str, Record] = {}
+        self._struck: set[str] = set()
         self._pending: list[dict[str, Any]] = []
         self._flushed = time.monotonic()
-        for segment in sorted(directory.glob("*.jsonl")):
+        for segment in files(directory, "*.jsonl"):
             for line in segment.read_text().splitlines():
                 self._fold(json.loads(line))
 
     def _fold(self, entry: dict[str, Any]) -> None:
         if entry["key"] is None:
             self.records.pop(entry["unit"], None)
+            self._struck.add(entry["unit"])
         else:
             self.records[entry["unit"]] = Record(entry["key"], entry.get("payload", {}))
+            self._struck.discard(entry["unit"])
 
     def has(self, unit: str, key: str) -> bool:
         """Whether the unit's data carry this key."""
@@ -80,6 +82,7 @@ class Ledger:
         self._pending += [{"unit": unit, "key": None} for unit in known]
         for unit in known:
             del self.records[unit]
+            self._struck.add(unit)
         self.flush()
 
     def record(self, unit: str, key: str, payload: dict[str, Any] | None = None) -> None:
@@ -101,17 +104,22 @@ class Ledger:
     def compact(self) -> None:
         """Replace all segments by one."""
         self.flush()
-        old = sorted(self.directory.glob("*.jsonl"))
+        old = files(self.directory, "*.jsonl")
         if len(old) < 2:
             return
         lines = [
             json.dumps({"unit": unit, "key": record.key, "payload": record.payload}) + "\n"
             for unit, record in sorted(self.records.items())
         ]
-        # The new segment sorts after the old ones, so that a kill before they are gone changes nothing
-        # but leaves entries that fold to the same state: invalidations must be folded again, hence last.
+        # Whichever of the old segments a kill leaves, the new one sorts after them and says all again, also
+        # of units that have no record any more.
+        lines += [json.dumps({"unit": unit, "key": None}) + "\n" for unit in sorted(self._struck)]
         write_atomic(self.directory / f"{time.time_ns():020d}.jsonl", "".join(lines).encode())
         remove_files(old)
+
+
+class LostLeaseError(RuntimeError):
+    """The right to write went to another run, or was given up."""
 
 
 class Lease:
@@ -133,33 +141,37 @@ class Lease:
     def __init__(self, path: Location, owner: str) -> None:
         self.path = path
         self.owner = owner
+        self._claimed = b""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def _claim(self) -> dict[str, Any]:
-        return {"owner": self.owner, "host": socket.gethostname(), "pid": os.getpid(), "beat": time.time()}
+    def _claim(self) -> bytes:
+        claim = {"owner": self.owner, "host": socket.gethostname(), "pid": os.getpid(), "beat": time.time()}
+        return json.dumps(claim).encode()
 
     def __enter__(self) -> Lease:
         for _ in range(5):
-            if create(self.path, json.dumps(self._claim()).encode()):
+            self._claimed = self._claim()
+            if create(self.path, self._claimed) or self._take_over():
                 break
-            self._take_over()
         else:
             raise FieldBusyError(f"{self.path}: could not be taken; is another run starting?")
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
         return self
 
-    def _take_over(self) -> None:
+    def _take_over(self) -> bool:
+        """Put this run's claim in the place of a dead one's."""
         try:
-            holder = json.loads(self.path.read_text())
+            found = self.path.read_bytes()
+            holder = json.loads(found)
         except FileNotFoundError:
-            return
+            return False
         except json.JSONDecodeError:
             # A claim is written in one go: half of one is a run that died just then, or starts just now.
             if time.time() - changed(self.path) < 5:
                 time.sleep(0.2)
-                return
+                return False
             holder = {"owner": "unknown", "host": "", "pid": 0, "beat": 0.0}
         if _is_alive(holder):
             raise FieldBusyError(
@@ -167,12 +179,17 @@ class Lease:
                 f"{self.path.stem} of {self.path.parent.parent}; wait for it or stop it"
             )
         logger.warning("taking over from run %s, which is dead", holder["owner"])
-        self.path.unlink(missing_ok=True)
+        return replace(self.path, self._claimed, found)
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
+            claim = self._claim()
             try:
-                write_json(self.path, self._claim())
+                if not replace(self.path, claim, self._claimed):
+                    # Workers look at the lease before they write: this run's no longer do.
+                    logger.error("%s: is no longer held by run %s", self.path, self.owner)
+                    return
+                self._claimed = claim
             except OSError as error:
                 logger.warning("heartbeat of %s: %s", self.path, error)
 
@@ -180,7 +197,16 @@ class Lease:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        self.path.unlink(missing_ok=True)
+        if holder_of(self.path) == self.owner:
+            self.path.unlink(missing_ok=True)
+
+
+def holder_of(path: Location) -> str | None:
+    """The run that holds a lease; None where nobody does."""
+    try:
+        return str(json.loads(path.read_bytes())["owner"])
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _is_alive(holder: dict[str, Any]) -> bool:

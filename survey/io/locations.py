@@ -9,25 +9,48 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-Location = Path
+from survey.io.objects import ObjectPath, is_url, parse, remove_objects
+
+Location = Path | ObjectPath
 
 
 def locate(name: str | Location) -> Location:
-    """The location that a name means."""
-    return Path(name)
+    """The location that a name means: a path, or an object store's URL.
+
+    Raises
+    ------
+    ValueError
+        If a URL holds more than a bucket and a name.
+    """
+    if isinstance(name, ObjectPath):
+        return name
+    return parse(name) if is_url(name) else Path(name)
 
 
 def absolute(place: Location) -> Location:
     """The same place for processes with other working directories."""
-    return place.resolve()
+    return place if isinstance(place, ObjectPath) else place.resolve()
+
+
+def zarr_place(place: Location) -> Any:
+    """What Zarr opens: a path, or a store."""
+    if isinstance(place, ObjectPath):
+        from survey.io.object_zarr import zarr_store
+
+        return zarr_store(place)
+    return str(place)
 
 
 def write_atomic(place: Location, data: bytes) -> None:
     """Write a file through a temporary name and a rename, so that a kill leaves the old one."""
+    if isinstance(place, ObjectPath):
+        place.write_bytes(data)
+        return
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f".{place.name}.{os.getpid()}.partial")
     try:
@@ -42,6 +65,8 @@ def write_atomic(place: Location, data: bytes) -> None:
 
 def create(place: Location, data: bytes) -> bool:
     """Write a file where there is none; False, and nothing done, where there is one."""
+    if isinstance(place, ObjectPath):
+        return place.create(data)
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         with place.open("xb") as stream:
@@ -51,23 +76,50 @@ def create(place: Location, data: bytes) -> bool:
     return True
 
 
+def replace(place: Location, data: bytes, expected: bytes) -> bool:
+    """Write a file that still holds what is expected; False, and nothing done, where it does not.
+
+    Exact in an object store. On a file system another writer may slip in between the look and the write.
+    """
+    if isinstance(place, ObjectPath):
+        return place.replace(data, expected)
+    try:
+        if place.read_bytes() != expected:
+            return False
+    except FileNotFoundError:
+        return False
+    write_atomic(place, data)
+    return True
+
+
 def remove(place: Location) -> None:
     """Delete a file, or a folder and all it holds; what is not there is deleted."""
-    if place.is_dir():
+    if isinstance(place, ObjectPath):
+        remove_objects([place, *(ObjectPath(place.root, meta["path"]) for meta in place.walk())])
+    elif place.is_dir():
         shutil.rmtree(place, ignore_errors=True)
     else:
         place.unlink(missing_ok=True)
 
 
-def remove_files(places: list[Location]) -> None:
+def remove_files(places: Sequence[Location]) -> None:
     """Delete files, in no order that may be relied upon."""
+    remove_objects([place for place in places if isinstance(place, ObjectPath)])
     for place in places:
-        place.unlink(missing_ok=True)
+        if not isinstance(place, ObjectPath):
+            place.unlink(missing_ok=True)
 
 
 def folders(place: Location) -> list[Location]:
     """Folders in a folder, by name; none where it does not exist."""
+    if isinstance(place, ObjectPath):
+        return list(place.children()[0])
     return sorted(p for p in place.glob("*") if p.is_dir())
+
+
+def files(place: Location, pattern: str) -> list[Location]:
+    """Files below a folder whose path matches, by path; none where it does not exist."""
+    return sorted(place.glob(pattern), key=str)
 
 
 def changed(place: Location) -> float:
@@ -78,11 +130,26 @@ def changed(place: Location) -> float:
     FileNotFoundError
         If it is not there.
     """
-    return place.stat().st_mtime
+    return place.changed() if isinstance(place, ObjectPath) else place.stat().st_mtime
 
 
 def swap(fresh: Location, live: Location, old: Location) -> None:
-    """Put a folder in the place of another, so that a kill leaves one of the two."""
+    """Put a folder in the place of another.
+
+    On a file system a kill leaves one of the two. Objects are copied one by one: a kill leaves some of each,
+    so that what vouches for the group must have been struck before.
+    """
+    if isinstance(fresh, ObjectPath):
+        assert isinstance(live, ObjectPath)
+        copies = [live / place["path"].removeprefix(f"{fresh.key}/") for place in fresh.walk()]
+        for copy in copies:
+            (fresh / copy.key.removeprefix(f"{live.key}/")).copy_to(copy)
+        there = [ObjectPath(live.root, meta["path"]) for meta in live.walk()]
+        remove_objects([place for place in there if place not in set(copies)])
+        remove(fresh)
+        return
+    assert isinstance(live, Path)
+    assert isinstance(old, Path)
     if live.exists():
         live.rename(old)
     fresh.rename(live)
@@ -108,6 +175,12 @@ class Entry:
 
 def entries(place: Location) -> Iterator[Entry]:
     """The file, or every file under the folder."""
+    if isinstance(place, ObjectPath):
+        for meta in place.walk():
+            yield Entry(
+                ObjectPath(place.root, meta["path"]), int(meta["size"]), meta["last_modified"].timestamp()
+            )
+        return
     for path in place.rglob("*") if place.is_dir() else [place]:
         if path.is_file():
             status = path.stat()

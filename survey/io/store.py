@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle
 from zarr.errors import UnstableSpecificationWarning
 
-from survey.io.ledger import Lease, Ledger
-from survey.io.locations import Location, locate, remove, swap
+from survey.io.ledger import Lease, Ledger, holder_of
+from survey.io.locations import Location, files, locate, remove, swap, zarr_place
+from survey.io.objects import ObjectPath
+from survey.io.tables import read_group, write_group
 from survey.schema import SCHEMA_VERSION, ArraySpec, SchemaError, arrays_of
 from survey.tiles import Tile, tile_grid
 
@@ -74,7 +76,7 @@ class Field:
         field = cls(locate(path))
         if field.cube.exists():
             raise FieldError(f"{path}: there is a field already; give another directory, or append to it")
-        root = zarr.open_group(str(field.cube), mode="w-")
+        root = zarr.open_group(zarr_place(field.cube), mode="w-", zarr_format=3)
         root.attrs.update({"schema_version": SCHEMA_VERSION, "shape": list(shape), **attrs})
         return field
 
@@ -109,12 +111,12 @@ class Field:
     @cached_property
     def root(self) -> zarr.Group:
         """The Zarr group at the store's root."""
-        return zarr.open_group(str(self.cube), mode="r+")
+        return zarr.open_group(zarr_place(self.cube), mode="r+", zarr_format=3)
 
     @cached_property
     def attrs(self) -> dict[str, Any]:
         """Attributes of the field, read once."""
-        return dict(zarr.open_group(str(self.cube), mode="r").attrs)
+        return dict(zarr.open_group(zarr_place(self.cube), mode="r", zarr_format=3).attrs)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -144,6 +146,10 @@ class Field:
     def lease(self, group: str, owner: str) -> Lease:
         """The right to write a group."""
         return Lease(self.path / "leases" / f"{group.replace('/', '.')}.json", owner)
+
+    def holder(self, group: str) -> str | None:
+        """The run that holds the lease of a group, None where nobody does."""
+        return holder_of(self.lease(group, "").path)
 
     def has(self, group: str, name: str | None = None) -> bool:
         """Whether a group, or an array of it, exists."""
@@ -285,6 +291,9 @@ class Field:
 
     def write_table(self, name: str, table: xr.Dataset) -> None:
         """Replace a small group (``frames``, ``stars``, ``registration``, ``psf``) as a whole."""
+        if isinstance(self.cube, ObjectPath):
+            write_group(self._packed(name), self.cube / name, table)
+            return
         fresh, live, old = (self.cube / n for n in (f".{name}.new", name, f".{name}.old"))
         for leftover in (fresh, old):
             remove(leftover)
@@ -311,6 +320,8 @@ class Field:
 
     def _restore_tables(self) -> None:
         """Undo the half of a replacement that a kill may have left."""
+        if isinstance(self.cube, ObjectPath):
+            return
         for old in [*self.cube.glob(".*.old"), *self.cube.glob("template/.*.old")]:
             live = old.with_name(old.name[1:-4])
             if not live.exists():
@@ -318,10 +329,17 @@ class Field:
 
     def has_table(self, name: str) -> bool:
         """Whether a small group has been written."""
+        if isinstance(self.cube, ObjectPath):
+            return self._packed(name).exists()
         return (self.cube / name).exists()
+
+    def _packed(self, name: str) -> Location:
+        """In an object store: the small group in one object, which is replaced as a whole."""
+        return self.path / "tables" / f"{name}.zip"
 
     def remove_table(self, name: str) -> None:
         """Delete a small group."""
+        remove(self._packed(name))
         remove(self.cube / name)
 
     def table(self, name: str) -> xr.Dataset:
@@ -334,6 +352,8 @@ class Field:
         """
         if not self.has_table(name):
             raise FieldError(f"{self.path}: has no {name} yet; run the stage that writes it")
+        if isinstance(self.cube, ObjectPath):
+            return read_group(self._packed(name))
         with _quiet_strings(), xr.open_zarr(str(self.cube / name), chunks=None, consolidated=False) as ds:
             return ds.load()
 
@@ -365,8 +385,7 @@ class Field:
 
     def runs(self) -> list[dict[str, Any]]:
         """Records of all runs, oldest first."""
-        files = sorted((self.path / "runs").glob("*/run.json"))
-        return [json.loads(file.read_text()) for file in files]
+        return [json.loads(file.read_text()) for file in files(self.path / "runs", "*/run.json")]
 
 
 def _region_of(array: zarr.Array, region: tuple[slice, ...]) -> tuple[slice, ...]:
@@ -405,4 +424,4 @@ def open_field(path: str | Location) -> xr.DataTree:
     """
     field = Field.open(path)
     with _quiet_strings():
-        return xr.open_datatree(str(field.cube), engine="zarr", consolidated=False, chunks=None)
+        return xr.open_datatree(zarr_place(field.cube), engine="zarr", consolidated=False, chunks=None)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from survey.config import Config
 from survey.io.files import read_parquet
 from survey.io.frames import parse_wcs
-from survey.io.locations import Location
+from survey.io.locations import Location, files
 from survey.io.store import Field
 from survey.kernels.reference import ReferenceFit
 from survey.stages.calibrated import calibrated_frames, read_calibrated
@@ -132,7 +132,7 @@ def read_json(path: Location) -> Row | None:
 
 def _runs(target: Field) -> list[Row]:
     runs = []
-    for file in sorted((target.path / "runs").glob("*/run.json")):
+    for file in files(target.path / "runs", "*/run.json"):
         record = json.loads(file.read_text())
         units = file.parent / "units.jsonl"
         record["units"] = (

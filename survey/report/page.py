@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def write_report(
     method: str = "oversampled",
     output: str | Location | None = None,
     *,
-    truth: str | Location | None = None,
+    truth: str | Path | None = None,
 ) -> Location:
     """Write the report of a field: one HTML page without any external request.
 
@@ -69,7 +70,7 @@ def write_report(
     return target_file
 
 
-def add_truth(data: ReportData, truth: str | Location | None) -> None:
+def add_truth(data: ReportData, truth: str | Path | None) -> None:
     """A comparison made now where the truth is known, else the one that a demo left in the field."""
     data.truth = field_truth(data.field, truth)
     if data.truth and data.events is not None:

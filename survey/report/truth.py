@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def compare_with_truth(
 
 
 def compare_field(
-    path: str | Location, method: str = "oversampled", truth: str | Location | None = None
+    path: str | Location, method: str = "oversampled", truth: str | Path | None = None
 ) -> Row | None:
     """Compare a field's events with the truth on the field's own grid.
 

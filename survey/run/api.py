@@ -151,7 +151,7 @@ def run(
                 progress.message(warning)
         field = Field.open(path)
         config = _for_epochs(field, config, progress)
-        engine = Engine(field, config, executor, progress)
+        engine = Engine(field, config, executor, progress, (f"difference/{config.method}", summary.run_id))
         try:
             with _leases(field, config, summary.run_id):
                 if rebuild:
@@ -207,11 +207,13 @@ def run_stage(
     """
     field = Field.open(path)
     config = _for_epochs(field, stored_config(path), progress or Silent())
+    owner = new_run_id()
     with (
         connect(config.cluster, client) as executor,
-        _leases(field, config, new_run_id()),
+        _leases(field, config, owner),
     ):
-        engine = Engine(field, config, executor, progress or Silent())
+        holder = (f"difference/{config.method}", owner)
+        engine = Engine(field, config, executor, progress or Silent(), holder)
         payloads = Pipeline(engine).only(stage, tile)
         engine.finish()
         if engine.failures:

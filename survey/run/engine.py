@@ -13,12 +13,12 @@ from typing import Any
 from distributed import KilledWorker
 
 from survey.config import Config
-from survey.io.ledger import Ledger
+from survey.io.ledger import Ledger, LostLeaseError
 from survey.io.store import Field
 from survey.run.executor import Executor
 from survey.run.progress import Failure, Progress, Silent, StoppedError, describe
 from survey.run.tickets import Pace, Ticket, Tickets
-from survey.run.worker import UnitReport, execute_batch, function_key, row_blocks
+from survey.run.worker import Holder, UnitReport, execute_batch, function_key, row_blocks
 from survey.stages.calibrated import outlook
 from survey.stages.protocol import STAGES, Outlook, Unit
 
@@ -44,12 +44,15 @@ class Engine:
         Where tasks run.
     progress : Progress
         Who watches.
+    holder : tuple of str, optional
+        Group and run of the lease without which workers write nothing.
     """
 
     target: Field
     config: Config
     executor: Executor
     progress: Progress = field(default_factory=Silent)
+    holder: Holder | None = None
     reports: list[UnitReport] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     skipped: int = 0
@@ -169,6 +172,7 @@ class Engine:
             first.step,
             self._sent_config,
             [(ticket.unit, ticket.state, ticket.key, ticket.parts) for ticket in batch],
+            self.holder,
             name=f"{first.label}-{first.unit.name}",
         )
         self._running[id(call)] = call, batch
@@ -248,6 +252,9 @@ class Engine:
             raise StoppedError(
                 f"{ticket.name}: {describe(error)}; mend that at {self.target.path} and run again to resume"
             )
+        if isinstance(error, LostLeaseError):
+            self._give_up(ticket, describe(error))
+            raise StoppedError(f"{describe(error)}; see who runs with `survey status {self.target.path}`")
         if self._try_again(ticket, error):
             return
         for other, needed in self._tickets.fail(ticket):

@@ -142,7 +142,7 @@ def ingest(
     headers = frame_table.stored_headers(new)
     target = _open_or_create(path, config, reference, new.sizes["time"])
     with target.lease("images", run_id):
-        _place(target, config, executor, progress, old, new, headers, summary)
+        _place(target, config, executor, progress, old, new, headers, summary, run_id)
         if not exists:
             target.write_table("stars", frame_table.star_table(reference))
     if summary.failures and not exists:
@@ -188,6 +188,7 @@ def _place(
     new: xr.Dataset,
     headers: list[FrameHeader],
     summary: IngestSummary,
+    run_id: str,
 ) -> None:
     """Write the new frames' blocks, then the table: the moment from which they belong to the field."""
     start = 0 if old is None else old.sizes["time"]
@@ -195,7 +196,7 @@ def _place(
     height, width = target.shape
     target.require_group("images/sky", {"time": table.sizes["time"], "y": height, "x": width})
     units = place.place_units(target, table, headers, start, config)
-    engine = Engine(target, config, executor, progress)
+    engine = Engine(target, config, executor, progress, ("images", run_id))
     engine.submit(
         "place",
         [(u, stage_key("place", config, u.name, {"frames": place.unit_identity(u)})) for u in units],

@@ -16,11 +16,14 @@ import psutil
 
 from survey.io.files import write_json
 from survey.io.locations import Location, folders, locate
+from survey.io.objects import ObjectPath
 from survey.run.worker import UnitReport
 
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
+# Every word to an object store is a request that is paid for.
+OBJECT_BEAT_SECONDS = 3.0
 STALE_SECONDS = 60.0
 # Seconds a driver may take to import everything and say its first word.
 START_SECONDS = 60.0
@@ -55,10 +58,11 @@ class LiveProgress:
         self.write()
 
     def _beat(self) -> None:
-        while not self._stop.wait(BEAT_SECONDS):
+        pause = OBJECT_BEAT_SECONDS if isinstance(self.folder, ObjectPath) else BEAT_SECONDS
+        while not self._stop.wait(pause):
             try:
                 self.write()
-                if not self.cancelled and (self.folder / "cancel").exists():
+                if not self.cancelled and (self.folder / "cancel").is_file():
                     self.cancelled = True
                     logger.info("cancelled on request")
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

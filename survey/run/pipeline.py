@@ -131,7 +131,7 @@ class Pipeline:
     def _prepare_base(self) -> Pipeline:
         """The reference and PSF that other methods lean on, made as far as they are missing."""
         config = self.config.model_copy(update={"method": "oversampled"})
-        engine = Engine(self.field, config, self.engine.executor, self.engine.progress)
+        engine = Engine(self.field, config, self.engine.executor, self.engine.progress, self.engine.holder)
         # One list of reports and failures for the whole run.
         engine.reports, engine.failures = self.engine.reports, self.engine.failures
         base = Pipeline(engine)

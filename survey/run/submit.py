@@ -13,14 +13,17 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from survey.config import Config
 from survey.io.files import write_json
 from survey.io.locations import Location, absolute, locate, remove
+from survey.io.objects import ObjectPath
 from survey.run.clusters import THREADS, ClusterError, remote_client
 from survey.run.record import new_run_id
 
@@ -114,7 +117,8 @@ def launch_beside(folder: str, dask_scheduler: Any = None) -> dict[str, Any]:
     host = socket.gethostname()
     if not (locate(folder) / "job.json").exists():
         return {
-            "error": f"the scheduler's host {host} does not see {folder}: mount it there as on the workers"
+            "error": f"the scheduler's host {host} does not see {folder}: mount it there as on the workers, "
+            "or give the scheduler's environment what opens the bucket"
         }
     secure = dask_scheduler.security
     keys = {
@@ -135,17 +139,24 @@ def launch(
     Returns
     -------
     dict
-        ``pid`` and ``host`` of the driver.
+        ``pid`` and ``host`` of the driver, and the file there that takes what it prints.
     """
+    place = locate(folder)
+    # Whatever is printed before the driver keeps a log of its own can only be printed to a file.
+    printed = (
+        Path(tempfile.gettempdir()) / f"survey-{place.name}.log"
+        if isinstance(place, ObjectPath)
+        else place / "driver.log"
+    )
     driver = [sys.executable, "-m", "survey.driver", folder, *([scheduler] if scheduler else [])]
     done = subprocess.run(
-        [sys.executable, "-S", "-c", DETACH, str(locate(folder) / "driver.log"), *driver],
+        [sys.executable, "-S", "-c", DETACH, str(printed), *driver],
         env={**os.environ, **THREADS, **environment},
         capture_output=True,
         text=True,
         check=True,
     )
-    return {"pid": int(done.stdout), "host": socket.gethostname()}
+    return {"pid": int(done.stdout), "host": socket.gethostname(), "printed": str(printed)}
 
 
 def read_job(folder: str | Location) -> dict[str, Any]:

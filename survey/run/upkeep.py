@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from survey.io.locations import Location, changed, entries, folders, remove
+from survey.io.locations import Location, changed, entries, files, folders, remove
 from survey.io.store import Field, FieldError
 from survey.run.live import process_lives
 from survey.run.record import new_run_id
@@ -170,7 +170,7 @@ def unlock(path: str | Location, *, force: bool = False) -> list[Held]:
     """
     folder = Field.open(path).path / "leases"
     found = []
-    for file in sorted(folder.glob("*.json")):
+    for file in files(folder, "*.json"):
         try:
             claim: dict[str, Any] = json.loads(file.read_text())
         except (FileNotFoundError, json.JSONDecodeError):

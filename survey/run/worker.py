@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 import survey.stages.registry  # noqa: F401  (a worker must know every stage)
 from survey.config import Config
 from survey.io.files import write_parquet
+from survey.io.ledger import LostLeaseError
 from survey.io.store import Field
 from survey.stages.protocol import STAGES, Output, Stage, Unit
 
@@ -49,13 +50,27 @@ class UnitReport:
     result: Any = None
 
 
+# The group whose lease a run holds, and the run.
+Holder = tuple[str, str]
+
+
 def execute(
-    path: str, stage_name: str, step: str, unit: Unit, config: Config, state: Any, key: str, parts: int = 1
+    path: str,
+    stage_name: str,
+    step: str,
+    unit: Unit,
+    config: Config,
+    state: Any,
+    key: str,
+    parts: int = 1,
+    holder: Holder | None = None,
 ) -> UnitReport:
     """Run one step (``partial`` or ``apply``) of a stage on one unit.
 
     With ``parts`` above 1 the unit's tile is done in row blocks, one after the other; what each reported is
     put together by the stage's ``merge``. Cores do not depend on how they are cut, so the data are the same.
+
+    With a ``holder`` nothing is written once its run has lost the lease: a task may outlive its run.
     """
     stage = STAGES[stage_name]
     report = UnitReport(stage_name, step, unit.name, key, {"read": 0.0, "compute": 0.0, "write": 0.0})
@@ -65,27 +80,39 @@ def execute(
     with threadpool_limits(1):
         target = Field.open(path)
         pieces = row_blocks(unit, parts)
-        payloads = [_piece(target, stage, step, piece, config, state, report) for piece in pieces]
+        payloads = [_piece(target, stage, step, piece, config, state, report, holder) for piece in pieces]
     report.payload = payloads[0] if stage.merge is None or len(payloads) == 1 else stage.merge(payloads)
     report.peak_memory = _peak()
     return report
 
 
 def execute_batch(
-    path: str, stage_name: str, step: str, config: Config, calls: list[tuple[Unit, Any, str, int]]
+    path: str,
+    stage_name: str,
+    step: str,
+    config: Config,
+    calls: list[tuple[Unit, Any, str, int]],
+    holder: Holder | None = None,
 ) -> list[UnitReport | Exception]:
     """Run one step on several units, each a (unit, state, key, parts); an error is its own unit's alone."""
     results: list[UnitReport | Exception] = []
     for unit, state, key, parts in calls:
         try:
-            results.append(execute(path, stage_name, step, unit, config, state, key, parts))
+            results.append(execute(path, stage_name, step, unit, config, state, key, parts, holder))
         except Exception as error:
             results.append(error)
     return results
 
 
 def _piece(
-    target: Field, stage: Stage, step: str, unit: Unit, config: Config, state: Any, report: UnitReport
+    target: Field,
+    stage: Stage,
+    step: str,
+    unit: Unit,
+    config: Config,
+    state: Any,
+    report: UnitReport,
+    holder: Holder | None,
 ) -> dict[str, Any]:
     """Read, compute and write one piece of a unit; adds to the report, returns the stage's payload."""
     output = Output()
@@ -97,6 +124,8 @@ def _piece(
         else:
             output = stage.apply(data, state, config)
     with _timed(report, "write"):
+        if holder is not None and step == "apply" and target.holder(holder[0]) != holder[1]:
+            raise LostLeaseError(f"run {holder[1]} no longer holds {holder[0]}: nothing is written")
         for group, arrays in sorted(output.arrays.items()):
             sums = {name: target.write(group, {name: arrays[name]}, output.region) for name in sorted(arrays)}
             _note_written(report, group, output.region, sums)

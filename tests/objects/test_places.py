@@ -1,0 +1,169 @@
+"""The small operations, on files and on objects alike."""
+
+import json
+import pickle
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from survey.io import locations
+from survey.io.ledger import FieldBusyError, Lease, Ledger, holder_of
+from survey.io.locations import locate, zarr_place
+from survey.io.objects import StoreError
+from survey.io.store import Field, holds_frames, is_field, open_field
+from tests.objects.conftest import KEY_ID, SECRET
+
+
+@pytest.fixture(params=["file", "object"])
+def place(request, tmp_path, bucket):
+    """An empty folder of either kind."""
+    return tmp_path if request.param == "file" else locate(f"{bucket.url}/{tmp_path.name}-{time.time_ns()}")
+
+
+def test_files_are_written_found_and_removed(place):
+    for name in ("a/1.json", "a/2.json", "b/c/1.json", "d.txt"):
+        locations.write_atomic(place / name, name.encode())
+    assert (place / "b" / "c" / "1.json").read_text() == "b/c/1.json"
+    assert [p.name for p in locations.folders(place)] == ["a", "b"]
+    assert [p.name for p in locations.files(place, "*/*.json")] == ["1.json", "2.json"]
+    assert sorted(e.size for e in locations.entries(place)) == [5, 8, 8, 10]
+    assert abs(locations.changed(place / "d.txt") - time.time()) < 60
+    locations.remove(place / "a")
+    assert not (place / "a").exists()
+    assert (place / "b").exists()
+    assert (place / "b").is_dir()
+    locations.remove(place / "a")
+    (place / "d.txt").unlink()
+    with pytest.raises(FileNotFoundError):
+        (place / "d.txt").read_bytes()
+
+
+def test_only_the_first_creates_and_only_who_knows_replaces(place):
+    file = place / "x.json"
+    assert locations.create(file, b"1")
+    assert not locations.create(file, b"2")
+    assert not locations.replace(file, b"3", b"2")
+    assert locations.replace(file, b"3", b"1")
+    assert file.read_bytes() == b"3"
+    assert not locations.replace(place / "none", b"1", b"")
+
+
+def test_a_swap_leaves_the_new_and_nothing_of_the_old(place):
+    for name in ("live/a", "live/gone", "fresh/a", "fresh/b/c"):
+        locations.write_atomic(place / name, name.encode())
+    locations.swap(place / "fresh", place / "live", place / "old")
+    assert (place / "live" / "a").read_bytes() == b"fresh/a"
+    assert sorted(str(e.place).removeprefix(str(place)) for e in locations.entries(place)) == [
+        "/live/a",
+        "/live/b/c",
+    ]
+
+
+def test_a_ledger_survives_and_compacts(place):
+    ledger = Ledger(place / "ledger")
+    for i in range(4):
+        ledger.record(f"u{i}", f"k{i}")
+        ledger.flush()
+    ledger.invalidate(["u3"])
+    stale = locations.files(place / "ledger", "*.jsonl")
+    kept = {file: file.read_bytes() for file in stale}
+    ledger.compact()
+    assert len(locations.files(place / "ledger", "*.jsonl")) == 1
+    # Whatever subset of the old segments a kill leaves says nothing new.
+    locations.write_atomic(stale[3], kept[stale[3]])
+    assert set(Ledger(place / "ledger").records) == {"u0", "u1", "u2"}
+
+
+def test_one_run_holds_a_lease(place):
+    path = place / "leases" / "group.json"
+    with Lease(path, "first"):
+        assert holder_of(path) == "first"
+        with pytest.raises(FieldBusyError, match="run first"), Lease(path, "second"):
+            pass
+    assert holder_of(path) is None
+    dead = {"owner": "old", "host": "elsewhere", "pid": 1, "beat": time.time() - 3600}
+    locations.write_atomic(path, json.dumps(dead).encode())
+    with Lease(path, "new"):
+        assert holder_of(path) == "new"
+
+
+def test_a_beat_does_not_take_a_lost_lease_back(place, monkeypatch, caplog):
+    monkeypatch.setattr("survey.io.ledger.HEARTBEAT_SECONDS", 0.05)
+    path = place / "group.json"
+    with Lease(path, "first"):
+        time.sleep(0.3)
+        path.unlink()
+        assert locations.create(path, json.dumps({"owner": "other"}).encode())
+        deadline = time.monotonic() + 20
+        while "no longer held" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert holder_of(path) == "other"
+    assert holder_of(path) == "other", "what belongs to another run is not deleted"
+
+
+def test_tables_are_replaced_as_a_whole(place):
+    field = Field.create(place / "field", (8, 8), {"tile_size": 8, "time_block": 4, "units": "count"})
+    assert is_field(place / "field")
+    assert not holds_frames(place / "field")
+    for n in (3, 2):
+        field.write_table("frames", xr.Dataset({"frame_id": ("time", [f"f{i}" for i in range(n)])}))
+        found = Field.open(place / "field").frames()
+        assert list(found["frame_id"].values) == [f"f{i}" for i in range(n)]
+        tree = open_field(place / "field")
+        assert list(tree["frames"]["frame_id"].values) == [f"f{i}" for i in range(n)]
+    field.remove_table("frames")
+    assert not holds_frames(place / "field")
+
+
+def test_arrays_are_the_same_bits(place):
+    field = Field.create(place / "field", (48, 40), {"tile_size": 16, "time_block": 4, "units": "count"})
+    field.require_group("images/sky", {"time": 8, "y": 48, "x": 40})
+    flux = np.random.default_rng(1).normal(size=(8, 16, 16)).astype("f4")
+    region = (slice(0, 8), slice(16, 32), slice(16, 32))
+    written = field.write("images/sky", {"flux": flux}, region)
+    assert Field.open(place / "field").checksum("images/sky", "flux", region) == written
+    part = (slice(2, 3), slice(20, 24), slice(16, 20))
+    field.patch("images/sky", "flux", region, [(part, np.zeros((1, 4, 4)))])
+    flux[2, 4:8, :4] = 0
+    assert np.asarray(field.array("images/sky", "flux")[region]).tobytes() == flux.tobytes()
+    field.remove_group("images/sky")
+    assert not field.has("images/sky", "flux")
+
+
+def test_a_url_names_a_place_and_nothing_more():
+    assert str(locate("s3://bucket//a/b/")) == "s3://bucket/a/b"
+    assert locate("gs://bucket/a").parent == locate("gs://bucket/a/b").parent.parent
+    for name in ("s3://key:secret@bucket/a", "s3://bucket/a?secret=1", "s3://bucket"):
+        with pytest.raises(ValueError, match="environment") as caught:
+            locate(name)
+        assert "secret" not in str(caught.value)
+
+
+def test_a_store_is_no_cargo_and_a_place_carries_a_url_only(bucket):
+    place = locate(f"{bucket.url}/cargo")
+    store = zarr_place(place)
+    with pytest.raises(TypeError, match="stays in its process"):
+        pickle.dumps(store)
+    (place / "x").exists()
+    cargo = pickle.dumps(place)
+    assert SECRET.encode() not in cargo
+    assert KEY_ID.encode() not in cargo
+
+
+def test_errors_name_the_place_and_no_server_words(bucket, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="s3://nobody-made-this/x: no such"):
+        locate("s3://nobody-made-this/x").write_bytes(b"")
+
+    def refuse(*args, **kwargs):
+        from obstore.exceptions import GenericError
+
+        raise GenericError(f"status code: 503 Service Unavailable: <KeyId>{KEY_ID}</KeyId>")
+
+    monkeypatch.setattr("obstore.get", refuse)
+    with pytest.raises(StoreError, match="503 Service Unavailable") as caught:
+        locate(f"{bucket.url}/x").read_bytes()
+    assert KEY_ID not in str(caught.value)
+    assert caught.value.__cause__ is None
