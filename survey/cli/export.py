@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from survey.cli._common import FIELD
 from survey.cli._group import main
+from survey.io.locations import Location
 
 
 @main.command()
-@click.argument("field", type=click.Path(path_type=Path))
+@click.argument("field", type=FIELD)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder; by default FIELD/export.")
 @click.option(
     "--what",
@@ -31,7 +33,7 @@ from survey.cli._group import main
     help="Format of tables.",
 )
 def export(
-    field: Path,
+    field: Location,
     output: Path | None,
     what: tuple[str, ...],
     method: str,

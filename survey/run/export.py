@@ -18,6 +18,7 @@ from survey.config import Config, make_config
 from survey.io.catalogs import FORMATS, as_table, explode, read_table, write_table
 from survey.io.frames import parse_wcs
 from survey.io.images import write_fits
+from survey.io.locations import Location
 from survey.io.store import Field
 from survey.kernels.reference import ReferenceFit
 from survey.run.results import ResultError, list_events
@@ -30,7 +31,7 @@ ENDINGS = {"csv": "csv", "ecsv": "ecsv", "votable": "vot", "parquet": "parquet"}
 
 
 def export(
-    path: str | Path,
+    path: str | Location,
     output: str | Path | None = None,
     *,
     what: Sequence[str] | None = None,
@@ -79,6 +80,8 @@ def export(
     if table_format not in FORMATS:
         raise ResultError(f"no table format {table_format!r}; known: {', '.join(FORMATS)}")
     folder = Path(output) if output is not None else target.path / "export"
+    if not isinstance(folder, Path):
+        raise ResultError(f"{path}: files for other programs go to a file system: give -o FOLDER")
     config = make_config({**target.attrs["config"], "method": method}, source=f"settings stored in {path}")
     written: list[Path] = []
     if "reference" in what:
@@ -91,7 +94,8 @@ def export(
         written += _cutouts(target, config, events, size, folder)
     if "events" in what:
         table = list_events(target.path, method)
-        written.append(write_table(table, folder / f"events-{method}.{ENDINGS[table_format]}"))
+        written.append(folder / f"events-{method}.{ENDINGS[table_format]}")
+        write_table(table, written[-1])
     if "lightcurves" in what:
         file = folder / f"lightcurves-{method}.{ENDINGS[table_format]}"
         written.append(_light_curves(target, method, file))
@@ -282,4 +286,5 @@ def _light_curves(target: Field, method: str, path: Path) -> Path:
     table = read_table(file)
     if path.suffix != ".parquet":
         table = explode(table)
-    return write_table(as_table(table, flux_unit=target.attrs["units"]), path)
+    write_table(as_table(table, flux_unit=target.attrs["units"]), path)
+    return path
