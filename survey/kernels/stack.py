@@ -21,7 +21,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import maximum_filter
 
+from survey.kernels import _stack_loops as loops
+
 Array = NDArray[np.float64]
+Index = NDArray[np.int64]
 
 # Fewer good samples than this fix no plane.
 MIN_SAMPLES = 3
@@ -108,93 +111,94 @@ def stack_frames(
     bad = np.asarray(mask, bool) | ~np.isfinite(values) | ~(np.isfinite(sigma) & (sigma > 0))
     if not len(values):
         raise ValueError("no frames to stack")
-    values, sigma = np.where(bad, 0.0, values), np.where(bad, 1.0, sigma)
-    frame_weight = np.asarray(weight, float)[:, None, None]
+    shape = values.shape[1:]
+    samples = _Samples(
+        np.where(bad, 0.0, values), np.where(bad, 1.0, sigma), bad.copy(), np.asarray(weight, float),
+        _for_pixels(phase_y, values.shape), _for_pixels(phase_x, values.shape),
+        inverse=np.empty((6, *shape)), plane=np.empty((3, *shape)),
+    )  # fmt: skip
     share = _SHARE * np.exp(-4 * np.log(2) / np.asarray(psf_fwhm, float) ** 2)
-    terms = _terms(phase_y, phase_x)
-    spikes = np.zeros(bad.shape, bool)
-    for last in (*[False] * passes, True):
-        used = np.where(bad | spikes, 0.0, frame_weight)
-        inverse, plane = _fit(values, used, terms, ridge)
-        if last:
+    samples.fit(ridge)
+    for _ in range(passes):
+        found = _find_spikes(samples, share, clip, model_error)
+        if not len(found[0]):
             break
-        found = _find_spikes(values, sigma, used, terms, inverse, plane, share, clip, model_error)
-        if not found.any():
-            break
-        spikes |= found
-    # value at phase 0 is sum_k g_k f_k with g_k = w_k (A^-1 x_k)_0
-    gain = used * sum(inverse[0, j] * terms[j] for j in range(3))
-    n_used = (used > 0).sum(0)
+        samples.bad[found] = True
+        samples.fit(ridge)
+    variance, n_used = np.empty(shape), np.empty(shape, np.int64)
+    loops.variance_at_centre(samples.sigma, *samples.design, samples.inverse, variance, n_used)
     empty = n_used < MIN_SAMPLES
-    variance = (gain**2 * sigma**2).sum(0)
     return Stack(
-        np.where(empty, np.nan, plane[0]), np.where(empty, np.nan, np.sqrt(variance)), empty, n_used, spikes
+        flux=np.where(empty, np.nan, samples.plane[0]),
+        error=np.where(empty, np.nan, np.sqrt(variance)),
+        mask=empty,
+        n_used=n_used,
+        spikes=samples.bad & ~bad,
     )
 
 
-def _terms(phase_y: ArrayLike, phase_x: ArrayLike) -> list[Array]:
-    """1, phase_y and phase_x, each broadcasting with (time, y, x)."""
-    shaped = []
-    for phase in (phase_y, phase_x):
-        phase = np.asarray(phase, float)
-        phase = phase[:, None, None] if phase.ndim == 1 else phase
-        shaped.append(np.where(np.isfinite(phase), phase, 0.0))
-    return [np.ones((1, 1, 1)), *shaped]
+@dataclass
+class _Samples:
+    """Samples (time, y, x) and the planes fitted to those that are not bad."""
+
+    values: Array
+    sigma: Array
+    bad: NDArray[np.bool_]
+    weight: Array
+    phase_y: Array
+    phase_x: Array
+    inverse: Array
+    plane: Array
+
+    @property
+    def design(self) -> tuple[NDArray[np.bool_], Array, Array, Array]:
+        """What the loops want of every sample besides its value."""
+        return self.bad, self.weight, self.phase_y, self.phase_x
+
+    def fit(self, ridge: float) -> None:
+        """Fit the planes again."""
+        loops.fit_planes(self.values, *self.design, ridge, self.inverse, self.plane)
+
+    def residuals(self, k: Index, y: Index, x: Index) -> Array:
+        """Residuals of some samples; NaN where they are bad or outside."""
+        inside = (y >= 0) & (y < self.bad.shape[1]) & (x >= 0) & (x < self.bad.shape[2])
+        at = (k, np.where(inside, y, 0), np.where(inside, x, 0))
+        level, slope_y, slope_x = self.plane[:, at[1], at[2]]
+        model = level + slope_y * self.phase_y[at] + slope_x * self.phase_x[at]
+        return np.where(inside & ~self.bad[at], self.values[at] - model, np.nan)
 
 
-def _fit(values: Array, used: Array, terms: list[Array], ridge: float) -> tuple[Array, Array]:
-    """Inverse normal matrix (3, 3, y, x) and plane (3, y, x) of every pixel."""
-    shape = values.shape[1:]
-    matrix, vector = np.empty((3, 3, *shape)), np.empty((3, *shape))
-    for i in range(3):
-        vector[i] = (used * terms[i] * values).sum(0)
-        for j in range(i + 1):
-            matrix[i, j] = matrix[j, i] = (used * terms[i] * terms[j]).sum(0)
-    total = matrix[0, 0].copy()
-    matrix[0, 0] += total == 0
-    # phases spread over a pixel have a variance of 1/12
-    for axis in (1, 2):
-        matrix[axis, axis] += np.where(total > 0, ridge * total / 12, 1.0)
-    inverse = np.moveaxis(np.linalg.inv(np.moveaxis(matrix, (0, 1), (-2, -1))), (-2, -1), (0, 1))
-    return inverse, np.einsum("ij...,j...->i...", inverse, vector)
+def _for_pixels(phase: ArrayLike, shape: tuple[int, ...]) -> Array:
+    """A phase of every sample; of frames shifted as a whole, without a copy for every pixel."""
+    phase = np.asarray(phase, float)
+    phase = np.where(np.isfinite(phase), phase, 0.0)
+    return np.broadcast_to(phase[:, None, None] if phase.ndim == 1 else phase, shape)
 
 
 def _find_spikes(
-    values: Array,
-    sigma: Array,
-    used: Array,
-    terms: list[Array],
-    inverse: Array,
-    plane: Array,
-    share: Array,
-    clip: float,
-    model_error: float,
-) -> NDArray[np.bool_]:
-    """The worst sample of every pixel, where it stands out and is sharper than the PSF.
+    samples: _Samples, share: Array, clip: float, model_error: float
+) -> tuple[Index, Index, Index]:
+    """The worst sample of every pixel, as indices, where it stands out and is sharper than the PSF.
 
     Anywhere in a Gaussian source the geometric mean of two opposite neighbours is the pixel's own value times
     exp(-1 / (2 sigma^2)); across a cosmic ray, or along one end of its track, it is nearly zero.
     """
-    model = sum(plane[i] * terms[i] for i in range(3))
-    residual = np.where(used > 0, values - model, np.nan)
-    leverage = used * sum(inverse[i, j] * terms[i] * terms[j] for i in range(3) for j in range(3))
     # seeing moves light between neighbours
-    around = maximum_filter(np.maximum(plane[0], 0.0), size=3, mode="nearest")
-    noise = np.sqrt(sigma**2 + (model_error * around) ** 2)
-    scaled = np.abs(residual) / np.maximum(1 - leverage, 0.05) / noise
-    scaled = np.where(np.isfinite(scaled), scaled, 0.0)
-    worst = scaled.argmax(0)
-    y, x = np.nonzero(np.take_along_axis(scaled, worst[None], 0)[0] > clip)
+    around = maximum_filter(np.maximum(samples.plane[0], 0.0), size=3, mode="nearest")
+    worst, score = np.empty(around.shape, np.int64), np.empty(around.shape)
+    loops.worst_samples(
+        samples.values, samples.sigma, *samples.design, samples.inverse, samples.plane,
+        model_error * around, worst, score,
+    )  # fmt: skip
+    y, x = np.nonzero(score > clip)
     k = worst[y, x]
-    height, sign = np.abs(residual[k, y, x]), np.sign(residual[k, y, x])
-    padded = np.pad(residual, ((0, 0), (1, 1), (1, 1)), constant_values=np.nan)
+    residual, doubt = samples.residuals(k, y, x), 2 * samples.sigma[k, y, x]
+    height, sign = np.abs(residual), np.sign(residual)
     means = []
     for dy, dx in ((1, 0), (0, 1)):
-        pair = [sign * padded[k, y + 1 + s * dy, x + 1 + s * dx] + 2 * sigma[k, y, x] for s in (-1, 1)]
+        pair = [sign * samples.residuals(k, y + s * dy, x + s * dx) + doubt for s in (-1, 1)]
         # a neighbour that is not known is taken to be as bright
-        known = np.where(np.isfinite(pair), np.maximum(pair, 0.0), height)
+        known = [np.where(np.isfinite(part), np.maximum(part, 0.0), height) for part in pair]
         means.append(np.sqrt(known[0] * known[1]))
     sharp = np.minimum(*means) < share[k] * height
-    found = np.zeros(values.shape, bool)
-    found[k[sharp], y[sharp], x[sharp]] = True
-    return found
+    return k[sharp], y[sharp], x[sharp]
