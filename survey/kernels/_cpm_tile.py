@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -16,7 +17,8 @@ Mask = NDArray[np.bool_]
 
 # A pixel with a larger part of bad epochs than this predicts nobody.
 MAX_BAD_PREDICTOR = 0.05
-# The normal matrix of all pixels is made once if it stays below this many pixels (128 MiB).
+# The normal matrix of all pixels is made once if that is less work than one for each block, and if there
+# are no more pixels than this (128 MiB).
 _MAX_GRAM = 4096
 
 
@@ -38,7 +40,7 @@ class Tile:
     n_predictors: int
     exclusion: tuple[float, int] = (0.0, 0)
     farthest: float = np.inf
-    gram: Array | None = None
+    n_blocks: int = 1  # that will be predicted: whether one normal matrix for all pays
 
     @classmethod
     def prepare(
@@ -91,17 +93,27 @@ class Tile:
         """Flat indices of a block's targets."""
         return (np.arange(*rows)[:, None] * self.shape[1] + np.arange(*columns)).ravel()
 
+    @cached_property
+    def whitened(self) -> Array:
+        """Predictors (pixels, training epochs): one row a pixel, so that choosing some copies whole rows."""
+        return np.ascontiguousarray((self.series[self.train] / self.epoch_error[self.train, None]).T)
+
+    @cached_property
+    def noise_squared(self) -> Array:
+        """Variance of every pixel's samples, (pixels, time)."""
+        return np.ascontiguousarray(self.noise.T) ** 2
+
+    @cached_property
+    def gram(self) -> Array:
+        """Normal matrix of all pixels."""
+        return np.asarray(self.whitened @ self.whitened.T)
+
     def factorise(self, chosen: NDArray[np.int64], ridge: float) -> ResidualMatrix:
         """Residual matrix of the training epochs for these predictors."""
-        weight = 1 / self.epoch_error[self.train]
-        n = len(chosen)
-        gram = None
-        if len(self.train) >= n and self.series.shape[1] <= _MAX_GRAM:
-            if self.gram is None:
-                weighted = self.series[self.train] * weight[:, None]
-                self.gram = weighted.T @ weighted
-            gram = self.gram[np.ix_(chosen, chosen)]
-        return residual_matrix(self.series[np.ix_(self.train, chosen)] * weight[:, None], weight, ridge, gram)
+        n, pixels = len(chosen), self.series.shape[1]
+        shared = len(self.train) >= n and pixels <= _MAX_GRAM and pixels**2 <= self.n_blocks * n**2
+        gram = self.gram[np.ix_(chosen, chosen)] if shared else None
+        return residual_matrix(self.whitened[chosen], 1 / self.epoch_error[self.train], ridge, gram)
 
     def predict(
         self, rows, columns, pixels, factor: float, *, with_variance: bool = True
@@ -136,7 +148,7 @@ class Tile:
         own = np.where(noise > 0, noise**2, typical * self.epoch_error[:, None] ** 2)
         total = own * spread
         if with_variance:
-            total = total + self.noise[:, chosen] ** 2 @ a**2
+            total = total + self.noise_squared[chosen].T @ a**2
         prediction[:, alive] = predicted * self.scale[pixels]
         variance[:, alive] = total * self.scale[pixels] ** 2
         return prediction, variance, len(chosen)

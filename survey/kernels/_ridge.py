@@ -10,7 +10,8 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.lapack import dpotrf, dpotri
 
 Array = NDArray[np.float64]
 
@@ -24,74 +25,84 @@ class ResidualMatrix(Protocol):
     def block(self, rows: NDArray[np.int64]) -> Array:
         """R[rows, rows]."""
 
-    def square(self, rows: NDArray[np.int64]) -> Array:
-        """(R R)[rows, rows]: R is no projection once there is a ridge."""
+    def square(self, rows: NDArray[np.int64], block: Array) -> Array:
+        """(R R)[rows, rows], given R[rows, rows]: R is no projection once there is a ridge."""
 
     def coefficients(self, y: Array) -> tuple[Array, Array]:
         """Coefficients (n, targets) and constants (targets,)."""
 
 
 class PrimalResidual:
-    """R by a Cholesky factor of the n x n normal matrix: for more rows than predictors.
+    """R by the inverse of the n x n normal matrix N: for more rows than predictors.
+
+    With W = x N^-1 everything is a product of thin matrices: R = I - P - W x^T, where P projects on the
+    constant and x is freed of it, and R R = R - ridge W W^T.
 
     Parameters
     ----------
-    x : array (rows, n)
-        Whitened predictors.
+    x : array (n, rows)
+        Whitened predictors, one a row: time runs along memory.
     one : array (rows,) or None
         Whitened constant column; None leaves the constant out.
     ridge : float
         Penalty on the squared coefficients.
     gram : array (n, n), optional
-        ``x.T @ x`` where it is known already.
+        ``x @ x.T`` where it is known already.
     """
 
     def __init__(self, x: Array, one: Array | None, ridge: float, gram: Array | None = None) -> None:
-        n = x.shape[1]
-        g = x.T @ x if gram is None else gram
-        self._n, self._constant = n, one is not None
-        z = x
-        normal = np.array(g)
-        normal[np.diag_indices(n)] += ridge
-        if one is not None:
-            z = np.column_stack([x, one])
-            cross = one @ x
-            normal = np.block([[normal, cross[:, None]], [cross[None, :], np.array([[one @ one]])]])
-        low = cho_factor(normal, lower=True, check_finite=False)[0]
-        self._low = low
-        self._uu: Array | None = None
-        self._u = solve_triangular(low, z.T, lower=True, check_finite=False).T
+        self._ridge = ridge
+        self._one = np.zeros(x.shape[1]) if one is None else one / np.sqrt(one @ one)
+        self._length = 0.0 if one is None else float(np.sqrt(one @ one))
+        self._mean = x @ self._one
+        self._x = x - self._mean[:, None] * self._one
+        normal = self._x @ self._x.T if gram is None else gram - np.outer(self._mean, self._mean)
+        normal[np.diag_indices(len(x))] += ridge
+        self._w = _inverse(normal) @ self._x
 
     def apply(self, y: Array) -> Array:
         """R y for y (rows, targets)."""
-        return y - self._u @ (self._u.T @ y)
+        return y - self._one[:, None] * (self._one @ y) - self._x.T @ (self._w @ y)
 
     def block(self, rows: NDArray[np.int64]) -> Array:
         """R[rows, rows]."""
-        u = self._u[rows]
-        return np.eye(len(rows)) - u @ u.T
+        one = self._one[rows]
+        r = -(self._x[:, rows].T @ self._w[:, rows]) - np.outer(one, one)
+        r[np.diag_indices(len(rows))] += 1
+        return r
 
-    def square(self, rows: NDArray[np.int64]) -> Array:
-        """(R R)[rows, rows]."""
-        if self._uu is None:
-            self._uu = self._u.T @ self._u
-        u = self._u[rows]
-        return np.eye(len(rows)) + u @ (self._uu @ u.T - 2 * u.T)
+    def square(self, rows: NDArray[np.int64], block: Array) -> Array:
+        """(R R)[rows, rows], given R[rows, rows]."""
+        w = self._w[:, rows]
+        return block - self._ridge * (w.T @ w)
 
     def coefficients(self, y: Array) -> tuple[Array, Array]:
         """Coefficients (n, targets) and constants (targets,)."""
-        a = solve_triangular(self._low, self._u.T @ y, lower=True, trans=1, check_finite=False)
-        return a[: self._n], a[self._n] if self._constant else np.zeros(y.shape[1])
+        a = self._w @ y
+        if not self._length:
+            return a, np.zeros(y.shape[1])
+        return a, (self._one @ y - self._mean @ a) / self._length
+
+
+def _inverse(normal: Array) -> Array:
+    """Inverse of a positive definite matrix, symmetric to the last bit."""
+    low, failed = dpotrf(normal, lower=1, overwrite_a=1)
+    if failed:
+        raise np.linalg.LinAlgError("the normal matrix is singular: give a ridge > 0")
+    half = np.asarray(dpotri(low, lower=1, overwrite_c=1)[0])
+    upper = np.triu_indices(len(half), 1)
+    half[upper] = half.T[upper]
+    return half
 
 
 class DualResidual:
-    """R by the inverse of the rows x rows kernel matrix: for fewer rows than predictors."""
+    """R by the inverse of the rows x rows kernel matrix: for fewer rows than predictors (n, rows)."""
 
     def __init__(self, x: Array, one: Array | None, ridge: float) -> None:
-        kernel = x @ x.T
-        kernel[np.diag_indices(len(x))] += ridge
+        kernel = x.T @ x
+        kernel[np.diag_indices(len(kernel))] += ridge
         factor = cho_factor(kernel, lower=True, check_finite=False)
-        b = cho_solve(factor, np.eye(len(x)), check_finite=False)
+        b = cho_solve(factor, np.eye(len(kernel)), check_finite=False)
         self._one_b = None
         if one is not None:
             ob = b @ one
@@ -107,20 +118,20 @@ class DualResidual:
         """R[rows, rows]."""
         return self._r[np.ix_(rows, rows)]
 
-    def square(self, rows: NDArray[np.int64]) -> Array:
+    def square(self, rows: NDArray[np.int64], block: Array) -> Array:
         """(R R)[rows, rows]."""
         return self._r[rows] @ self._r[rows].T
 
     def coefficients(self, y: Array) -> tuple[Array, Array]:
         """Coefficients (n, targets) and constants (targets,)."""
-        a = self._x.T @ (self._r @ y) / self._ridge
+        a = self._x @ (self._r @ y) / self._ridge
         constant = np.zeros(y.shape[1]) if self._one_b is None else self._one_b @ y
         return a, constant
 
 
 def residual_matrix(x: Array, one: Array | None, ridge: float, gram: Array | None = None) -> ResidualMatrix:
-    """The cheaper factorisation for this shape; without a ridge only the normal matrix will do."""
-    if ridge > 0 and gram is None and x.shape[0] < x.shape[1]:
+    """The cheaper factorisation of predictors (n, rows); without a ridge only the normal matrix will do."""
+    if ridge > 0 and gram is None and x.shape[1] < x.shape[0]:
         return DualResidual(x, one, ridge)
     return PrimalResidual(x, one, ridge, gram)
 
@@ -170,17 +181,19 @@ def held_out(
     whole = np.nonzero(~missing.any(0))[0]
     partial = np.nonzero(missing.any(0))[0]
     for fold in folds:
-        inverse = np.linalg.inv(r.block(fold))
+        block = r.block(fold)
+        inverse = np.linalg.inv(block)
         residual[np.ix_(fold, whole)] = inverse @ ry[np.ix_(fold, whole)]
         if with_variance:
-            variance[np.ix_(fold, whole)] = _white_variance(inverse, r.square(fold))[:, None]
+            variance[np.ix_(fold, whole)] = _white_variance(inverse, r.square(fold, block))[:, None]
         for j in partial:
             rows = np.union1d(fold, np.nonzero(missing[:, j])[0])
-            inverse = np.linalg.inv(r.block(rows))
+            block = r.block(rows)
+            inverse = np.linalg.inv(block)
             at = np.searchsorted(rows, fold)
             residual[fold, j] = (inverse @ ry[rows, j])[at]
             if with_variance:
-                variance[fold, j] = _white_variance(inverse, r.square(rows))[at]
+                variance[fold, j] = _white_variance(inverse, r.square(rows, block))[at]
     return residual, variance
 
 

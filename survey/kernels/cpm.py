@@ -121,7 +121,7 @@ def solve_cpm(
         raise ValueError("no epoch is left to train on: all are masked, not finite or outside train")
     weight = 1 / sigma[use]
     one = weight if constant else None
-    r = residual_matrix(x[use] * weight[:, None], one, float(ridge))
+    r = residual_matrix((x[use] * weight[:, None]).T, one, float(ridge))
     a, c = r.coefficients((y[use] * weight)[:, None])
     prediction = x @ a[:, 0] + c[0]
     return CPMSolution(a[:, 0], float(c[0]), prediction, y - prediction)
@@ -204,6 +204,7 @@ def fit_cpm(
     )  # fmt: skip
     ny, nx = tile.shape
     ys, xs, blocks = lattice_blocks(tile.shape, target, block, origin)
+    tile.n_blocks = len(blocks)
     if ridge is None:
         sample = np.unique(np.linspace(0, len(blocks) - 1, _CV_BLOCKS).round().astype(int))
         factor = best_ridge(block_scores(tile, [blocks[i] for i in sample]))

@@ -62,7 +62,7 @@ def test_held_out__equals_refits(shape):
     y = rng.normal(size=(shape[0], 3))
     missing = np.zeros(y.shape, bool)
     missing[[2, 7, 30], 1] = True
-    r = residual_matrix(x, one, 2.0)
+    r = residual_matrix(x.T, one, 2.0)
     folds = np.array_split(np.arange(shape[0]), 5)
     residual, variance = held_out(r, fill_missing(r, y, missing), missing, folds)
     z = np.column_stack([x, one])
