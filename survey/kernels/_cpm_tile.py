@@ -32,6 +32,7 @@ class Tile:
     bad: Mask  # (time, pixels)
     scale: Array  # (pixels,)
     brightness: Array  # (pixels,)
+    typical: Array  # (pixels,) median noise
     epoch_error: Array  # (time,) relative error of an epoch, median 1
     train: NDArray[np.int64]
     folds: list[NDArray[np.int64]]
@@ -85,13 +86,18 @@ class Tile:
             noise = np.where(bad, 0.0, noise)
         parts = [p.astype(np.int64) for p in np.array_split(np.arange(len(rows)), folds)]
         return cls(
-            (ny, nx), series, noise, bad, scale, brightness, epoch_error, rows, parts,
+            (ny, nx), series, noise, bad, scale, brightness, typical / scale, epoch_error, rows, parts,
             usable.reshape(ny, nx), cast(Choice, choice), n_predictors,
         )  # fmt: skip
 
     def pixels(self, rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[np.int64]:
         """Flat indices of a block's targets."""
         return (np.arange(*rows)[:, None] * self.shape[1] + np.arange(*columns)).ravel()
+
+    @cached_property
+    def others(self) -> NDArray[np.int64]:
+        """Epochs that do not train."""
+        return np.setdiff1d(np.arange(len(self.series)), self.train)
 
     @cached_property
     def whitened(self) -> Array:
@@ -134,21 +140,22 @@ class Tile:
         )
         weight = 1 / self.epoch_error
         pixels, missing = pixels[alive], missing[:, alive]
-        noise = self.noise[:, pixels]
-        typical = np.median(noise[self.train] ** 2, axis=0)
+        typical = self.typical[pixels] ** 2
         r = self.factorise(chosen, factor * len(chosen) * float(np.median(typical)))
         y = self.series[np.ix_(self.train, pixels)] * weight[self.train, None]
         y = fill_missing(r, y, missing)
         residual, inflation = held_out(r, y, missing, self.folds, with_variance=with_variance)
-        a, c = r.coefficients(y)
-        predicted = self.series[:, chosen] @ a + c
+        predicted, spread = np.empty((2, len(self.series), len(pixels)))
         predicted[self.train] = (y - residual) / weight[self.train, None]
-        spread = np.full((len(predicted), len(pixels)), np.median(inflation, axis=0))
         spread[self.train] = inflation
-        own = np.where(noise > 0, noise**2, typical * self.epoch_error[:, None] ** 2)
-        total = own * spread
+        a, c = r.coefficients(y)
+        if len(self.others):
+            predicted[self.others] = self.series[np.ix_(self.others, chosen)] @ a + c
+            spread[self.others] = np.median(inflation, axis=0)
+        noise = self.noise[:, pixels] ** 2
+        total = np.where(noise > 0, noise, typical * self.epoch_error[:, None] ** 2) * spread
         if with_variance:
-            total = total + self.noise_squared[chosen].T @ a**2
+            total += self.noise_squared[chosen].T @ a**2
         prediction[:, alive] = predicted * self.scale[pixels]
         variance[:, alive] = total * self.scale[pixels] ** 2
         return prediction, variance, len(chosen)

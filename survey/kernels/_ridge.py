@@ -86,13 +86,14 @@ class PrimalResidual:
 
 def _inverse(normal: Array) -> Array:
     """Inverse of a positive definite matrix, symmetric to the last bit."""
-    low, failed = dpotrf(normal, lower=1, overwrite_a=1)
+    low, failed = dpotrf(normal.T, lower=1, clean=1, overwrite_a=1)
     if failed:
         raise np.linalg.LinAlgError("the normal matrix is singular: give a ridge > 0")
     half = np.asarray(dpotri(low, lower=1, overwrite_c=1)[0])
-    upper = np.triu_indices(len(half), 1)
-    half[upper] = half.T[upper]
-    return half
+    diagonal = half.diagonal().copy()
+    whole = half + half.T  # the other triangle is zero
+    whole[np.diag_indices(len(half))] = diagonal
+    return whole
 
 
 class DualResidual:

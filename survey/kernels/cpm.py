@@ -25,8 +25,8 @@ from survey.kernels._ridge import residual_matrix
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-# Blocks of targets on which the ridge is cross-validated.
-_CV_BLOCKS = 8
+# Pixels, and blocks at least, on which the ridge is cross-validated.
+_CV_PIXELS, _CV_BLOCKS = 128, 4
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,9 @@ def fit_cpm(
     ys, xs, blocks = lattice_blocks(tile.shape, target, block, origin)
     tile.n_blocks = len(blocks)
     if ridge is None:
-        sample = np.unique(np.linspace(0, len(blocks) - 1, _CV_BLOCKS).round().astype(int))
+        sample = np.unique(
+            np.linspace(0, len(blocks) - 1, max(_CV_PIXELS // block**2, _CV_BLOCKS)).round().astype(int)
+        )
         factor = best_ridge(block_scores(tile, [blocks[i] for i in sample]))
     else:
         factor = float(ridge)

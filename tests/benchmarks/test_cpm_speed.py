@@ -28,7 +28,7 @@ def milliseconds_a_pixel(shape, repeats, **kwargs):
     with threadpool_limits(1):
         for _ in range(repeats):
             start = time.process_time()
-            fit = fit_cpm(flux, error, mask, n_predictors=400, folds=10, block=8, **kwargs)
+            fit = fit_cpm(flux, error, mask, n_predictors=400, folds=10, block=16, **kwargs)
             times.append(time.process_time() - start)
     assert np.isfinite(fit.residual).all()
     return 1e3 * min(times) / (shape[1] * shape[2])
