@@ -45,20 +45,8 @@ def block_scores(tile: Tile, blocks: list[Block]) -> Array:
 
     Logarithms let every pixel count by its relative change.
     """
-    scores = []
-    for factor in RIDGE_GRID:
-        logs = []
-        for rows, columns in blocks:
-            pixels = tile.pixels(rows, columns)
-            prediction, _, count = tile.predict(rows, columns, pixels, factor, with_variance=False)
-            if count == 0:
-                continue
-            left = (tile.series[:, pixels] - prediction / tile.scale[pixels]) / tile.epoch_error[:, None]
-            left = np.where(tile.bad[:, pixels], np.nan, left)[tile.train]
-            alive = np.isfinite(left).any(0)
-            logs.append(np.log(np.nanmean(left[:, alive] ** 2, axis=0)))
-        scores.append(np.concatenate(logs) if logs else np.zeros(0))
-    return np.array(scores)
+    found = [tile.scores(rows, columns, RIDGE_GRID) for rows, columns in blocks]
+    return np.log(np.concatenate([np.zeros((len(RIDGE_GRID), 0)), *found], axis=1))
 
 
 def best_ridge(scores: Array) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -9,6 +10,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from survey.kernels._cpm_folds import held_out_squares
 from survey.kernels._predictors import CHOICES, Choice, allowed_predictors, choose_predictors
 from survey.kernels._ridge import ResidualMatrix, fill_missing, held_out, residual_matrix
 
@@ -121,30 +123,47 @@ class Tile:
         gram = self.gram[np.ix_(chosen, chosen)] if shared else None
         return residual_matrix(self.whitened[chosen], 1 / self.epoch_error[self.train], ridge, gram)
 
-    def predict(
-        self, rows, columns, pixels, factor: float, *, with_variance: bool = True
-    ) -> tuple[Array, Array, int]:
-        """Held-out prediction and variance (time, targets) in flux units, and the number of predictors.
+    def choose(self, rows, columns, pixels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The block's predictors; none where there are no candidates."""
+        candidates, distance = allowed_predictors(self.usable, rows, columns, *self.exclusion, self.farthest)
+        if len(candidates) == 0:
+            return candidates
+        return choose_predictors(
+            self.choice, self.n_predictors, candidates, distance, self.series, self.brightness, pixels
+        )
 
-        Without ``with_variance`` the variance is that of the photons alone: enough to choose a ridge.
+    def scores(self, rows, columns, factors: Sequence[float]) -> Array:
+        """Mean square held-out residual, in units of the epochs' errors, (ridges, pixels with data).
+
+        Missing samples stand at their pixel's median: enough to choose a ridge.
         """
+        pixels = self.pixels(rows, columns)
+        pixels = pixels[self.bad[np.ix_(self.train, pixels)].mean(0) < 0.5]
+        chosen = self.choose(rows, columns, pixels)
+        if len(chosen) == 0 or len(pixels) == 0:
+            return np.zeros((len(factors), 0))
+        one = 1 / self.epoch_error[self.train]
+        unit = len(chosen) * float(np.median(self.typical[pixels] ** 2))
+        at = np.ix_(self.train, pixels)
+        y, use = self.series[at] * one[:, None], ~self.bad[at]
+        return held_out_squares(self.whitened[chosen], one, y, use, self.folds, [f * unit for f in factors])
+
+    def predict(self, rows, columns, pixels, factor: float) -> tuple[Array, Array, int]:
+        """Held-out prediction and variance (time, targets) in flux units, and the number of predictors."""
         shape = (len(self.series), len(pixels))
         prediction, variance = np.full(shape, np.nan), np.full(shape, np.nan)
         missing = self.bad[np.ix_(self.train, pixels)]
         alive = np.nonzero(missing.mean(0) < 0.5)[0]
-        candidates, distance = allowed_predictors(self.usable, rows, columns, *self.exclusion, self.farthest)
-        if len(candidates) == 0 or len(alive) == 0:
+        chosen = self.choose(rows, columns, pixels)
+        if len(chosen) == 0 or len(alive) == 0:
             return prediction, variance, 0
-        chosen = choose_predictors(
-            self.choice, self.n_predictors, candidates, distance, self.series, self.brightness, pixels
-        )
         weight = 1 / self.epoch_error
         pixels, missing = pixels[alive], missing[:, alive]
         typical = self.typical[pixels] ** 2
         r = self.factorise(chosen, factor * len(chosen) * float(np.median(typical)))
         y = self.series[np.ix_(self.train, pixels)] * weight[self.train, None]
         y = fill_missing(r, y, missing)
-        residual, inflation = held_out(r, y, missing, self.folds, with_variance=with_variance)
+        residual, inflation = held_out(r, y, missing, self.folds)
         predicted, spread = np.empty((2, len(self.series), len(pixels)))
         predicted[self.train] = (y - residual) / weight[self.train, None]
         spread[self.train] = inflation
@@ -154,8 +173,7 @@ class Tile:
             spread[self.others] = np.median(inflation, axis=0)
         noise = self.noise[:, pixels] ** 2
         total = np.where(noise > 0, noise, typical * self.epoch_error[:, None] ** 2) * spread
-        if with_variance:
-            total += self.noise_squared[chosen].T @ a**2
+        total += self.noise_squared[chosen].T @ a**2
         prediction[:, alive] = predicted * self.scale[pixels]
         variance[:, alive] = total * self.scale[pixels] ** 2
         return prediction, variance, len(chosen)

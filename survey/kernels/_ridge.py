@@ -154,8 +154,6 @@ def held_out(
     y: Array,
     missing: NDArray[np.bool_],
     folds: list[NDArray[np.int64]],
-    *,
-    with_variance: bool = True,
 ) -> tuple[Array, Array]:
     """Residuals of every row from the fit without its fold, and their variance in units of the noise.
 
@@ -168,8 +166,6 @@ def held_out(
         Entries of y that never enter a fit.
     folds : list of int arrays
         Rows left out together.
-    with_variance : bool
-        If not, the variance is 1 throughout.
 
     Returns
     -------
@@ -185,16 +181,14 @@ def held_out(
         block = r.block(fold)
         inverse = np.linalg.inv(block)
         residual[np.ix_(fold, whole)] = inverse @ ry[np.ix_(fold, whole)]
-        if with_variance:
-            variance[np.ix_(fold, whole)] = _white_variance(inverse, r.square(fold, block))[:, None]
+        variance[np.ix_(fold, whole)] = _white_variance(inverse, r.square(fold, block))[:, None]
         for j in partial:
             rows = np.union1d(fold, np.nonzero(missing[:, j])[0])
             block = r.block(rows)
             inverse = np.linalg.inv(block)
             at = np.searchsorted(rows, fold)
             residual[fold, j] = (inverse @ ry[rows, j])[at]
-            if with_variance:
-                variance[fold, j] = _white_variance(inverse, r.square(rows, block))[at]
+            variance[fold, j] = _white_variance(inverse, r.square(rows, block))[at]
     return residual, variance
 
 

@@ -5,6 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy.special import erf
 
+from survey.kernels._cpm_folds import held_out_squares
 from survey.kernels._predictors import allowed_predictors, choose_predictors, fitting_exclusion
 from survey.kernels._ridge import fill_missing, held_out, residual_matrix
 from survey.kernels.cpm import fit_cpm, ridge_scores, solve_cpm
@@ -78,6 +79,18 @@ def test_held_out__equals_refits(shape):
             assert_allclose(residual[fold, j][seen], expected[seen], atol=1e-9)
             weights = z[fold] @ np.linalg.solve(normal, z[train].T)
             assert_allclose(variance[fold, j], 1 + (weights**2).sum(1), rtol=1e-8)
+
+
+def test_held_out_squares__are_those_of_the_residual_matrix():
+    rng = np.random.default_rng(6)
+    x, y = rng.normal(1, 1, (20, 90)), rng.normal(size=(90, 4))
+    one, use = rng.uniform(0.5, 1, 90), rng.random((90, 4)) < 0.8
+    folds = np.array_split(np.arange(90), 7)
+    got = held_out_squares(x, one, y, use, folds, [0.3, 30.0])
+    for ridge, found in zip([0.3, 30.0], got, strict=True):
+        residual, _ = held_out(residual_matrix(x, one, ridge), y, np.zeros(y.shape, bool), folds)
+        expected = np.where(use, residual, 0.0) ** 2
+        assert_allclose(found, expected.sum(0) / use.sum(0), rtol=1e-9)
 
 
 def drifting_field(n_time=160, size=44, noise=1e-3, seed=0, n_stars=60):
