@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
-from scipy.ndimage import maximum_filter
+from scipy.ndimage import maximum_filter, uniform_filter
 
 from survey.kernels._sfft_samples import (
     ReferenceSamples,
@@ -24,6 +24,12 @@ Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 # Pixels of an image from which its sky is measured; more add nothing.
 _SKY_PIXELS = 512
+_NORMAL_SQUARED = 0.4549  # median square of a standard normal number
+# S/N of a mean over 3 x 3 pixels that is signal; the share of the field up to which signal is sparse; and
+# the step between sky pixels that stay in the fit of a sparse field.
+_SIGNAL = 5.0
+_SPARSE = 0.5
+_SKY_STEP = 4
 
 
 @dataclass
@@ -186,6 +192,46 @@ def away_from(
         dy, dx = np.ogrid[: away[rows, columns].shape[0], : away[rows, columns].shape[1]]
         away[rows, columns] &= np.hypot(dy + rows.start - y, dx + columns.start - x) > reach
     return away
+
+
+def without_signal(template: Noisy, kernel_shape: tuple[int, int]) -> Mask:
+    """Pixels of a sparse field at which the template shows the kernel nothing but noise.
+
+    Such pixels say nothing of the kernel, but noise in the regressor draws it towards zero, and where that
+    noise is correlated it cannot be taken out of the normal equations. One in sixteen stays in the fit, for
+    the background; all where a large part of the field holds signal.
+    """
+    shape = template.values.shape
+    if template.variance is None:
+        return np.zeros(shape, bool)
+    known = ~template.bad
+    value = uniform_filter(np.where(known, template.values, 0), 3)
+    noise = uniform_filter(np.where(known, template.variance, 0), 3) / 9
+    with np.errstate(invalid="ignore"):
+        seen = value * np.abs(value) > _SIGNAL**2 * noise
+    signal = maximum_filter(seen, size=kernel_shape)
+    if signal.mean() > _SPARSE:
+        return np.zeros(shape, bool)
+    signal[::_SKY_STEP, ::_SKY_STEP] = True
+    return ~signal
+
+
+def lacking_noise(template: Noisy) -> float:
+    """Share of a template's noise that its highest frequencies lack; 0 for white noise.
+
+    Resampling correlates noise: there is less of it between neighbours than their variance says.
+    """
+    if template.variance is None:
+        return 0.0
+    v, bad = template.values, template.bad
+    corners = [np.s_[:-1, :-1], np.s_[1:, 1:], np.s_[1:, :-1], np.s_[:-1, 1:]]
+    checker = v[corners[0]] + v[corners[1]] - v[corners[2]] - v[corners[3]]
+    variance = np.sum([template.variance[c] for c in corners], axis=0)
+    good = ~(bad[corners[0]] | bad[corners[1]] | bad[corners[2]] | bad[corners[3]]) & (variance > 0)
+    if not good.any():
+        return 0.0
+    ratio = np.median(checker[good] ** 2 / variance[good]) / _NORMAL_SQUARED
+    return float(np.clip(1 - ratio, 0, 1))
 
 
 def autocorrelation_width(image: Floats, bad: Mask) -> float:

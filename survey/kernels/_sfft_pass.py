@@ -45,6 +45,8 @@ class Scene:
     corrects : bool
         Take what the template's white noise adds to the normal equations out of them: noise in the regressor
         draws the kernel, and with it the flux scale, towards zero.
+    noise_kept : float
+        Share of that noise which stays at least: what is not white holds less of it in some modes.
     """
 
     image: NDArray[np.floating]
@@ -54,6 +56,7 @@ class Scene:
     photon: float = 0.0
     origin: tuple[int, int] = (0, 0)
     corrects: bool = False
+    noise_kept: float = 0.0
 
 
 @dataclass
@@ -217,6 +220,7 @@ def sweep(
             noise_sums(variance, work.weight, y0, x0, height, width, work.noise)
             work.add_noise(noise)
         if total is not None:
+            work.gather(y0 + scene.origin[0], x0 + scene.origin[1])
             work.add(total, syrk(1.0, work.rows.T, trans=1))
     if total is not None:
         work.flush(total)
@@ -256,6 +260,7 @@ class _Workspace:
         self.noise = np.zeros(model.kernel_shape)
         self.peak = np.zeros(3)
         self._central = np.zeros((nb, 1))
+        self._at_light = np.zeros((nb, 1))
         ky, kx = model.kernel_shape
         self._squared = np.zeros((ky, -(-kx // 4) * 4), dtype)
         self._waiting = 0
@@ -268,6 +273,22 @@ class _Workspace:
         order, half = self.model.order, (self.side - 1) / 2
         block_terms(order, y0, x0, self.side, 2 / max(ny - 1, 1), 2 / max(nx - 1, 1), self.terms)
         block_terms(order, y0 + half, x0 + half, 1, 2 / max(ny - 1, 1), 2 / max(nx - 1, 1), self._central)
+
+    def gather(self, y0: int, x0: int) -> None:
+        """Polynomials at the centroid of what the block weighs: where its brightest star is, if it has one.
+
+        Held at the block's middle, the normal matrix of a few bright stars is so far from the true one that
+        steps with exact gradients diverge.
+        """
+        light = np.einsum("ap,ap->p", self.rows, self.rows).reshape(self.side, self.side)
+        rows, columns = light.sum(1, dtype=float), light.sum(0, dtype=float)
+        whole = rows.sum()
+        if not whole > 0:
+            return
+        index = np.arange(self.side)
+        y, x = y0 + rows @ index / whole, x0 + columns @ index / whole
+        ny, nx = self.model.image_shape
+        block_terms(self.model.order, y, x, 1, 2 / max(ny - 1, 1), 2 / max(nx - 1, 1), self._at_light)
 
     def square(self, coefficients: Array | None, kernel_shape: tuple[int, int]) -> NDArray[np.floating]:
         """Square of the kernel at the block's centre, flipped, its rows padded to a multiple of four.
@@ -289,7 +310,7 @@ class _Workspace:
     def add(self, total: Array, gram: NDArray[np.floating]) -> None:
         """Add a block's Gram matrix."""
         self._grams[self._waiting] = gram.ravel()
-        self._products[self._waiting] = np.outer(self._central, self._central).ravel()
+        self._products[self._waiting] = np.outer(self._at_light, self._at_light).ravel()
         self._waiting += 1
         if self._waiting == _CHUNK:
             self.flush(total)

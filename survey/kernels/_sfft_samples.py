@@ -20,11 +20,11 @@ _WIDEST = 32
 
 
 def block_side(shape: tuple[int, int]) -> int:
-    """Side of the blocks of pixels over which the kernel's polynomials are held: an eighth of the field.
+    """Side of the blocks of pixels over which the kernel's polynomials are held: a small part of the field.
 
     It depends on the field alone, never on a tile, so that matrix products have one width and the same bits.
     """
-    return next((side for side in (32, 16) if 8 * side <= min(shape)), 8)
+    return next((side for side in (32, 16) if 24 * side <= min(shape)), 8)
 
 
 class Samples(Protocol):

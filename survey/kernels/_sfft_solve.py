@@ -25,6 +25,8 @@ _SAME_MATRIX = 1e-3
 _NOISE_KEPT = 0.05
 # A model error that changes by less than this fraction, or this much, leaves the weights as they are.
 _SAME_ERROR = (1.0, 0.003)
+# Bright stars missed by this much: steps with a matrix held over blocks have run away, or nothing fits.
+_LOST = 0.75
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Solver:
     allow: modes of the kernel that hold little but noise would be divided by a difference near zero.
     """
 
-    def __init__(self, model: KernelModel, ridge: float) -> None:
-        self.model, self.ridge = model, ridge
+    def __init__(self, model: KernelModel, ridge: float, kept: float = 0.0) -> None:
+        self.model, self.ridge, self.least = model, ridge, max(kept, _NOISE_KEPT)
         self._parameters = np.zeros(model.n_parameters)
         self._coefficients: Array | None = None
         self._normal: Normal | None = None
@@ -72,7 +74,7 @@ class Solver:
     def _factorise(self, sums: Sums) -> None:
         # eigenvalues of a sample's noise spread by this much about their mean
         spread = 2 * np.sqrt(self.model.n_parameters / max(sums.pixels, 1))
-        for kept in (min(_NOISE_KEPT + 2 * spread, 1.0), 1.0):
+        for kept in (min(self.least + 2 * spread, 1.0), 1.0):
             matrix, _ = sums.corrected(kept, None)
             assert matrix is not None
             try:
@@ -103,7 +105,7 @@ def fit(model: KernelModel, samples: Samples, scene: Scene, limits: Limits) -> F
     clip = (limits.clip, CLIP_FRACTION)
     part = _part(model, scene)
     first = sweep(model, samples, scene, None, corners=part)
-    solver = Solver(model, limits.ridge)
+    solver = Solver(model, limits.ridge, scene.noise_kept)
     coefficients = solver.step(first)
     look = sweep(model, samples, scene, coefficients, clip=clip, gram=False, corners=part)
     model_error, clipped, stale = look.model_error(), -1, True
@@ -112,7 +114,7 @@ def fit(model: KernelModel, samples: Samples, scene: Scene, limits: Limits) -> F
         check_pixels(model, sums.pixels)
         coefficients = solver.step(sums)
         found = sums.model_error()
-        stale = abs(found - model_error) > max(_SAME_ERROR[0] * model_error, _SAME_ERROR[1])
+        stale = model_error - found > max(_SAME_ERROR[0] * found, _SAME_ERROR[1])
         if stale:
             model_error = found
         same = abs(sums.clipped - clipped) <= _SAME_MATRIX * sums.pixels
@@ -124,7 +126,13 @@ def fit(model: KernelModel, samples: Samples, scene: Scene, limits: Limits) -> F
     last = sweep(
         model, samples, scene, coefficients, clip=clip, model_error=model_error, gram=False, planes=planes
     )
-    return Fitted(coefficients, planes, last.model_error())
+    missed = last.model_error()
+    if missed > _LOST:
+        raise ValueError(
+            f"the matched template misses bright stars by {missed:.0%} of their flux: too few stars for "
+            "these polynomials, or images not registered; lower kernel_poly_order and flux_poly_order"
+        )
+    return Fitted(coefficients, planes, missed)
 
 
 def _part(model: KernelModel, scene: Scene) -> list[tuple[int, int]] | None:

@@ -20,9 +20,11 @@ from survey.kernels._sfft_inputs import (
     as_mask,
     autocorrelation_width,
     away_from,
+    lacking_noise,
     make_samples,
     prepare_image,
     prepare_template,
+    without_signal,
     working_type,
 )
 from survey.kernels._sfft_noise import decorrelated
@@ -193,7 +195,11 @@ def _subtract(
     noise = None if template.variance is None else pad_variance(template.variance, kernel_shape)
     variance = np.where(bad, np.asarray(np.inf, values.dtype), image.variance)
     excluded = bad | away_from(*stars, shape, kernel_shape)
-    scene = Scene(values, variance, excluded, noise, image.photon, corrects=noise is not None and plain)
+    if plain and stars[0] is None:
+        excluded |= without_signal(template, kernel_shape)
+    corrects = noise is not None and plain
+    kept = lacking_noise(template) if corrects else 0.0
+    scene = Scene(values, variance, excluded, noise, image.photon, corrects=corrects, noise_kept=kept)
     fitted = fit(KernelModel(kernel_shape, *model, shape), samples, scene, limits)
     kernel = KernelModel(kernel_shape, *model, shape).kernel(fitted.coefficients)
     difference, convolved = values - fitted.planes.convolved, fitted.planes.convolved

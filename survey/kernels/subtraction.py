@@ -74,7 +74,8 @@ class Subtraction:
     mask : bool array
         Pixels without a difference: bad in the image, or within the kernel's reach of a bad template pixel.
     fit_mask : bool array
-        Pixels kept out of the fit: ``mask``, outliers, and pixels away from the stars where stars were given.
+        Pixels kept out of the fit: ``mask``, outliers, pixels away from the stars where stars were given, and
+        in a sparse field most of those that hold sky alone.
     kernel : MatchingKernel, or what the method calls its kernel
     direction : {'template', 'image'}
         Which of the two was convolved; where it is the image, ``convolved`` is the image in the template's

@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 
 from survey.kernels._sfft_fit import KernelModel
 from survey.kernels._sfft_pass import Scene, sweep
-from survey.kernels._sfft_samples import ShiftedSamples
+from survey.kernels._sfft_samples import ShiftedSamples, block_side
 from survey.kernels._sfft_solve import add_sums
 from survey.kernels.sfft import subtract_sfft
 from survey.simulate.pairs import simulate_pair
@@ -108,7 +108,7 @@ def test_sweep__sums_of_tiles_are_those_of_the_field(simulated):
     excluded = simulated.mask.copy()
     excluded[:2], excluded[-2:], excluded[:, :2], excluded[:, -2:] = True, True, True, True
     whole = sweep(model, ShiftedSamples(template, (5, 5)), Scene(image, simulated.error**2, excluded), None)
-    parts = []
+    side, parts = block_side(image.shape), []
     for y0 in (0, 160):
         for x0 in (0, 192):
             window = (slice(max(y0 - 2, 0), y0 + 162), slice(max(x0 - 2, 0), x0 + 194))
@@ -120,7 +120,7 @@ def test_sweep__sums_of_tiles_are_those_of_the_field(simulated):
                     model, ShiftedSamples(template[window], (5, 5)),
                     Scene(image[window], simulated.error[window] ** 2, excluded[window] | core,
                           origin=(window[0].start, window[1].start)), None,
-                    corners=[(top + y, left + x) for y in range(0, 160, 32) for x in range(0, 192, 32)],
+                    corners=[(top + y, left + x) for y in range(0, 160, side) for x in range(0, 192, side)],
                 )
             )  # fmt: skip
     total = add_sums(parts)
