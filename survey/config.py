@@ -267,6 +267,45 @@ class PhotometrySettings(Settings):
     background: bool = Field(False, description="fit a local background with each flux")
 
 
+class Nn2Settings(Settings):
+    """Light curves from all pairs of frames (table `[nn2]`)."""
+
+    subtract: Literal["sfft", "zogy", "hotpants", "carried"] = Field(
+        "sfft",
+        description="how a pair is subtracted; carried: through the reference, for undersampled frames",
+    )
+    pairs: Literal["all"] | int = Field(
+        "all", description="all, or so many random partners a frame (2 and more)"
+    )
+    seed: int = Field(0, description="of the random partners")
+    direction: Literal["sharper", "both"] = Field(
+        "sharper", description="the sharper frame is convolved, or each in turn and both averaged"
+    )
+    kernel: int | None = Field(
+        None, ge=1, description="edge of the kernel, odd; none: from the two PSFs' widths"
+    )
+    cell: int = Field(96, ge=8, description="edge of the cells whose objects share their cutouts")
+    margin: int = Field(32, ge=8, description="pixels of the cutouts beyond the cell")
+    errors: Literal["copies", "noise"] = Field(
+        "copies", description="from what scatters at empty places of each difference, or the noise map"
+    )
+    gauge: Literal["zero-sum", "weighted", "baseline"] = "weighted"
+    baseline: tuple[float, float] | None = Field(
+        None, description="first and last MJD without flux, for gauge = 'baseline'"
+    )
+    refine_position: bool = Field(True, description="fit the events' places on the differences")
+
+    @model_validator(mode="after")
+    def _check(self) -> Nn2Settings:
+        if self.pairs != "all" and self.pairs < 2:
+            raise ValueError(f"pairs = {self.pairs}: a frame needs at least 2 partners, or 'all'")
+        if self.kernel is not None and self.kernel % 2 == 0:
+            raise ValueError(f"kernel = {self.kernel}: an odd number of pixels is needed")
+        if self.gauge == "baseline" and self.baseline is None:
+            raise ValueError("gauge = 'baseline' needs baseline = [first, last] in MJD")
+        return self
+
+
 class ReportSettings(Settings):
     """The report (table `[report]`)."""
 
@@ -322,6 +361,7 @@ class Config(Settings):
     psf: PsfSettings = PsfSettings()
     detect: DetectSettings = DetectSettings()
     photometry: PhotometrySettings = PhotometrySettings()
+    nn2: Nn2Settings = Nn2Settings()
     report: ReportSettings = ReportSettings()
     cluster: ClusterSettings = ClusterSettings()
 

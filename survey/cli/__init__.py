@@ -6,6 +6,7 @@ A group of commands is a module here that joins its commands to `survey.cli._gro
 from survey.cli import (  # noqa: F401  (commands join main)
     cluster,
     export,
+    pairs,
     results,
     running,
     simulated,

@@ -6,7 +6,6 @@ differences. Tables 1 and 2 of the paper are `TemplateComparison` for its own si
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,9 +56,9 @@ def single_template(
 def light_curve_rms(flux: ArrayLike, truth: ArrayLike = 0.0) -> Array:
     """Scatter of light curves (..., N) about the truth and a free constant; missing epochs do not count."""
     residual = np.asarray(flux, float) - truth
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # an object without a single epoch is NaN
-        return np.nanstd(residual, axis=-1)
+    count = np.isfinite(residual).sum(axis=-1)
+    residual = np.where((count > 1)[..., None], residual, 0.0)
+    return np.where(count > 1, np.nanstd(residual, axis=-1), np.nan)
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,12 @@ def _transients(
     return np.array(found).reshape(-1, 4)
 
 
+def draw_stars(image: Array, stars: Array, fwhm: float) -> None:
+    """Add Moffat stars (n, 3), rows y, x, flux, of one FWHM in pixels to an image."""
+    zero = np.zeros(image.shape)
+    _draw(image, zero, zero, stars, np.full(len(stars), float(fwhm)))
+
+
 def _draw(image: Array, phase_y: Array, phase_x: Array, stars: Array, fwhm: Array) -> None:
     _add_stars(image, phase_y, phase_x, np.ascontiguousarray(stars[:, :3]), fwhm, _BETA, _REACH)
 

@@ -1,12 +1,31 @@
 """Every stage there is, so that a worker or a command finds one by its name."""
 
-from survey.stages import candidates, cpm, detect, nn2, oversampled, photometry, place, psf, refine, sfft
+from survey.stages import (
+    candidates,
+    cpm,
+    detect,
+    nn2,
+    nn2_carried,
+    nn2_pairs,
+    nn2_psf,
+    nn2_scales,
+    oversampled,
+    photometry,
+    place,
+    psf,
+    refine,
+    sfft,
+)
 
 __all__ = [
     "candidates",
     "cpm",
     "detect",
     "nn2",
+    "nn2_carried",
+    "nn2_pairs",
+    "nn2_psf",
+    "nn2_scales",
     "oversampled",
     "photometry",
     "place",

@@ -1,0 +1,289 @@
+"""Runs NN2 on a field: PSFs, positions, pairs, and the light curves they give."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from survey.config import Config
+from survey.io.files import write_parquet
+from survey.io.store import Field
+from survey.kernels.frame_quality import FrameFlag
+from survey.kernels.nn2_templates import TemplateComparison, compare_templates
+from survey.run.api import stored_config
+from survey.run.differences import RunError
+from survey.run.engine import Engine, Progress, Silent, stage_key
+from survey.run.executor import connect
+from survey.run.identity import images_key
+from survey.run.ingest import place_grid
+from survey.run.record import RunSummary, new_run_id, summarise_stages, write_record
+from survey.run.targets import read_targets
+from survey.stages import nn2, nn2_psf, psf
+from survey.stages.calibrated import calibrated_frames
+from survey.stages.nn2_cutouts import pair_grid
+from survey.stages.nn2_pairs import BLOCK
+from survey.stages.nn2_plan import Group, epoch_pairs, object_groups, pair_units
+from survey.stages.protocol import STAGES, Unit
+
+# Frames that no kernel mends. Haze, a bright sky or a broad PSF only make a frame's pairs weigh less, and a
+# small shift is the kernel's business.
+UNUSABLE = int(FrameFlag.TRAILED | FrameFlag.UNREGISTERED)
+
+
+def run_nn2(
+    path: str | Path,
+    config: Config | None = None,
+    *,
+    objects: Sequence[Mapping[str, Any]] | None = None,
+    client: Any = None,
+    progress: Progress | None = None,
+) -> RunSummary:
+    """Light curves from all pairs of a field's frames, for its events and targets.
+
+    Parameters
+    ----------
+    path : path
+        The field; frames must have been ingested. Events are those of ``method``, where it has been run.
+    config : Config, optional
+        Settings; by default those stored in the field.
+    objects : sequence of mapping, optional
+        What to measure instead of events and targets: ``object_id``, ``y``, ``x`` (pixels of the reference
+        grid), ``kind`` ("event": it varies, and stays out of the fit of the kernels; or "target").
+    client, progress
+        As in `survey.run`. What is done already is not done again.
+
+    Returns
+    -------
+    RunSummary
+        ``events`` is the number of light curves, in ``lightcurves/nn2/<method>.parquet``.
+
+    Raises
+    ------
+    RunError
+        If there is nothing to measure, or fewer than two usable frames.
+    FieldBusyError
+        If another run writes the field's NN2 light curves.
+    """
+    config, progress = config or stored_config(path), progress or Silent()
+    path = Path(path).resolve()
+    summary = RunSummary(new_run_id(), str(path), config.method)
+    summary.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    started = time.monotonic()
+    with threadpool_limits(1), connect(config.cluster, client) as executor:
+        field = Field.open(path)
+        engine = Engine(field, config, executor, progress)
+        try:
+            with field.lease("lightcurves/nn2", summary.run_id):
+                found = objects_of(field, config) if objects is None else [dict(o) for o in objects]
+                summary.events = AllPairs(engine, found).run()
+            engine.finish()
+            summary.status = "failed" if engine.failures else "done"
+        except KeyboardInterrupt:
+            summary.status = "interrupted"
+            raise
+        except Exception:
+            summary.status = "failed"
+            raise
+        finally:
+            summary.failures += engine.failures
+            summary.computed, summary.skipped = len(engine.reports), engine.skipped
+            summary.stages = summarise_stages(engine.reports)
+            summary.seconds = time.monotonic() - started
+            write_record(field.path, summary, config, engine.reports)
+    return summary
+
+
+def objects_of(field: Field, config: Config) -> list[dict[str, Any]]:
+    """Events of the method, and targets."""
+    objects: list[dict[str, Any]] = []
+    if field.events_path(config.method).exists():
+        columns = ["event_id", "y", "x"]
+        for row in pq.read_table(field.events_path(config.method), columns=columns).to_pylist():
+            objects.append({"object_id": row["event_id"], "kind": "event", "y": row["y"], "x": row["x"]})
+    return [*objects, *read_targets(field, config)]
+
+
+class AllPairs:
+    """The stages of NN2 in their order.
+
+    Parameters
+    ----------
+    engine : Engine
+    objects : list of dict
+    """
+
+    def __init__(self, engine: Engine, objects: list[dict[str, Any]]) -> None:
+        self.engine, self.field, self.config = engine, engine.target, engine.config
+        self.settings = self.config.nn2
+        if not objects:
+            raise RunError(
+                f"{self.field.path}: no events and no targets; run `survey run` first, "
+                "or name targets: [photometry] targets = 'stars.csv'"
+            )
+        self.frames = calibrated_frames(self.field)
+        self.epochs = np.flatnonzero((self.frames["flags"].values & UNUSABLE) == 0)
+        if len(self.epochs) < 2:
+            raise RunError(f"{self.field.path}: {len(self.epochs)} usable frames; a pair takes 2")
+        self.groups = object_groups(objects, self.settings.cell, self.settings.margin)
+        self.pairs = epoch_pairs(self.epochs, self.settings.pairs, self.settings.seed)
+        self.carried = self.settings.subtract == "carried"
+
+    def run(self) -> int:
+        """Make what is missing; returns the number of light curves."""
+        self.base = self._base()
+        if not self.carried and self.settings.refine_position:
+            self.groups = self._refined(self.groups)
+        units = pair_units(self.groups, self.pairs, BLOCK)
+        stage = "nn2_carried" if self.carried else "nn2_pairs"
+        keyed = self._keyed(stage, units)
+        self.engine.submit(stage, keyed, state=psf.load(self.field) if self.carried else None)
+        self.engine.collect()
+        done = {unit.name: key for unit, key in keyed if self.engine.ledger(stage).has(unit.name, key)}
+        return self._solve(done)
+
+    def _base(self) -> dict[str, Any]:
+        """What all pairs depend on; frames and PSFs are made as far as they are missing."""
+        if self.carried:
+            if not self.field.has("difference/oversampled", "flux") or not self.field.has_table("psf"):
+                raise RunError(
+                    f"{self.field.path}: [nn2] subtract = 'carried' goes through the oversampled reference: "
+                    f"`survey run {self.field.path}` first"
+                )
+            records = self.field.ledger("oversampled.oversampled").records
+            return {"reference": {name: record.key for name, record in sorted(records.items())}}
+        grid = pair_grid(self.field)
+        if grid != "sky":
+            place_grid(self.engine, grid)
+        base = {"images": images_key(self.field, self.frames, grid)}
+        keyed = [
+            (u, stage_key("nn2_psf", self.config, u.name, {**base, "epochs": list(u.items)}))
+            for u in nn2_psf.units(self.field, self.config)
+        ]
+        self.engine.submit("nn2_psf", keyed)
+        self.engine.collect()
+        if not all(self.engine.ledger("nn2_psf").has(u.name, key) for u, key in keyed):
+            raise RunError(f"no PSFs of the frames: {self.engine.failures[-1].reason}")
+        return base | {"psf": [key for _, key in keyed]}
+
+    def _keyed(self, stage: str, units: Sequence[Unit]) -> list[tuple[Unit, str]]:
+        return [
+            (u, stage_key(stage, self.config, u.name, {**self.base, "items": _plain(u.items)})) for u in units
+        ]
+
+    def _refined(self, groups: list[Group]) -> list[Group]:
+        """Groups whose objects are where their differences say."""
+        wanted = [g for g in groups if any(o.get("refine", True) for o in g.objects)]
+        units = [Unit(g.name, items=(g, self.epochs)) for g in wanted]
+        self.engine.submit("nn2_positions", self._keyed("nn2_positions", units))
+        self.engine.collect()
+        places: dict[str, list[float]] = {}
+        for payload in self.engine.payloads("nn2_positions", units):
+            places |= payload["positions"]
+        moved = []
+        for group in groups:
+            objects = []
+            for item in group.objects:
+                if item["object_id"] in places:
+                    y, x, error = places[item["object_id"]]
+                    item = {**item, "y": y, "x": x, "position_error": error}
+                objects.append(item)
+            moved.append(Group(group.name, group.y, group.x, group.size, tuple(objects)))
+        return moved
+
+    def _solve(self, done: dict[str, str]) -> int:
+        """Solve all groups on one zero point, with one pooled share of the subtraction's variance."""
+        units, keys = [], []
+        for group in self.groups:
+            names = tuple(name for name in done if name.startswith(f"{group.name}-pairs-"))
+            unit = Unit(group.name, items=(group, self.epochs, names))
+            units.append(unit)
+            inputs = {"pairs": list(done.values()), "items": _plain(unit.items)}
+            keys.append(stage_key("nn2", self.config, unit.name, inputs))
+        ledger = self.engine.ledger("nn2")
+        if all(ledger.has(unit.name, key) for unit, key in zip(units, keys, strict=True)):
+            self.engine.skip(len(units))
+        else:
+            scales = self._scales(done)
+            full = [Unit(unit.name, items=(*unit.items, scales)) for unit in units]
+            keyed = list(zip(full, keys, strict=True))
+            self.engine.submit("nn2", keyed, state=self._gather("nn2", keyed))
+            self.engine.collect()
+        folder = self.field.path / nn2.FOLDER / f"{self.config.method}.parts"
+        tables = [pq.read_table(folder / f"{u.name}.parquet") for u in units]
+        table = pa.concat_tables(tables).sort_by("object_id").combine_chunks()
+        write_parquet(nn2_path(self.field, self.config.method), table)
+        return table.num_rows
+
+    def _scales(self, done: dict[str, str]) -> tuple[float, ...]:
+        """Flux units of the epochs, the reference frame's being 1."""
+        units = [Unit(name, items=(self.epochs, name)) for name in done]
+        found = np.array(self._gather("nn2_scales", [(unit, done[unit.name]) for unit in units]) or [1.0])
+        if len(found) != len(self.epochs):
+            return (1.0,) * len(self.epochs)
+        reference = int(np.argmin(np.abs(self.frames["scale"].values[self.epochs] - 1)))
+        return tuple((found / found[reference]).tolist())
+
+    def _gather(self, stage: str, keyed: Sequence[tuple[Unit, str]]) -> Any:
+        """What the partial results of units combine to."""
+        label = f"{stage} (sums)"
+        self.engine.submit(stage, keyed, step="partial", label=label, ledger=False)
+        reports = self.engine.collect().get(label, {})
+        if len(reports) < len(keyed):
+            raise RunError(f"{stage}: {self.engine.failures[-1].reason}")
+        return STAGES[stage].combine([reports[unit.name].result for unit, _ in keyed], self.config)
+
+
+def nn2_path(field: Field, method: str) -> Path:
+    """File of NN2's light curves."""
+    return Path(field.path / nn2.FOLDER / f"{method}.parquet")
+
+
+def nn2_light_curves(path: str | Path, method: str = "oversampled") -> list[dict[str, Any]]:
+    """Rows of NN2's light curves: ``time``, ``flux``, ``error``, ``flags``, and the pairs they came of.
+
+    Raises
+    ------
+    RunError
+        If there are none yet.
+    """
+    file = nn2_path(Field.open(path), method)
+    if not file.exists():
+        raise RunError(f"{path}: no NN2 light curves yet; `survey nn2 {path}`")
+    rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+    return rows
+
+
+def compare_with_templates(rows: Sequence[Mapping[str, Any]]) -> tuple[TemplateComparison, NDArray[np.int64]]:
+    """NN2 beside every single template, from the pairs that its light curves carry.
+
+    Returns
+    -------
+    comparison : TemplateComparison
+        Scatter about a constant.
+    epochs : int array
+        Frames of the field that are its templates.
+    """
+    epochs = np.unique(np.concatenate([[*r["pair_template"], *r["pair_image"]] for r in rows])).astype(int)
+    flux = np.array([r["flux"] for r in rows], float)[:, epochs]
+    difference, error = np.full((2, len(rows), len(epochs), len(epochs)), np.nan)
+    for k, row in enumerate(rows):
+        at = (k, np.searchsorted(epochs, row["pair_template"]), np.searchsorted(epochs, row["pair_image"]))
+        difference[at], error[at] = row["pair_flux"], row["pair_error"]
+    return compare_templates(flux, difference, error), epochs
+
+
+def _plain(value: Any) -> Any:
+    """Items of a unit as plain data, for keys."""
+    if isinstance(value, Group):
+        return [value.name, value.y, value.x, value.size, [dict(o) for o in value.objects]]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value

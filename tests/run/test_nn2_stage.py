@@ -1,0 +1,197 @@
+"""NN2 through its stages: images with the paper's seeing and zero points, subtracted pair by pair."""
+
+import logging
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from numpy.testing import assert_allclose
+
+from survey.cli import main
+from survey.config import Config, ConfigError, make_config
+from survey.io.store import Field
+from survey.kernels.nn2 import solve_nn2
+from survey.kernels.nn2_templates import compare_templates
+from survey.run.api import create_field
+from survey.run.differences import RunError
+from survey.run.executor import InlineExecutor
+from survey.run.nn2 import compare_with_templates, nn2_light_curves, run_nn2
+from survey.run.targets import sky_to_pixel
+from survey.simulate.nn2 import ZERO_POINT
+from survey.simulate.nn2_images import simulate_nn2_images
+from survey.stages.nn2_plan import epoch_pairs, object_groups, pair_blocks
+from survey.stages.nn2_scales import combine as combine_scales
+
+LOG = logging.getLogger(__name__)
+# The last is the clouded observation, the one before it that in bad seeing.
+FEW = (0, 4, 7, 12, 10, 3)
+
+
+def made(folder, **options):
+    sim = simulate_nn2_images(folder, **options)
+    path = folder / "field"
+    create_field(path, sim.paths, client="synchronous")
+    field = Field.open(path)
+    places = [sky_to_pixel(field, ra, dec) for ra, dec in zip(sim.ra, sim.dec, strict=True)]
+    objects = [
+        {"object_id": f"sn-{k:03d}", "kind": "event", "y": y, "x": x, "refine": False}
+        for k, (x, y) in enumerate(places)
+    ]
+    # Fluxes are in the unit of the reference frame, whose scale is 1.
+    frames, order = field.frames(), np.argsort(sim.time)
+    reference = order[np.argmin(np.abs(frames["scale"].values - 1))]
+    zero_point = ZERO_POINT[list(options.get("observations", range(16)))]
+    unit = 10 ** (0.4 * (zero_point[reference] - zero_point[0]))
+    return path, objects, unit * sim.flux[:, order], sim
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Six observations of 144 pixels with four supernovae, on which all pairs have been run."""
+    folder = tmp_path_factory.mktemp("nn2")
+    path, objects, truth, _ = made(folder, size=144, n_stars=40, observations=FEW, seed=3)
+    summary = run_nn2(path, Config(), objects=objects, client="synchronous")
+    assert summary.ok, summary.failures
+    return path, objects, truth, summary
+
+
+def test_epoch_pairs__are_all_or_connected():
+    assert len(epoch_pairs(np.arange(5, 21), "all")) == 120
+    for n in (2, 3, 7, 50):
+        for partners in (2, 3, 4, 9):
+            pairs = epoch_pairs(np.arange(n) * 3, partners, seed=n)
+            assert np.all(pairs[:, 0] < pairs[:, 1])
+            assert len(np.unique(pairs, axis=0)) == len(pairs) <= n * partners / 2 + 1
+            d = np.full((n, n), np.nan)
+            d[pairs[:, 0] // 3, pairs[:, 1] // 3] = 0.0
+            assert solve_nn2(d, np.ones((n, n))).connected
+    assert epoch_pairs(np.array([4]), "all").shape == (0, 2)
+    with pytest.raises(ValueError, match="at least 2 partners"):
+        epoch_pairs(np.arange(9), 1)
+
+
+def test_pair_blocks__hold_every_pair_once():
+    pairs = epoch_pairs(np.arange(40), "all")
+    blocks = dict(pair_blocks(pairs, 16))
+    assert len(blocks) == 6
+    assert sorted(map(tuple, np.concatenate(list(blocks.values())))) == sorted(map(tuple, pairs))
+    assert all(len(np.unique(found)) <= 32 for found in blocks.values())
+
+
+def test_object_groups__do_not_depend_on_the_other_objects():
+    objects = [{"y": 10.0, "x": 200.0}, {"y": 95.4, "x": 0.0}, {"y": 95.6, "x": 0.0}]
+    groups = {g.name: g for g in object_groups(objects, 96, 32)}
+    assert [len(g.objects) for g in groups.values()] == [1, 1, 1]
+    assert object_groups(objects[:1], 96, 32)[0] == groups["cell-0000-0002"]
+    assert groups["cell-0000-0002"].size == 161
+
+
+def test_scales__are_solved_from_the_kernels_sums():
+    logs = np.log([1.0, 0.9, 1.2, 1.05])
+    rows = [[i, j, logs[j] - logs[i]] for i in range(4) for j in range(i)]
+    scales = np.array(combine_scales([[4, rows], [4, rows[:3]]], Config()))
+    assert_allclose(scales / scales[0], np.exp(logs), rtol=1e-12)
+    assert combine_scales([[3, []]], Config()) == [1.0] * 3
+
+
+def test_light_curves__follow_the_truth(small):
+    path, objects, truth, _ = small
+    rows = nn2_light_curves(path)
+    assert [r["object_id"] for r in rows] == [o["object_id"] for o in objects]
+    flux, error = (np.array([r[name] for r in rows]) for name in ("flux", "error"))
+    weight = 1 / error**2
+    a, b = (v - np.average(v, axis=1, weights=weight)[:, None] for v in (truth, flux))
+    slope = np.sum(weight * a * b) / np.sum(weight * a * a)
+    pull = (b - a) / error
+    sigma = 1 / np.sqrt(np.sum(weight * a * a))
+    LOG.info("nn2 images: slope %.3f +- %.3f, pull width %.2f", slope, sigma, np.sqrt(np.mean(pull**2)))
+    assert sigma < 0.05
+    assert abs(slope - 1) < 0.1
+    assert np.sqrt(np.mean(pull**2)) < 2
+    assert np.sqrt(np.average(b**2, weights=weight)) > 3 * np.sqrt(np.average((b - a) ** 2, weights=weight))
+
+
+def test_light_curves__carry_frames_and_pairs(small):
+    path, _, _, _ = small
+    frames = Field.open(path).frames()
+    for row in nn2_light_curves(path):
+        assert row["frame_id"] == [str(name) for name in frames["frame_id"].values]
+        pairs = {tuple(sorted(p)) for p in zip(row["pair_template"], row["pair_image"], strict=True)}
+        assert len(pairs) == len(row["pair_flux"]) == 15
+        assert row["n_pairs"] == [5] * 6
+        assert row["dof"] == 10
+        assert row["connected"]
+
+
+def test_comparison__comes_from_the_same_pairs(small):
+    path, _, _, _ = small
+    rows = nn2_light_curves(path)
+    table, epochs = compare_with_templates(rows)
+    assert epochs.tolist() == list(range(6))
+    assert table.template_rms.shape == (len(rows), 6)
+    assert len(table.rows()) == 6
+
+
+def test_second_run_does_nothing(small):
+    path, objects, _, summary = small
+    before = (path / "lightcurves" / "nn2" / "oversampled.parquet").read_bytes()
+    again = run_nn2(path, Config(), objects=objects, client="synchronous")
+    assert again.computed == 0
+    assert again.skipped > 0
+    assert (path / "lightcurves" / "nn2" / "oversampled.parquet").read_bytes() == before
+    moved = [{**o, "x": o["x"] + 0.1} for o in objects]
+    assert run_nn2(path, Config(), objects=moved, client="synchronous").computed < summary.computed
+
+
+def test_command__measures_targets_and_compares(small, tmp_path, monkeypatch):
+    path, objects, _, _ = small
+    targets = tmp_path / "targets.csv"
+    lines = [f"{o['object_id']},{o['x']},{o['y']}" for o in objects[:2]]
+    targets.write_text("name,x,y\n" + "\n".join(lines) + "\n")
+    monkeypatch.setattr("survey.run.nn2.connect", lambda settings, client: nullcontext(InlineExecutor()))
+    result = CliRunner().invoke(
+        main,
+        ["nn2", str(path), "--targets", str(targets), "--pairs", "2", "--compare"],
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0, result.output
+    assert "2 light curves in" in result.output
+    assert "obs_08" in result.output
+    assert "ks_statistic" in result.output
+    wrong = CliRunner().invoke(main, ["nn2", str(path), "--pairs", "few"])
+    assert wrong.exit_code == 2
+    assert "neither 'all' nor a number" in wrong.output
+
+
+def test_settings__are_checked():
+    with pytest.raises(ConfigError, match="at least 2 partners"):
+        make_config({"nn2": {"pairs": 1}})
+    with pytest.raises(ConfigError, match="odd number of pixels"):
+        make_config({"nn2": {"kernel": 8}})
+    with pytest.raises(ConfigError, match="needs baseline"):
+        make_config({"nn2": {"gauge": "baseline"}})
+
+
+def test_nothing_to_measure_is_an_error(small):
+    with pytest.raises(RunError, match="no events and no targets"):
+        run_nn2(small[0], Config(), client="synchronous")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_sixteen_observations__nn2_beats_its_templates(tmp_path):
+    path, objects, truth, _ = made(tmp_path, size=320, seed=0)
+    assert run_nn2(path, Config(), objects=objects).ok
+    rows = nn2_light_curves(path)
+    flux = np.array([r["flux"] for r in rows])
+    difference, sigma = np.full((2, len(rows), 16, 16), np.nan)
+    for k, row in enumerate(rows):
+        difference[k, row["pair_template"], row["pair_image"]] = row["pair_flux"]
+        sigma[k, row["pair_template"], row["pair_image"]] = row["pair_error"]
+    table = compare_templates(flux, difference, sigma, truth)
+    ratio = np.nanmedian(table.nn2_rms) / np.nanmedian(table.template_rms)
+    LOG.info("NN2 %.1f, ratio to pooled templates %.3f, to each %s", np.nanmedian(table.nn2_rms), ratio,
+             table.ratio.round(3))  # fmt: skip
+    assert ratio < 1
+    assert np.sum(table.ratio < 1) >= 15
