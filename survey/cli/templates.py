@@ -16,9 +16,8 @@ from survey.io.locations import Location
 @click.option(
     "--from",
     "source",
-    required=True,
     metavar="SOURCE",
-    help="stack, ps1, ls, hips:<id>, or a FITS image with a WCS.",
+    help="stack, ps1, ls, hips:<id>, or a FITS image with a WCS; without it, the templates are listed.",
 )
 @click.option("--name", help="Name of the template; by default after the source.")
 @click.option("--frames", type=click.IntRange(3), help="stack: so many of the sharpest frames.")
@@ -36,7 +35,7 @@ from survey.io.locations import Location
 @scheduler_options
 def template(
     field: Location,
-    source: str,
+    source: str | None,
     name: str | None,
     frames: int | None,
     after: float | None,
@@ -57,6 +56,7 @@ def template(
 
     \b
     Examples:
+      survey template field                            what there is
       survey template field --from stack
       survey template field --from stack --before 58107.2 --name before
       survey template field --from deep.fits --name deep
@@ -72,6 +72,9 @@ def template(
     from survey.stages.stack import Choice
     from survey.templates.fetch import Archive, default_folder
 
+    if source is None:
+        _list(field)
+        return
     config = stored_config(field)
     change_cluster(config, scheduler=scheduler, workers=workers)
     choice = Choice(frames, after, before, leave_out)
@@ -84,3 +87,14 @@ def template(
         )  # fmt: skip
     click.echo(f'template/{found.name}: {found.coverage:.1%} of the field is good; [subtraction] template = '
                f'"{found.name}"')  # fmt: skip
+
+
+def _list(field: Location) -> None:
+    """Name, source and date of every template."""
+    from survey.run.template import list_templates
+
+    found = list_templates(field)
+    for attrs in found:
+        click.echo(f"{attrs['name']:<16} from {attrs['source']}, {attrs['date']}")
+    if not found:
+        click.echo(f"no template yet: survey template {field} --from stack", err=True)

@@ -44,14 +44,17 @@ def verify(field: Location, repair: bool, as_json: bool) -> None:
 @click.option("--delete", is_flag=True, help="Remove what is listed; without it nothing is touched.")
 @click.option("--keep-runs", type=click.IntRange(0), help="Also the records of all but the latest runs.")
 @click.option("--method", help="Also everything made by this difference method.")
-def prune(field: Location, delete: bool, keep_runs: int | None, method: str | None) -> None:
+@click.option("--template", help="Also this template.")
+def prune(
+    field: Location, delete: bool, keep_runs: int | None, method: str | None, template: str | None
+) -> None:
     """List, and with --delete remove, what no run will look at again.
 
     Example: survey prune field --keep-runs 10 --delete
     """
     from survey.run.upkeep import prune as prune_field
 
-    found = prune_field(field, delete=delete, keep_runs=keep_runs, method=method)
+    found = prune_field(field, delete=delete, keep_runs=keep_runs, method=method, template=template)
     for leftover in found:
         click.echo(f"{leftover.size / 1e6:10.2f} MB  {leftover.path}  ({leftover.why})")
     total = sum(leftover.size for leftover in found) / 1e6

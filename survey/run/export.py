@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 from astropy.io import fits
 from astropy.wcs import WCS
 
@@ -22,6 +21,7 @@ from survey.io.locations import Location
 from survey.io.store import Field
 from survey.kernels.reference import ReferenceFit
 from survey.run.results import ResultError, list_events
+from survey.run.template import template_names
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.differences import read_difference
 from survey.tiles import Window
@@ -113,15 +113,6 @@ def _there(target: Field, method: str) -> list[str]:
     if not any(has.values()):
         raise ResultError(f"{target.path}: nothing to export yet; `survey run {target.path}`")
     return [kind for kind, there in has.items() if there]
-
-
-def template_names(target: Field) -> list[str]:
-    """Names of the templates that a field holds."""
-    if not target.has("template"):
-        return []
-    group = target.root["template"]
-    assert isinstance(group, zarr.Group)
-    return sorted(name for name in group.group_keys() if not name.startswith("."))
 
 
 def _wcs(target: Field) -> WCS | None:

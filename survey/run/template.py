@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -119,6 +120,21 @@ def make_template(
     for warning in summary.warnings:
         progress.message(warning)
     return summary
+
+
+def list_templates(path: str | Location) -> list[dict[str, Any]]:
+    """What every template of a field says of itself: name, source, date, units, frames or images and more."""
+    target = Field.open(path)
+    return [dict(target.root[f"template/{name}"].attrs) for name in template_names(target)]
+
+
+def template_names(target: Field) -> list[str]:
+    """Names of the templates that a field holds."""
+    if not target.has("template"):
+        return []
+    group = target.root["template"]
+    assert isinstance(group, zarr.Group)
+    return sorted(name for name in group.group_keys() if not name.startswith("."))
 
 
 def _default_name(source: str) -> str:

@@ -52,7 +52,12 @@ class Leftover:
 
 
 def prune(
-    path: str | Location, *, delete: bool = False, keep_runs: int | None = None, method: str | None = None
+    path: str | Location,
+    *,
+    delete: bool = False,
+    keep_runs: int | None = None,
+    method: str | None = None,
+    template: str | None = None,
 ) -> list[Leftover]:
     """Find, and with ``delete`` remove, what no run will look at again.
 
@@ -66,6 +71,8 @@ def prune(
         Also the folders of all runs but so many latest ones.
     method : str, optional
         Also everything that this difference method made.
+    template : str, optional
+        Also this template.
 
     Returns
     -------
@@ -78,9 +85,9 @@ def prune(
     """
     target = Field.open(path)
     if not delete:
-        return _leftovers(target, keep_runs, method)
+        return _leftovers(target, keep_runs, method, template)
     with all_leases(target):
-        found = _leftovers(target, keep_runs, method)
+        found = _leftovers(target, keep_runs, method, template)
         # A ledger goes before what it vouches for: a kill in between leaves nothing that looks done.
         for leftover in sorted(found, key=lambda f: "ledger" not in f.path.parts):
             remove(leftover.path)
@@ -89,7 +96,9 @@ def prune(
     return found
 
 
-def _leftovers(target: Field, keep_runs: int | None, method: str | None) -> list[Leftover]:
+def _leftovers(
+    target: Field, keep_runs: int | None, method: str | None, template: str | None
+) -> list[Leftover]:
     now = time.time()
     found = [
         Leftover(entry.place, entry.size, "temporary file of a killed writer")
@@ -104,6 +113,8 @@ def _leftovers(target: Field, keep_runs: int | None, method: str | None) -> list
         found += [_leftover(p, "old run") for p in runs[: max(len(runs) - keep_runs, 0)]]
     if method is not None:
         found += _of_method(target, method)
+    if template is not None:
+        found += _of_template(target, template)
     return found
 
 
@@ -136,6 +147,14 @@ def _of_method(target: Field, method: str) -> list[Leftover]:
     if not there:
         raise FieldError(f"{target.path}: holds nothing of a method {method!r}")
     return [_leftover(p, f"made by {method}") for p in there]
+
+
+def _of_template(target: Field, template: str) -> list[Leftover]:
+    group = target.cube / "template" / template
+    if not group.exists():
+        raise FieldError(f"{target.path}: has no template {template!r}; list: survey template {target.path}")
+    paths = [group, target.path / "ledger" / f"template.{template}"]
+    return [_leftover(p, "template") for p in paths if p.exists()]
 
 
 ENDS = (".parquet", ".parts")

@@ -10,7 +10,7 @@ from survey.cli import main
 from survey.config import Config
 from survey.io.frames import parse_wcs
 from survey.io.ledger import FieldBusyError
-from survey.io.store import Field
+from survey.io.store import Field, FieldError
 from survey.run.api import create_field
 from survey.run.upkeep import prune
 from survey.run.verify import verify
@@ -174,6 +174,16 @@ def test_a_template_is_leased_and_verified_with_the_field(field):
     assert verify(field.path).problems == []
     with field.lease("template/damaged", "another"), pytest.raises(FieldBusyError, match="another"):
         prune(field.path, delete=True)
+
+
+def test_templates_are_listed_and_removed(field):
+    run_template(field, "stack", "--name", "passing")
+    assert "passing          from stack, 20" in CliRunner().invoke(main, ["template", str(field.path)]).output
+    prune(field.path, delete=True, template="passing")
+    assert not field.has("template/passing")
+    assert verify(field.path).problems == []
+    with pytest.raises(FieldError, match="no template 'passing'"):
+        prune(field.path, delete=True, template="passing")
 
 
 def test_an_archive_that_is_down_is_one_line(field, server, monkeypatch):
