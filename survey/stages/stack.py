@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from survey.io.store import Field, FieldError
-from survey.kernels.stack import Stack, stack_frames, stack_halo
+from survey.kernels.stack import MIN_SAMPLES, Stack, stack_frames, stack_halo
 from survey.stages.calibrated import calibrated_frames, read_calibrated
 from survey.stages.events import Event, event_mask
 from survey.stages.oversampled import EVENT_RADIUS
@@ -47,7 +47,7 @@ def choose_frames(frames: xr.Dataset, choice: Choice) -> NDArray[np.int64]:
     Raises
     ------
     FieldError
-        If a frame to leave out is unknown, or none is left.
+        If a frame to leave out is unknown, or fewer than three are left.
     """
     names = [str(name) for name in frames["frame_id"].values]
     if unknown := sorted(set(choice.leave_out) - set(names)):
@@ -61,10 +61,11 @@ def choose_frames(frames: xr.Dataset, choice: Choice) -> NDArray[np.int64]:
     if choice.before is not None:
         asked &= time < choice.before
     index = np.flatnonzero(usable & asked)
-    if not index.size:
+    if index.size < MIN_SAMPLES:
         raise FieldError(
-            f"no frame to stack: {int(asked.sum())} of {len(names)} frames were asked for, of which "
-            f"{int((asked & ~usable).sum())} have quality flags or no measured PSF; widen --after, --before"
+            f"{index.size} frames to stack, and {MIN_SAMPLES} are needed: {int(asked.sum())} of {len(names)} "
+            f"were asked for, of which {int((asked & ~usable).sum())} have quality flags or no measured PSF; "
+            "widen --after, --before, or take a template from elsewhere"
         )
     count = choice.count or max(AT_LEAST, round(BEST_SHARE * index.size))
     return np.sort(index[np.argsort(fwhm[index], kind="stable")[:count]])

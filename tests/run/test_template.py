@@ -89,7 +89,7 @@ def test_frames_are_chosen_by_seeing_time_and_name(finished):
     assert sharpest[0] not in without
     with pytest.raises(FieldError, match="no frame 'nobody' in the field"):
         choose_frames(frames, Choice(leave_out=("nobody",)))
-    with pytest.raises(FieldError, match="no frame to stack: 0 of 72"):
+    with pytest.raises(FieldError, match="0 frames to stack, and 3 are needed: 0 of 72"):
         choose_frames(frames, Choice(before=0.0))
 
 
