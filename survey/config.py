@@ -182,7 +182,9 @@ class CpmSettings(Settings):
         None, gt=0, description="in units of n_predictors x error^2; none: cross-validated over the field"
     )
     folds: int = Field(10, ge=2, description="stretches of time held out in turn")
-    block: int = Field(8, ge=1, description="pixels along the edge of a block that shares its predictors")
+    block: int = Field(
+        8, ge=1, description="pixels along the edge of a block that shares its predictors; 1 for small stamps"
+    )
     two_passes: bool = Field(True, description="variables of a first pass do not predict in the second")
     variable: float = Field(
         2.0,

@@ -79,6 +79,9 @@ ARRAYS: tuple[ArraySpec, ...] = (
     ArraySpec(
         "difference/<method>", "version", ("time",), "int16", "", "how often the reference had been added to"
     ),
+    ArraySpec(
+        "variability/<method>", "deviation", _IMAGE, "float32", "", "mean |difference| / photon error in time"
+    ),
     ArraySpec("search/<method>", "significance", _IMAGE, "float32", "", "S/N of the largest |S/N| in time"),
     ArraySpec("search/<method>", "scale_index", _IMAGE, "int16", "", "its time scale", -1),
     ArraySpec("search/<method>", "time_index", _IMAGE, "int32", "", "its epoch", -1),
@@ -89,6 +92,7 @@ def arrays_of(group: str) -> list[ArraySpec]:
     """Specifications of a group; ``difference/oversampled`` finds ``difference/<method>``."""
     generic = group
     heads = {"images/": "<grid>", "template/": "<name>", "difference/": "<method>", "search/": "<method>"}
+    heads["variability/"] = "<method>"
     for head, tail in heads.items():
         if group.startswith(head):
             generic = head + tail

@@ -27,6 +27,7 @@ from survey.report.style import STYLE
 from survey.report.target import target
 from survey.report.theme import drawing
 from survey.report.truth import compare_with_truth
+from survey.report.variables import variables
 
 
 def write_report(
@@ -85,6 +86,7 @@ def render(data: ReportData) -> str:
     residuals = accumulate(data)
     parts = [
         ("pictures", "Field", pictures(data)),
+        ("variables", "Variables", variables(data)),
         ("events", "Events", events(data)),
         ("truth", "Truth", comparison(data)),
         ("methods", "Methods", methods(data, residuals)),

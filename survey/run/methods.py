@@ -28,8 +28,10 @@ class StageDifferences:
         self.by_tile = [u.name for u in self.units] == [u.name for u in pipeline.units]
 
     def groups(self) -> tuple[str, ...]:
-        """Differences alone."""
-        return (f"difference/{self.pipeline.config.method}",)
+        """Differences, and the map of variables where the method makes one."""
+        method = self.pipeline.config.method
+        also = ("variability/cpm",) if method == "cpm" else ()
+        return (f"difference/{method}", *also)
 
     def _unit_key(self, unit: Unit) -> str:
         inputs: dict[str, Any] = {"images": self.pipeline.images}

@@ -25,7 +25,7 @@ from survey.stages.frame_table import stretches
 from survey.stages.protocol import Output, Stage, Unit, tile_units
 from survey.tiles import Tile, Window
 
-GROUP = "difference/cpm"
+GROUP, VARIABILITY = "difference/cpm", "variability/cpm"
 # Ridge of the first pass, and of a pass that knows of no other.
 FIRST_RIDGE = 1.0
 # One block in so many, along both axes, tells which ridge is best.
@@ -217,9 +217,9 @@ def apply(data: TileData, state: State | None, config: Config) -> Output:
         "median deviation": round(float(np.median(deviation)), 4),
     }
     region = (slice(0, len(data.samples.time)), *data.tile.core)
-    return Output({GROUP: arrays}, region, payload=payload)
+    return Output({GROUP: arrays, VARIABILITY: {"deviation": deviation}}, region, payload=payload)
 
 
 STAGE = Stage(
-    "cpm", 3, lambda config: config.cpm, tile_units, read, partial=partial, combine=combine, apply=apply
+    "cpm", 4, lambda config: config.cpm, tile_units, read, partial=partial, combine=combine, apply=apply
 )

@@ -9,6 +9,7 @@ from survey import create_field_from_cube
 from survey.config import Config, InputSettings
 from survey.io.frames import FrameError, find_frames, read_frame, read_header, scan, scan_file
 from survey.io.store import Field, FieldError
+from survey.report import write_report
 from survey.run.api import run
 from survey.simulate.wander import simulate_wander
 
@@ -89,6 +90,10 @@ def test_arrays_become_a_field_and_run(mock, tmp_path):
     assert mask[:, :3, :4].all()
     assert mask.mean() < 0.02
     y, x = (round(p) for p in mock.variable)
+    deviation = np.asarray(field.array("variability/cpm", "deviation")[...])
+    assert (deviation[:3, :4] == 0).all()
+    assert deviation[y, x] > 5 * np.median(deviation)
+    assert "Map of variables" in write_report(field.path, method="cpm").read_text()
     curve, truth = difference[:, y, x], np.delete(mock.signal_image[:, y, x], 7)
     assert np.corrcoef(curve, truth)[0, 1] > 0.85
     assert 0.8 < curve @ truth / (truth @ truth) < 1.2
