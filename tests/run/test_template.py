@@ -10,6 +10,7 @@ from survey.io.frames import parse_wcs
 from survey.io.ledger import FieldBusyError
 from survey.io.store import Field, FieldError
 from survey.kernels.reference import ReferenceFit
+from survey.run.results import list_events
 from survey.run.template import make_template
 from survey.run.verify import verify
 from survey.stages.stack import Choice, choose_frames
@@ -75,6 +76,21 @@ def test_a_template_is_cut_like_the_other_groups_of_the_grid(field):
     assert attrs["date"].endswith("Z")
     assert attrs["events_left_out"] >= 1
     assert verify(field.path).problems == []
+
+
+def test_known_events_are_left_out_of_a_stack(field):
+    """The stack of all frames, at the pixel of the strongest event, with and without knowing of it."""
+    events = list_events(field.path)
+    event = events[events["kind"] == "event"][0]
+    y, x = round(float(event["y"])), round(float(event["x"]))
+    make_template(field.path, "stack", "knowing", choice=Choice(count=72), client="synchronous")
+    field.events_path("oversampled").unlink()
+    make_template(field.path, "stack", "blind", choice=Choice(count=72), client="synchronous")
+    knowing, blind = (float(arrays(field, name)[0][y, x]) for name in ("knowing", "blind"))
+    error = float(arrays(field, "blind")[1][y, x])
+    assert blind - knowing > 5 * error
+    near = reference_image(field)[y, x]  # made without the event, too
+    assert abs(knowing - near) < abs(blind - near)
 
 
 def test_frames_are_chosen_by_seeing_time_and_name(finished):
