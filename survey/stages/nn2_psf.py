@@ -14,7 +14,7 @@ from survey.config import Config
 from survey.io.store import Field
 from survey.kernels.pair_flux import stamps_at
 from survey.kernels.psf import EffectivePSF, build_epsf, gaussian_epsf
-from survey.kernels.stars import find_stars
+from survey.kernels.stars import StarFlag, find_stars
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.nn2_cutouts import Cutouts, pair_grid, read_cutouts
 from survey.stages.protocol import Output, Stage, Unit
@@ -24,7 +24,7 @@ FOLDER = "lightcurves/nn2/psf"
 BLOCK = 8
 EDGE = 513
 MAX_STARS = 30
-MIN_STARS = 8
+MIN_STARS = 5
 OVERSAMPLING = 2
 
 
@@ -82,12 +82,13 @@ def apply(data: Block, state: None, config: Config) -> Output:
 def frame_psf(
     flux: NDArray[Any], error: NDArray[Any], mask: NDArray[np.bool_], fwhm: float
 ) -> tuple[EffectivePSF, int]:
-    """Effective PSF of a frame from its clean stars, and how many; a Gaussian and 0 where they are few."""
+    """Effective PSF of a frame from its stars, and how many; a Gaussian and 0 where they are few."""
     known = float(fwhm) if np.isfinite(fwhm) and fwhm > 0 else 2.5
     if mask.mean() > 0.9:
         return gaussian_epsf(known), 0
     found = find_stars(flux, error, mask, threshold=20, max_stars=4 * MAX_STARS)
-    stars = found.select(found.clean)
+    # A neighbour's light is fitted along; a star at the edge or saturated is none.
+    stars = found.select((found.flags & ~int(StarFlag.BLENDED)) == 0)
     size = 2 * int(np.clip(np.ceil(2.2 * known), 4, 15)) + 1
     side = size + 4
     reach = side // 2
