@@ -59,6 +59,10 @@ def test_held_out_residuals_are_near_photon_noise(kind, limit):
     median, high = np.median(ratio), np.percentile(ratio, 90)
     LOG.info("%s: ridge %g, residual / noise %.3f, 90th percentile %.2f", kind, fit.ridge, median, high)
     assert median <= limit
+    left = fit.residual - mock.signal_image[:, 20:60, 20:60]
+    pull = float(np.median((left / fit.error).std(0)))
+    LOG.info("%s: scatter / error %.3f", kind, pull)
+    assert pull == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.slow
