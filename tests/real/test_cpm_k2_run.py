@@ -8,7 +8,7 @@ from survey.io.store import Field
 from survey.report import write_report
 from survey.run.api import run
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_a_stamp_without_five_clean_stars(real_data, tmp_path):
