@@ -193,7 +193,7 @@ def test_sixteen_observations__nn2_beats_most_of_its_templates(tmp_path):
     ratio = np.nanmedian(table.nn2_rms) / np.nanmedian(table.template_rms)
     LOG.info("NN2 %.1f, ratio to pooled templates %.3f, to each %s", np.nanmedian(table.nn2_rms), ratio,
              table.ratio.round(3))  # fmt: skip
-    # Measured: 0.831 pooled, 12 of 16 templates beaten; four sharp ones scatter less, observation 7 by far (1.52).
+    # Measured: 0.831 pooled, 12 of 16 templates beaten; four sharp ones scatter less, observation 7 by far.
     assert ratio < 0.95
     assert np.median(table.ratio) < 1
     assert table.ratio[3] < 0.8
