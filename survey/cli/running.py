@@ -55,6 +55,7 @@ def ingest(
 @click.option("--strict", is_flag=True, help="Stop if one frame cannot be used.")
 @click.option("--rebuild", is_flag=True, help="Compute everything again.")
 @click.option("--no-report", is_flag=True, help="Do not draw report.html.")
+@click.option("--tls", type=click.Path(path_type=Path), help="Certificates, as `survey certs` makes them.")
 @scheduler_options
 def run(
     sources: tuple[str, ...],
@@ -63,6 +64,7 @@ def run(
     strict: bool,
     rebuild: bool,
     no_report: bool,
+    tls: Path | None,
     scheduler: str | None,
     workers: int | None,
 ) -> None:
@@ -80,7 +82,7 @@ def run(
     from survey.run.api import run as run_field
 
     target, config, frames = run_arguments(sources, field)
-    change_cluster(config, scheduler=scheduler, workers=workers)
+    change_cluster(config, scheduler=scheduler, workers=workers, tls=str(tls.resolve()) if tls else None)
     if method:
         config.method = method
     with TerminalProgress() as progress:

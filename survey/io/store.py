@@ -21,7 +21,7 @@ from zarr.errors import UnstableSpecificationWarning
 from survey.io.ledger import Lease, Ledger, holder_of
 from survey.io.locations import Location, files, locate, remove, swap, zarr_place
 from survey.io.objects import ObjectPath
-from survey.io.tables import read_group, write_group
+from survey.io.tables import is_copied, read_group, write_group, write_plain
 from survey.schema import SCHEMA_VERSION, ArraySpec, SchemaError, arrays_of
 from survey.tiles import Tile, tile_grid
 
@@ -336,6 +336,15 @@ class Field:
     def _packed(self, name: str) -> Location:
         """In an object store: the small group in one object, which is replaced as a whole."""
         return self.path / "tables" / f"{name}.zip"
+
+    def table_is_copied(self, name: str) -> bool:
+        """Whether the plain copy of a small group is what it should be; on a file system it is the group."""
+        return not isinstance(self.cube, ObjectPath) or is_copied(self._packed(name), self.cube / name)
+
+    def copy_table(self, name: str) -> None:
+        """Make the plain copy of a small group again."""
+        if isinstance(self.cube, ObjectPath):
+            write_plain(self._packed(name), self.cube / name)
 
     def remove_table(self, name: str) -> None:
         """Delete a small group."""

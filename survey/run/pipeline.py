@@ -67,6 +67,8 @@ class Pipeline:
         # Keys over all tiles, asked for by every tile; None: to be made.
         self._psf_key: str | None = None
         self._reference_key: str | None = None
+        # Tiles that failed, so that the PSF knows none of their stars: another PSF, by another key.
+        self.without: list[str] = []
 
     # -- keys -----------------------------------------------------------------------------------
 
@@ -82,7 +84,8 @@ class Pipeline:
         """Of the reference that knows of no events, nor of epochs that were added to it."""
         if self._psf_key is None:
             keys = [self.reference.root(unit) for unit in self.units]
-            self._psf_key = stage_key("psf", self.config, "psf", {"tiles": keys})
+            inputs = {"tiles": keys, **({"without": self.without} if self.without else {})}
+            self._psf_key = stage_key("psf", self.config, "psf", inputs)
         return self._psf_key
 
     def _detect_key(self, unit: Unit) -> str:
@@ -110,6 +113,7 @@ class Pipeline:
         self.base: Pipeline | None = None
         if self.config.method != "oversampled":
             self.base = self._prepare_base()
+            self.without = self.base.without
         self.differences = differences_of(self)
         self.reference: OversampledDifferences = (
             self.differences if isinstance(self.differences, OversampledDifferences) else self.base.reference  # type: ignore[union-attr]
@@ -326,8 +330,9 @@ class Pipeline:
         )
         reports = self.engine.collect().get("psf", {})
         partials = [reports[unit.name].result for unit in self.units if unit.name in reports]
-        if len(partials) < len(self.units):
+        if not partials:
             return
+        self.without, self._psf_key = [unit.name for unit in self.units if unit.name not in reports], None
         self.engine.ledger("psf").invalidate(["psf"])
         stars = psf.read_stars(self.field, psf.combine(partials, self.config), self.config)
         psf.save(self.field, psf.build(stars, self.config))

@@ -98,6 +98,10 @@ def verify(path: str | Location, *, repair: bool = False) -> Verification:
 
 def _repair(target: Field, found: Verification) -> None:
     """Place damaged images again, strike damaged results and what may have been made of damaged images."""
+    for name in TABLES:
+        if target.has_table(name) and not target.table_is_copied(name):
+            target.copy_table(name)
+            found.repaired.append(("tables", name))
     wanted: dict[str, set[str]] = {}
     for problem in found.problems:
         if problem.unit:
@@ -152,6 +156,8 @@ def _check_table(target: Field, name: str) -> list[Problem]:
         target.table(name)
     except Exception as error:
         return [Problem("", "", f"table {name} cannot be read: {type(error).__name__}: {error}")]
+    if not target.table_is_copied(name):
+        return [Problem("", "", f"the plain copy of table {name} is not what the table is")]
     return []
 
 

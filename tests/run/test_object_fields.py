@@ -1,20 +1,139 @@
-"""Everything that is done to a field, on one that lives in a bucket."""
+"""Everything that is done to a field, on one in a bucket whose first run was killed."""
 
+import json
+import os
+import subprocess
+import sys
+import time
+
+import cloudpickle
+import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from survey.cli import main
+from survey.io.ledger import Ledger
+from survey.io.locations import entries, locate
+from survey.io.store import Field, open_field
 from survey.run.api import run
-from tests.objects.conftest import bucket  # noqa: F401
+from survey.run.executor import InlineExecutor
+from tests.objects.conftest import KEY_ID, SECRET, bucket  # noqa: F401
 from tests.run.conftest import assert_same_bits, small_config
+
+
+def kill_halfway(url: str, frames) -> set[str]:
+    """Start a run in a process, kill it when tiles are recorded; returns the recorded ones."""
+    code = (
+        "from survey.run.api import run\nfrom tests.run.conftest import small_config\n"
+        f"run({url!r}, small_config(), frames=[{str(frames)!r}], client='synchronous')"
+    )
+    ledger = locate(url) / "ledger" / "oversampled.oversampled"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.getcwd()}
+    ) as process:
+        deadline = time.monotonic() + 250
+        while not (recorded := set(Ledger(ledger).records)):
+            assert process.poll() is None, "the run ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.kill()
+    return recorded
 
 
 @pytest.fixture(scope="module")
 def there(bucket, finished):  # noqa: F811
-    """The finished field once more, in the bucket; and the requests that took."""
-    url, start = f"{bucket.url}/finished", len(bucket.requests())
-    summary = run(url, small_config(), frames=[finished.frames], client="synchronous")
+    """The finished field in a bucket, by a killed run and one that resumed it; what tasks carried."""
+    url, cargo = f"{bucket.url}/finished", []
+    recorded = kill_halfway(url, finished.frames)
+    submit = InlineExecutor.submit
+
+    def look(self, function, *args, name):
+        cargo.append(cloudpickle.dumps((function, args)))
+        return submit(self, function, *args, name=name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InlineExecutor, "submit", look)
+        summary = run(url, small_config(), frames=[finished.frames], client="synchronous")
     assert summary.ok, summary.failures
-    return url, bucket.requests()[start:]
+    assert summary.skipped >= len(recorded) > 0
+    return url, cargo
 
 
-def test_a_run_in_a_bucket_gives_the_same_bits(there, finished):
+def call(*arguments: str, status: int = 0) -> str:
+    """Output of a command."""
+    result = CliRunner().invoke(main, list(arguments), catch_exceptions=False)
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def test_a_killed_run_is_resumed_in_a_bucket_to_the_same_bits(there, finished):
     assert_same_bits(finished.path, there[0])
+    again = run(there[0], client="synchronous")
+    assert again.ok
+    assert again.computed == 0
+
+
+def test_commands_take_a_url(there, finished):
+    url = there[0]
+    status = json.loads(call("status", url, "--json"))
+    assert status["runs"][-1]["state"] == "done"
+    assert call("events", url, "--format", "csv") == call("events", str(finished.path), "--format", "csv")
+    where = ("--x", "40", "--y", "50", "--format", "csv")
+    assert call("lightcurve", url, *where) == call("lightcurve", str(finished.path), *where)
+    assert call("unlock", url) == ""
+    assert "units checked, 0 problems" in call("verify", url)
+    assert "could go" in call("prune", url)
+    assert "tiles" in call("plan", url)
+
+
+def test_the_cube_opens_as_a_tree(there, finished):
+    tree = open_field(there[0])
+    assert tree["images/sky"]["flux"].shape == (72, 96, 96)
+    known = open_field(finished.path)["frames"]["frame_id"].values
+    assert np.array_equal(tree["frames"]["frame_id"].values, known)
+
+
+def test_damage_is_found_and_mended(there):
+    url = there[0]
+    shard = locate(url) / "cube.zarr" / "difference" / "oversampled" / "flux" / "c" / "0" / "0" / "0"
+    sound = shard.read_bytes()
+    shard.write_bytes(sound[:-100] + bytes(100))
+    try:
+        assert "difference/oversampled/flux" in call("verify", url, status=1)
+    finally:
+        shard.write_bytes(sound)
+    copy = locate(url) / "cube.zarr" / "frames" / "time" / "c" / "0"
+    copy.unlink()
+    assert "copy of table frames" in call("verify", url, status=1)
+    call("verify", url, "--repair")
+    assert copy.exists()
+    assert "0 problems" in call("verify", url)
+
+
+def test_no_credential_is_stored_or_sent(there):
+    url, cargo = there
+    assert len(cargo) > 20
+    stored = [entry.place.read_bytes() for entry in entries(locate(url))]
+    assert len(stored) > 100
+    for data in (*cargo, *stored):
+        assert SECRET.encode() not in data
+        assert KEY_ID.encode() not in data
+
+
+@pytest.mark.slow
+def test_a_submitted_run_ends_in_the_bucket(there):
+    url = there[0]
+    settings = Field.open(url).attrs["config"]
+    assert SECRET not in json.dumps(settings)
+    run_id = call("submit", url, "--workers", "1", "--no-report").splitlines()[0]
+    deadline = time.monotonic() + 200
+    while (state := json.loads(call("status", url, "--json"))["runs"][-1])["state"] in (
+        "starting",
+        "running",
+    ):
+        assert time.monotonic() < deadline, state
+        time.sleep(0.3)
+    assert (state["run_id"], state["state"]) == (run_id, "done"), state
+    said = call("logs", url, run_id)
+    assert "units computed" in said
+    assert SECRET not in said
