@@ -259,6 +259,8 @@ class Pipeline:
             note=lambda unit: {"searched": self._searched_key(unit, before=False)},
         )
         self.engine.collect()
+        if not self.engine.payloads("detect", self.units):
+            return False
         keyed = [(self._with_known(unit), key) for unit, key in self._candidate_units()]
         self.engine.submit("candidates", keyed, state=state)
         self.engine.collect()
@@ -342,6 +344,8 @@ class Pipeline:
     def _events(self) -> list[Event]:
         """Decide which candidates are events and write their list."""
         found = self.engine.payloads("detect", self.units)
+        if not found:
+            raise RunError("no tile could be searched: see what failed before")
         thresholds = (np.array(found[0]["thresholds"]) * detect.noise_factors(found)).tolist()
         measured = self.engine.payloads("candidates", candidates.units(self.field, self.peaks))
         events = candidates.combine(measured, thresholds, self.field, self.config)

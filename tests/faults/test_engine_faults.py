@@ -3,13 +3,17 @@
 import errno
 import re
 
+import numpy as np
 import pytest
 
 from survey.config import Config
-from survey.io.ledger import FieldBusyError
+from survey.io.ledger import FieldBusyError, LostLeaseError
 from survey.run.engine import Engine, StoppedError
 from survey.run.executor import DaskExecutor, InlineExecutor
+from survey.run.progress import Silent
 from survey.run.tickets import Pace, Ticket, Tickets
+from survey.run.upkeep import unlock
+from survey.run.worker import execute
 from survey.stages.protocol import Unit
 from tests.faults import tiny
 
@@ -17,6 +21,34 @@ from tests.faults import tiny
 @pytest.fixture
 def field(tmp_path):
     return tiny.make_field(tmp_path / "field")
+
+
+def test_a_task_that_outlives_its_run_writes_nothing(field):
+    """Its run gave the lease up, as when it was cancelled; then another run holds it."""
+    unit, key = tiny.keyed(field)[0]
+    call = (str(field.path), "tiny", "apply", unit, Config(), None, key, 1, (tiny.GROUP, "first"))
+    region = (slice(None), *unit.tile.core)
+    untouched = np.asarray(field.array(tiny.GROUP, "flux")[region]).tobytes()
+    with pytest.raises(LostLeaseError, match="run first no longer holds"):
+        execute(*call)
+    with field.lease(tiny.GROUP, "second"), pytest.raises(LostLeaseError):
+        execute(*call)
+    assert np.asarray(field.array(tiny.GROUP, "flux")[region]).tobytes() == untouched
+    with field.lease(tiny.GROUP, "first"):
+        execute(*call)
+    assert np.asarray(field.array(tiny.GROUP, "flux")[region]).tobytes() == tiny.samples(unit.tile).tobytes()
+
+
+def test_a_run_whose_lease_is_taken_stops_and_says_so(field):
+    class Thief(Silent):
+        def advance(self, stage, report, failed=False):
+            unlock(field.path, force=True)
+
+    with pytest.raises(StoppedError, match="no longer holds difference/tiny"):
+        tiny.run_tiny(field.path, InlineExecutor(), Thief())
+    assert len(tiny.recorded(field.path)) == 1
+    tiny.run_tiny(field.path, InlineExecutor())
+    tiny.assert_undisturbed(field.path)
 
 
 def test_undisturbed_run_is_what_the_tests_compare_with(field):

@@ -99,7 +99,7 @@ def keyed(field, **settings):
 def run_tiny(path, executor, progress=None, **settings):
     """Run the stage on all tiles under the field's lease; returns the engine."""
     field = Field.open(path)
-    engine = Engine(field, Config(), executor, progress or Silent())
+    engine = Engine(field, Config(), executor, progress or Silent(), (GROUP, "tiny"))
     with field.lease(GROUP, "tiny"):
         engine.submit("tiny", keyed(field, **settings))
         engine.collect()
