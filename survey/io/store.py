@@ -330,11 +330,12 @@ class Field:
     def has_table(self, name: str) -> bool:
         """Whether a small group has been written."""
         if isinstance(self.cube, ObjectPath):
-            return self._packed(name).exists()
+            return self._packed(name).is_file()
         return (self.cube / name).exists()
 
-    def _packed(self, name: str) -> Location:
+    def _packed(self, name: str) -> ObjectPath:
         """In an object store: the small group in one object, which is replaced as a whole."""
+        assert isinstance(self.path, ObjectPath)
         return self.path / "tables" / f"{name}.zip"
 
     def table_is_copied(self, name: str) -> bool:
@@ -348,7 +349,8 @@ class Field:
 
     def remove_table(self, name: str) -> None:
         """Delete a small group."""
-        remove(self._packed(name))
+        if isinstance(self.cube, ObjectPath):
+            remove(self._packed(name))
         remove(self.cube / name)
 
     def table(self, name: str) -> xr.Dataset:
@@ -359,10 +361,14 @@ class Field:
         FieldError
             If it has not been written.
         """
-        if not self.has_table(name):
-            raise FieldError(f"{self.path}: has no {name} yet; run the stage that writes it")
+        missing = FieldError(f"{self.path}: has no {name} yet; run the stage that writes it")
         if isinstance(self.cube, ObjectPath):
-            return read_group(self._packed(name))
+            try:
+                return read_group(self._packed(name))
+            except FileNotFoundError:
+                raise missing from None
+        if not self.has_table(name):
+            raise missing
         with _quiet_strings(), xr.open_zarr(str(self.cube / name), chunks=None, consolidated=False) as ds:
             return ds.load()
 
