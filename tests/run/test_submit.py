@@ -93,7 +93,10 @@ def test_cancelled_lost_and_resumed_on_this_machine(finished, tmp_path):
     field = tmp_path / "field"
     config = small_config()
     config.cluster.workers = 1
+    # As from a script's background job, whose children ignore the interruption.
+    kept = signal.signal(signal.SIGINT, signal.SIG_IGN)
     first = field / "runs" / submit(field, config, [finished.frames], report=False)
+    signal.signal(signal.SIGINT, kept)
     wait_for(lambda: (field / "ledger" / "oversampled.oversampled").exists(), 90, "first tiles")
     assert cancel(field)["state"] == "cancelled"
     assert "cancelled" in (first / "log.txt").read_text()
