@@ -31,8 +31,7 @@ PATIENCE_SECONDS = 120.0
 def main(folder: str, scheduler: str | None = None) -> int:
     """Run what ``job.json`` of the folder asks for; exit status 0 only if all of it was done."""
     _log_to(locate(folder) / "log.txt")
-    # A shell gives what it starts in the background an ignored SIGINT, which would be inherited: a cancelled run
-    # would go on.
+    # A script's background jobs ignore SIGINT, and so does what they start: a cancelled run would go on.
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     job = read_job(folder)
