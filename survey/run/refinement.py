@@ -40,10 +40,11 @@ def refine_frames(engine: Engine) -> None:
     if kept and known == epochs:
         return
     kept = kept and _can_add(engine, known)
-    ledger.invalidate(["refine"])
     if kept:
+        # What is recorded of the first frames stays true: a killed addition is begun again, nothing else.
         _refine_later(engine, frames, known)
     else:
+        ledger.invalidate(["refine"])
         _refine_all(engine, frames)
     ledger.record("refine", key(epochs), {"epochs": epochs})
     ledger.flush()
@@ -54,7 +55,7 @@ def _can_add(engine: Engine, known: int) -> bool:
     field = engine.target
     return (
         field.has_table("registration")
-        and field.table("registration").sizes["time"] == known
+        and field.table("registration").sizes["time"] >= known
         and field.has("reference", "normal")
         and len(field.ledger("oversampled.oversampled").records) == len(field.tiles)
     )
@@ -74,7 +75,7 @@ def _refine_all(engine: Engine, frames: xr.Dataset) -> None:
 def _refine_later(engine: Engine, frames: xr.Dataset, known: int) -> None:
     """Refine the frames from ``known`` on against the stored reference; the table grows by them."""
     field, config = engine.target, engine.config
-    old = field.table("registration")
+    old = field.table("registration").isel(time=slice(0, known))
     start = refine.joined(old, frames, known)
     field.write_table("registration", start[list(REFINED)].reset_coords(drop=True))
     # One round: the reference is good, and what it says of a frame is linear.

@@ -1,13 +1,17 @@
 """A later night is added to what is there; nothing of the nights before is made again."""
 
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from survey.config import make_config
-from survey.io.store import Field
+from survey.io.store import Field, FieldError
 from survey.run.api import append_frames, run
 from survey.run.engine import Engine
 from survey.run.executor import InlineExecutor
@@ -152,3 +156,33 @@ def test_nothing_is_added_where_no_sums_were_kept(nights, tmp_path):
     pipeline.prepare()
     assert not pipeline.reference.later
     assert all(history == [] for history in pipeline.reference.history.values())
+
+
+def has_come(path: Path, moment: str) -> bool:
+    """Whether an addition has written its frames, its calibration, or a tile."""
+    field = Field.open(path)
+    if moment == "tile":
+        records = field.ledger("oversampled.oversampled").records.values()
+        return any(record.payload.get("appended") for record in records)
+    try:
+        return field.table(moment).sizes["time"] > FIRST
+    except (FieldError, OSError, ValueError, KeyError):
+        return False  # it is being replaced just now
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["frames", "registration", "tile"])
+def test_a_killed_addition_is_taken_up_to_the_same_bits(nights, frames, tmp_path, moment):
+    base, _, _, _ = nights
+    path, files = tmp_path / "field", sorted(frames[0].glob("*.fits*"))[FIRST:]
+    shutil.copytree(base / "early", path)
+    code = "import sys\nfrom survey.run.api import run\nrun(sys.argv[1], frames=sys.argv[2:], client='synchronous')"
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    with subprocess.Popen([sys.executable, "-c", code, path, *files], env=environment) as process:
+        while not has_come(path, moment):
+            assert process.poll() is None, "the addition ended before it was killed"
+            time.sleep(0.005)
+        process.kill()
+    again = run(path, frames=files, client="synchronous")
+    assert again.ok, again.failures
+    assert_same_bits(base / "later", path)
