@@ -176,7 +176,8 @@ def test_a_killed_addition_is_taken_up_to_the_same_bits(nights, frames, tmp_path
     base, _, _, _ = nights
     path, files = tmp_path / "field", sorted(frames[0].glob("*.fits*"))[FIRST:]
     shutil.copytree(base / "early", path)
-    code = "import sys\nfrom survey.run.api import run\nrun(sys.argv[1], frames=sys.argv[2:], client='synchronous')"
+    call = "run(sys.argv[1], frames=sys.argv[2:], client='synchronous')"
+    code = f"import sys; from survey.run.api import run; {call}"
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     with subprocess.Popen([sys.executable, "-c", code, path, *files], env=environment) as process:
         while not has_come(path, moment):
