@@ -1,6 +1,6 @@
 """Time a pixel of the held-out prediction, ridge chosen and errors made, one thread (process CPU time).
 
-Measured 0.62 and 2.23 ms/px with blocks of 16 on two cores shared by eight busy processes; wanted are 0.6
+Measured 0.67 and 1.94 ms/px with blocks of 16 on two cores shared by five busy processes; wanted are 0.6
 and 2.0 on a quiet core. The limits keep it from getting worse.
 """
 
