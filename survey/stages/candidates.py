@@ -17,10 +17,11 @@ from survey.io.store import Field
 from survey.kernels.candidates import EventFlag, measure_candidate
 from survey.kernels.peaks import PEAK_DTYPE
 from survey.stages.calibrated import calibrated_frames, phases
-from survey.stages.detect import Search, model_scatter, search_time, tile_halo, to_days
+from survey.stages.detect import Search, search_time, tile_halo, to_days
 from survey.stages.differences import object_windows, read_difference
 from survey.stages.events import Event
 from survey.stages.methods import method_of
+from survey.stages.model_error import model_scatter, reference_level
 from survey.stages.protocol import Output, Stage, Unit
 from survey.tiles import Window
 
@@ -45,6 +46,7 @@ class Stamp:
     phase_y: NDArray[np.float64]
     phase_x: NDArray[np.float64]
     origin: tuple[int, int]
+    level: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,9 @@ def _read_window(field: Field, window: Window, frames: xr.Dataset, config: Confi
     names = ("flux", "error", "mask", "fit_mask", "leverage")
     arrays = read_difference(field, window, frames, config, names)
     arrays["mask"] |= (frames["flags"].values != 0)[:, None, None]
-    arrays["error"] *= model_scatter(field, window, arrays["flux"], arrays["error"], arrays["mask"])
+    level = reference_level(field, window)
+    if level is not None:
+        arrays["level"] = level
     arrays["phase_y"], arrays["phase_x"] = phases(frames, window, field.shape)
     return arrays
 
@@ -135,7 +139,7 @@ def _cut(
     rows = slice(max(cy - margin, 0), min(cy + margin + 1, height))
     columns = slice(max(cx - margin, 0), min(cx + margin + 1, width))
     origin = (window[0].start + rows.start, window[1].start + columns.start)
-    values = {name: a[:, rows, columns] if a.ndim == 3 else a for name, a in arrays.items()}
+    values = {name: a[..., rows, columns] if a.ndim > 1 else a for name, a in arrays.items()}
     return Stamp(peak=tuple(peak), origin=origin, **values)
 
 
@@ -149,7 +153,7 @@ def apply(data: TilePeaks, state: Search, config: Config) -> Output:
         bad = stamp.mask[usable].mean(axis=0) > BAD_SHARE
         found = measure_candidate(
             stamp.flux,
-            stamp.error,
+            stamp.error * model_scatter(stamp.level, stamp.flux, stamp.error, stamp.mask, state.model_share),
             stamp.mask,
             y=peak["y"] - stamp.origin[0],
             x=peak["x"] - stamp.origin[1],
@@ -270,7 +274,7 @@ def write_events(field: Field, method: str, events: Sequence[Event]) -> None:
 
 STAGE = Stage(
     "candidates",
-    1,
+    2,
     lambda config: config.detect.model_dump(exclude={"refit", "max_events", "min_epochs"}),
     lambda field, config: [],
     read,

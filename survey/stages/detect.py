@@ -15,19 +15,17 @@ from survey.io.store import Field
 from survey.kernels.matched_filter import EventBank, event_bank, matched_filter_bank
 from survey.kernels.peaks import PEAK_DTYPE, find_peaks, merge_peaks, search_halo, search_thresholds
 from survey.kernels.psf import EffectivePSF
-from survey.kernels.scatter import excess_scatter
 from survey.stages.calibrated import calibrated_frames, phases
 from survey.stages.differences import read_difference
 from survey.stages.methods import method_of
+from survey.stages.model_error import model_scatter, model_share, reference_level
 from survey.stages.protocol import Outlook, Output, Stage, Unit, tile_units
-from survey.tiles import Tile, Window
+from survey.tiles import Tile
 
 # Largest stamp of the spatial filter the halo allows for.
 MAX_STAMP = 9
 # A tile with more peaks than this is no search result but a sign that the differences are wrong.
 MAX_PEAKS = 20000
-# Signal to noise of one sample from which on errors of the model may exceed the noise.
-BRIGHT = 20.0
 # Excess of the S/N's width over 1 that is put down to the model.
 NOISE_TOLERANCE = 0.15
 MAPS = ("significance", "scale_index", "time_index")
@@ -41,12 +39,13 @@ PLACES = 4
 
 @dataclass
 class Search:
-    """What every tile's search shares: PSF, bank of time scales, thresholds."""
+    """What every tile's search shares: PSF, bank of time scales, thresholds, the model's error."""
 
     psf: EffectivePSF
     bank: EventBank
     thresholds: tuple[float, ...]
     stamp: int
+    model_share: float
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,10 @@ class Later:
 
 @dataclass
 class TileDifference:
-    """Differences of a tile's core and halo, and what an earlier search of the core said."""
+    """Differences of a tile's core and halo, and what an earlier search of the core said.
+
+    ``level`` is the reference's flux.
+    """
 
     tile: Tile
     halo: int
@@ -80,6 +82,7 @@ class TileDifference:
     phase_y: NDArray[np.float64]
     phase_x: NDArray[np.float64]
     origin: tuple[int, int]
+    level: NDArray[np.float32] | None = None
     later: Later | None = None
     maps: dict[str, NDArray[Any]] | None = None
 
@@ -134,7 +137,7 @@ def prepare(field: Field, psf: EffectivePSF, config: Config) -> Search:
         thresholds = (config.detect.threshold,) * len(bank.temporal_sigma)
     else:
         thresholds = search_thresholds(bank, height * width, config.detect.false_alarms)
-    return Search(psf, bank, thresholds, stamp)
+    return Search(psf, bank, thresholds, stamp, model_share(field, frames, config))
 
 
 def read(field: Field, unit: Unit, config: Config) -> TileDifference:
@@ -150,14 +153,14 @@ def read(field: Field, unit: Unit, config: Config) -> TileDifference:
     flux, error, mask = arrays["flux"], arrays["error"], arrays["mask"]
     # A flagged frame's light curve is shown, but it does not make an event.
     mask |= (frames["flags"].values != 0)[:, None, None]
-    error *= model_scatter(field, window, flux, error, mask)
+    level = reference_level(field, window)
     phase_y, phase_x = phases(frames, window, field.shape)
     maps = None
     if later is not None:
         group = f"search/{config.method}"
         maps = {name: np.asarray(field.array(group, name)[unit.tile.core]) for name in MAPS}
     origin = (window[0].start, window[1].start)
-    return TileDifference(unit.tile, margin, flux, error, mask, phase_y, phase_x, origin, later, maps)
+    return TileDifference(unit.tile, margin, flux, error, mask, phase_y, phase_x, origin, level, later, maps)
 
 
 def later_search(frames: xr.Dataset, bank: EventBank, start: int, payload: dict[str, Any]) -> Later | None:
@@ -192,29 +195,6 @@ def _later_bank(bank: EventBank, later: Later) -> EventBank:
     )
 
 
-def model_scatter(
-    field: Field,
-    window: Window,
-    flux: NDArray[np.float32],
-    error: NDArray[np.float32],
-    mask: NDArray[np.bool_],
-) -> NDArray[np.float32]:
-    """Factor (y, x) on the errors where the model itself is in error: star cores, a changing PSF.
-
-    Only bright pixels get one. Elsewhere a pixel that scatters more than its noise is what is looked for.
-    """
-    factor = np.ones(flux.shape[1:], np.float32)
-    if not field.has("reference", "coefficients"):
-        return factor
-    mean = np.asarray(field.array("reference", "coefficients")[(*window, 0, 0)])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        # The middle epoch's error stands for all: a factor of two in brightness does not matter here.
-        bright = mean / error[len(error) // 2] > BRIGHT
-    if bright.any():
-        factor[bright] = excess_scatter(flux, error, mask)[bright]
-    return factor
-
-
 def apply(data: TileDifference, state: Search, config: Config) -> Output:
     """S/N maps of the core and its peaks over the thresholds."""
     core = data.tile.inner(data.halo)
@@ -229,7 +209,7 @@ def apply(data: TileDifference, state: Search, config: Config) -> Output:
     noise = []
     maps = matched_filter_bank(
         data.flux,
-        data.error,
+        data.error * model_scatter(data.level, data.flux, data.error, data.mask, state.model_share),
         data.mask,
         data.phase_y,
         data.phase_x,
@@ -330,7 +310,7 @@ def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
 
 STAGE = Stage(
     "detect",
-    1,
+    2,
     lambda config: config.detect.model_dump(exclude={"refit", "max_events", "min_epochs"}),
     tile_units,
     read,
