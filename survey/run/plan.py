@@ -25,6 +25,8 @@ MICROSECONDS = {
 }
 # Bytes a pixel and epoch on disk after compression: images, then differences.
 DISK_BYTES = {"images": 8.5, "differences": 13.0}
+# What compression leaves of the reference's sums.
+SUMS_LEFT = 0.87
 
 
 @dataclass
@@ -138,7 +140,10 @@ def plan(path: str | Location, config: Config, frames: Sequence[str | Location] 
     own_phases = bool(old) and outlook(Field.open(path)).own_phases
     kept = config.reference.for_epochs(epochs).n_basis if config.reference.keep_sums else 0
     forecast.memory = tile_bytes(tile, epochs, own_phases=own_phases, n_basis=kept)
-    forecast.disk = samples * (new * DISK_BYTES["images"] + epochs * share * DISK_BYTES["differences"])
+    sums = 8 * ((2 * kept - 1) ** 2 + kept**2) * SUMS_LEFT if kept else 0
+    forecast.disk = samples * (
+        new * DISK_BYTES["images"] + share * (epochs * DISK_BYTES["differences"] + sums)
+    )
     return forecast
 
 
