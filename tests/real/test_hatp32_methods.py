@@ -5,6 +5,7 @@ error)^2 in pixels whose reference stands more than 20 sigma of the sky above it
 deploy/ARCHITECTURE.md; the limits here only say that a method does what it did.
 """
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from survey.run.nn2 import nn2_light_curves, run_nn2
 from survey.stages.calibrated import calibrated_frames
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
+logger = logging.getLogger(__name__)
 
 STAR, SATURATED = 23.0, 2500.0
 LIMITS = {"oversampled": 80.0, "sfft": 30.0, "cpm": 10.0}
@@ -69,7 +71,7 @@ def test_differences(field, real_data, method):
         summary = run(field, settings(real_data, method))
         assert summary.ok, summary.failures
     stars, sky = chi2_in_stars(field, method)
-    print(f"\n{method}: chi2 in stars {stars:.2f}, elsewhere {sky:.2f}")
+    logger.info("%s: chi2 in stars %.2f, elsewhere %.2f", method, stars, sky)
     assert stars < LIMITS[method]
     assert 0.4 < sky < 2.0
 
@@ -91,7 +93,7 @@ def test_all_pairs(field, real_data):
     assert summary.ok, summary.failures
     rows = nn2_light_curves(field)
     ratio = [np.nanmedian(np.asarray(row["chi2"], float)) / max(row["dof"], 1) for row in rows]
-    print(f"\nnn2: chi2/dof of {len(rows)} stars: {np.round(ratio, 2)}, median {np.median(ratio):.2f}")
+    logger.info("nn2: chi2/dof %s of %d stars", np.round(ratio, 2), len(rows))
     assert 0.3 < np.median(ratio) < 6
 
 
