@@ -12,7 +12,8 @@ import xarray as xr
 
 from survey.config import Config
 from survey.io.frames import FrameHeader, combine_scans, find_files, scan_file
-from survey.io.locations import Location
+from survey.io.ledger import FieldBusyError
+from survey.io.locations import Location, locate
 from survey.io.store import Field, holds_frames, is_field
 from survey.run.engine import Engine, Failure, Progress, Silent, stage_key
 from survey.run.executor import Executor
@@ -101,6 +102,8 @@ def ingest(
         If no file matches.
     IngestError
         If no frame is usable, or with ``strict`` if one is not.
+    FieldBusyError
+        If another ingest writes the field, or has added frames since this one began.
     """
     progress = progress or Silent()
     exists = holds_frames(path)
@@ -140,8 +143,10 @@ def ingest(
         raise IngestError(f"none of the {len(files)} files gave a usable frame: {reasons}")
     assert reference is not None
     headers = frame_table.stored_headers(new)
-    target = _open_or_create(path, config, reference, new.sizes["time"])
-    with target.lease("images", run_id):
+    # A field has the reference of whoever holds the lease when it is made.
+    with Field(locate(path)).lease("images", run_id):
+        _check_unchanged(path, old)
+        target = _open_or_create(path, config, reference, new.sizes["time"])
         _place(target, config, executor, progress, old, new, headers, summary, run_id)
         if not exists:
             target.write_table("stars", frame_table.star_table(reference))
@@ -157,6 +162,17 @@ def _raise_first(results: list[Any]) -> list[Any]:
         if isinstance(result, BaseException):
             raise result
     return results
+
+
+def _check_unchanged(path: str | Location, old: xr.Dataset | None) -> None:
+    """The new frames were numbered and registered after these: others must not have come in between."""
+    now = Field.open(path).frames() if holds_frames(path) else None
+    before, after = ([] if t is None else t["frame_id"].values.tolist() for t in (old, now))
+    if before != after:
+        raise FieldBusyError(
+            f"{path}: another ingest took it from {len(before)} to {len(after)} frames while this one read "
+            "its files; nothing of this one is written: run it again"
+        )
 
 
 def _open_or_create(path: str | Location, config: Config, reference: FrameMeasure, epochs: int) -> Field:

@@ -1,0 +1,45 @@
+"""Two ingests of one field: no frame is lost, and who comes late is told so."""
+
+import pytest
+
+from survey.io.ledger import FieldBusyError
+from survey.io.store import Field
+from survey.run import ingest as module
+from survey.run.executor import connect
+from survey.run.ingest import ingest
+from survey.simulate import simulate_field
+from tests.run.conftest import small_config
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("few")
+    simulate_field(folder, size=96, frames=8, seed=4, events=0, variables=0)
+    return sorted(folder.glob("*.fits"))
+
+
+def take_in(path, files):
+    config = small_config()
+    with connect(config.cluster, "synchronous") as executor:
+        return ingest(path, files, config, executor).added
+
+
+@pytest.mark.parametrize("there", [0, 4])
+def test_an_ingest_that_another_overtook_writes_nothing_and_says_so(few, tmp_path, monkeypatch, there):
+    path = tmp_path / "field"
+    if there:
+        take_in(path, few[:there])
+    register = module.register.combine
+
+    def overtaken(*args):
+        monkeypatch.setattr(module.register, "combine", register)
+        assert take_in(path, few[4:6]) == 2
+        return register(*args)
+
+    monkeypatch.setattr(module.register, "combine", overtaken)
+    with pytest.raises(FieldBusyError, match=rf"from {there} to {there + 2} frames .* run it again"):
+        take_in(path, few[6:])
+    assert Field.open(path).frames().sizes["time"] == there + 2
+    assert take_in(path, few[6:]) == 2
+    frames = Field.open(path).frames()["frame_id"].values.tolist()
+    assert len(set(frames)) == there + 4
