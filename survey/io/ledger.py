@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,7 +173,7 @@ class Lease:
                 time.sleep(0.2)
                 return False
             holder = {"owner": "unknown", "host": "", "pid": 0, "beat": 0.0}
-        if _is_alive(holder):
+        if process_lives(holder):
             raise FieldBusyError(
                 f"run {holder['owner']} (process {holder['pid']} on {holder['host']}) is writing "
                 f"{self.path.stem} of {self.path.parent.parent}; wait for it or stop it"
@@ -185,11 +185,16 @@ class Lease:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             claim = self._claim()
             try:
-                if not replace(self.path, claim, self._claimed):
+                if replace(self.path, claim, self._claimed):
+                    self._claimed = claim
+                    continue
+                # The answer to an earlier beat may have been lost: then what is there is this run's own.
+                found = _read(self.path)
+                if not _same_run(found, claim):
                     # Workers look at the lease before they write: this run's no longer do.
                     logger.error("%s: is no longer held by run %s", self.path, self.owner)
                     return
-                self._claimed = claim
+                self._claimed = found
             except OSError as error:
                 logger.warning("heartbeat of %s: %s", self.path, error)
 
@@ -209,8 +214,36 @@ def holder_of(path: Location) -> str | None:
         return None
 
 
-def _is_alive(holder: dict[str, Any]) -> bool:
-    """A holder on this host lives if its process does; elsewhere, if its heart beats."""
-    if holder["host"] == socket.gethostname():
-        return bool(psutil.pid_exists(holder["pid"]))
-    return time.time() - float(holder["beat"]) < STALE_SECONDS
+def _read(path: Location) -> bytes:
+    """What a claim's file holds; nothing where there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _same_run(first: bytes, second: bytes) -> bool:
+    """Whether two claims are of one run, in one process; the beat may differ."""
+    try:
+        a, b = json.loads(first), json.loads(second)
+    except ValueError:
+        return False
+    return all(a[name] == b[name] for name in ("owner", "host", "pid"))
+
+
+def process_lives(claim: Mapping[str, Any]) -> bool:
+    """Whether the process of a claim lives: on this host, if it runs; elsewhere, if its heart beats.
+
+    Parameters
+    ----------
+    claim : mapping
+        ``host``, ``pid``, and ``beat``: when the process last wrote it, seconds since 1970.
+    """
+    if claim["host"] != socket.gethostname():
+        return bool(time.time() - claim["beat"] < STALE_SECONDS)
+    try:
+        process = psutil.Process(claim["pid"])
+        # A number may have gone to another process since.
+        return bool(process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= claim["beat"])
+    except psutil.NoSuchProcess:
+        return False

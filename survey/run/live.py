@@ -12,9 +12,8 @@ import time
 from types import TracebackType
 from typing import Any
 
-import psutil
-
 from survey.io.files import write_json
+from survey.io.ledger import process_lives
 from survey.io.locations import Location, folders, locate
 from survey.io.objects import ObjectPath
 from survey.run.worker import UnitReport
@@ -24,7 +23,6 @@ logger = logging.getLogger(__name__)
 BEAT_SECONDS = 1.0
 # Every word to an object store is a request that is paid for.
 OBJECT_BEAT_SECONDS = 3.0
-STALE_SECONDS = 60.0
 # Seconds a driver may take to import everything and say its first word.
 START_SECONDS = 60.0
 
@@ -122,18 +120,6 @@ def run_state(folder: str | Location) -> dict[str, Any]:
         fresh = not live and time.time() - job.get("submitted", 0.0) < START_SECONDS
         found["state"] = "starting" if fresh else "lost"
     return found
-
-
-def process_lives(live: dict[str, Any]) -> bool:
-    """A process on this host lives if it runs; elsewhere, if its heart beats."""
-    if live["host"] != socket.gethostname():
-        return bool(time.time() - live["beat"] < STALE_SECONDS)
-    try:
-        process = psutil.Process(live["pid"])
-        # A number may have gone to another process since.
-        return bool(process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= live["beat"])
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _load(file: Location) -> dict[str, Any]:

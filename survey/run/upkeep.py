@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from survey.io.ledger import process_lives
 from survey.io.locations import Location, changed, entries, files, folders, remove
 from survey.io.store import Field, FieldError
-from survey.run.live import process_lives
 from survey.run.record import new_run_id
 
 # A temporary file this old belongs to nobody: writing one takes seconds.

@@ -1,11 +1,14 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
+from survey.io import ledger as module
 from survey.io.ledger import FieldBusyError, Lease, Ledger
 
 
@@ -80,3 +83,51 @@ def test_a_silent_holder_on_another_host_is_dead(tmp_path):
     path.write_text(json.dumps(claim))
     with pytest.raises(FieldBusyError, match="elsewhere"), Lease(path, "new"):
         pass
+
+
+def test_another_process_with_the_holders_number_does_not_hold_the_lease(tmp_path):
+    path = tmp_path / "group.json"
+    began = psutil.Process().create_time()
+    claim = {"owner": "old", "host": socket.gethostname(), "pid": os.getpid(), "beat": began - 100}
+    path.write_text(json.dumps(claim))
+    with Lease(path, "new"):
+        assert json.loads(path.read_text())["owner"] == "new"
+    path.write_text(json.dumps({**claim, "beat": time.time()}))
+    with pytest.raises(FieldBusyError, match="run old"), Lease(path, "new"):
+        pass
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_the_heart_goes_on_beating_after_a_lost_answer_and_stops_for_another_run(tmp_path, monkeypatch):
+    path = tmp_path / "group.json"
+    calls = []
+
+    def replace_and_lose_the_first_answer(place, data, expected):
+        calls.append(data)
+        done = replace(place, data, expected)
+        if len(calls) == 1:
+            raise OSError("connection reset")
+        return done
+
+    replace = module.replace
+    monkeypatch.setattr(module, "replace", replace_and_lose_the_first_answer)
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
+    with Lease(path, "run"):
+        assert wait_for(lambda: len(calls) > 4)
+        assert wait_for(lambda: path.read_bytes() in calls[3:])
+        claim = {**json.loads(path.read_text()), "owner": "thief"}
+        # A beat under way may yet go over the other's claim: written again until it stands.
+        assert wait_for(lambda: path.write_text(json.dumps(claim)) and not beating(calls))
+    assert json.loads(path.read_text())["owner"] == "thief"
+
+
+def beating(calls):
+    before = len(calls)
+    time.sleep(0.1)
+    return len(calls) > before
