@@ -12,6 +12,7 @@ from astropy.coordinates import SkyCoord
 from astropy.wcs.utils import proj_plane_pixel_scales
 
 from survey.io.locations import Location, absolute, locate, write_atomic
+from survey.io.sky_positions import pixels_to_sky
 from survey.report.comparison import comparison
 from survey.report.data import ReportData, load, read_json
 from survey.report.events import events
@@ -164,7 +165,7 @@ def sky(data: ReportData) -> list[tuple[str, str, str]]:
     if wcs is None:
         return [("sky position", "unknown", "no WCS")]
     height, width = data.field.shape
-    ra, dec = wcs.wcs_pix2world([[(width - 1) / 2, (height - 1) / 2]], 0)[0]
+    ra, dec = (v[0] for v in pixels_to_sky(wcs, (width - 1) / 2, (height - 1) / 2))
     where = SkyCoord(ra, dec, unit="deg")
     right = where.ra.to_string("h", sep=":", precision=1, pad=True)
     up = where.dec.to_string("deg", sep=":", precision=0, alwayssign=True, pad=True)

@@ -13,6 +13,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from survey.io.sky_positions import pixels_to_sky, sky_to_pixels
 from survey.report.data import ReportData
 from survey.report.markup import number
 from survey.report.theme import colormap, new_figure, to_svg
@@ -108,11 +109,11 @@ def compass(axes: Axes, data: ReportData) -> None:
         return
     height, width = data.field.shape
     y, x = 0.12 * height, 0.88 * width
-    ra, dec = wcs.wcs_pix2world([[x, y]], 0)[0]
+    ra, dec = (v[0] for v in pixels_to_sky(wcs, x, y))
     step = 1e-4
     for name, there in (("N", (ra, dec + step)), ("E", (ra + step / np.cos(np.radians(dec)), dec))):
-        tip = wcs.wcs_world2pix([there], 0)[0]
-        way = np.array([tip[0] - x, tip[1] - y])
+        tip = np.ravel(sky_to_pixels(wcs, *there))
+        way = tip - (x, y)
         if not np.isfinite(way).all() or not way.any():
             return
         way *= 0.09 * min(height, width) / np.hypot(*way)

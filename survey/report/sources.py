@@ -10,6 +10,7 @@ import numpy as np
 
 from survey.io.catalogs import read_table
 from survey.io.frames import parse_wcs
+from survey.io.sky_positions import sky_to_pixels
 from survey.io.store import Field
 from survey.kernels.pixelmap import PixelMap
 from survey.stages.calibrated import calibrated_frames, frame_map
@@ -61,10 +62,9 @@ def _placed(rows: list[Row], pixel_map: PixelMap) -> list[Row]:
 def _from_sky(rows: list[Row], field: Field) -> list[Row]:
     text = field.attrs.get("wcs")
     if text and rows and {"ra", "dec"} <= rows[0].keys():
-        wcs = parse_wcs(text)
-        for row in rows:
-            x, y = wcs.wcs_world2pix([[row["ra"], row["dec"]]], 0)[0]
-            row["x"], row["y"] = float(x), float(y)
+        x, y = sky_to_pixels(parse_wcs(text), [row["ra"] for row in rows], [row["dec"] for row in rows])
+        for k, row in enumerate(rows):
+            row["x"], row["y"] = float(x[k]), float(y[k])
     return rows
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from survey.config import Config
 from survey.io.catalogs import read_target_table
 from survey.io.frames import parse_wcs
+from survey.io.sky_positions import pixels_to_sky, sky_to_pixels
 from survey.io.store import Field
 
 
@@ -56,10 +57,10 @@ def sky_to_pixel(field: Field, ra: float, dec: float) -> tuple[float, float]:
             f"{field.path}: has no WCS, so a position on the sky means nothing here; give --x and --y, "
             "or name the field's brightest stars: [registration] catalog = 'stars.csv'"
         )
-    x, y = parse_wcs(text).wcs_world2pix([[ra, dec]], 0)[0]
+    x, y = (float(v[0]) for v in sky_to_pixels(parse_wcs(text), ra, dec))
     if not (np.isfinite(x) and np.isfinite(y)):
         raise TargetError(f"RA {ra}, Dec {dec} cannot be projected on the field")
-    return float(x), float(y)
+    return x, y
 
 
 def pixel_to_sky(field: Field, x: Any, y: Any) -> tuple[Any, Any]:
@@ -68,5 +69,4 @@ def pixel_to_sky(field: Field, x: Any, y: Any) -> tuple[Any, Any]:
     x, y = np.atleast_1d(np.asarray(x, float)), np.atleast_1d(np.asarray(y, float))
     if not text or not x.size:
         return np.full(x.shape, np.nan), np.full(x.shape, np.nan)
-    sky = parse_wcs(text).wcs_pix2world(np.column_stack([x, y]), 0)
-    return sky[:, 0], sky[:, 1]
+    return pixels_to_sky(parse_wcs(text), x, y)

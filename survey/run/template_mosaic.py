@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from survey.io.catalogs import CatalogError, read_target_table
 from survey.io.frames import parse_wcs
 from survey.io.sky_images import SkyImage, read_sky_image
+from survey.io.sky_positions import sky_to_pixels
 from survey.io.store import Field
 from survey.kernels.background import measure_background
 from survey.kernels.frame_quality import RegistrationError
-from survey.run.targets import sky_to_pixel
 from survey.stages.template_flux import compare
 from survey.templates import hips, legacy, ps1
 from survey.templates.fetch import Archive
@@ -117,14 +117,14 @@ def _mask_catalog(
     numbers = [row[asked.magnitude] for row in rows]
     magnitude = np.array([v if isinstance(v, int | float) else np.nan for v in numbers], float)
     bad = np.flatnonzero(unreliable_stars(magnitude, asked.saturation))
-    places = [
-        sky_to_pixel(target, rows[i]["ra"], rows[i]["dec"])
-        if "ra" in rows[i]
-        else (rows[i]["x"], rows[i]["y"])
-        for i in bad
-    ]
-    attrs["catalog"] = {"file": str(asked.catalog), "masked": len(places), "saturation": asked.saturation}
-    x, y = np.array(places).reshape(-1, 2).T
+    table = {
+        name: np.array([rows[i].get(name, np.nan) for i in bad], float) for name in ("ra", "dec", "x", "y")
+    }
+    sky, x, y = np.isfinite(table["ra"]), table["x"], table["y"]
+    x[sky], y[sky] = sky_to_pixels(grid_of(target), table["ra"][sky], table["dec"][sky])
+    here = np.isfinite(x) & np.isfinite(y)  # lists of a wide sky hold stars that do not project
+    x, y = x[here], y[here]
+    attrs["catalog"] = {"file": str(asked.catalog), "masked": len(x), "saturation": asked.saturation}
     return mask_stars(mask, x, y, asked.mask_radius)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from survey.config import Config
 from survey.io.catalogs import write_table
 from survey.io.frames import parse_wcs
+from survey.io.sky_positions import pixels_to_sky
 from survey.io.store import Field
 from survey.kernels.candidates import EventFlag, measure_candidate
 from survey.kernels.peaks import PEAK_DTYPE
@@ -212,7 +213,7 @@ def combine(
     for i, row in enumerate(rows):
         ra, dec = (float("nan"), float("nan"))
         if wcs is not None:
-            ra, dec = (float(v) for v in wcs.wcs_pix2world([[row["x"], row["y"]]], 0)[0])
+            ra, dec = (float(v[0]) for v in pixels_to_sky(wcs, row["x"], row["y"]))
         row.update(object_id=f"E{i + 1:05d}", ra=ra, dec=dec)
     return rows
 

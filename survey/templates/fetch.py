@@ -179,7 +179,13 @@ def _download(url: str, part: Path, timeout: float) -> None:
 
 
 def _copy(answer: Any, stream: IO[bytes]) -> int:
-    """Copy what comes; what has come before a connection breaks is on disk."""
+    """Copy what comes; what has come before a connection breaks is on disk.
+
+    Raises
+    ------
+    _PassingError
+        If an answer in chunks, whose length nothing else tells, ends before its last one.
+    """
     came = 0
     try:
         while chunk := answer.read(_CHUNK):
@@ -187,7 +193,7 @@ def _copy(answer: Any, stream: IO[bytes]) -> int:
             came += len(chunk)
     except http.client.IncompleteRead as broken:
         stream.write(broken.partial)
-        came += len(broken.partial)
+        raise _PassingError(f"the connection broke after {stream.tell()} bytes") from None
     return came
 
 

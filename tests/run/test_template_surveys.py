@@ -137,7 +137,10 @@ def test_stars_of_a_catalogue_are_masked(field, server, stars, tmp_path):
     server.files["/hips2fits"] = archives.hips_answer(in_units(stars, 24.0), noise=0.5)
     magnitudes = np.array([mag for _, _, mag in stars])
     magnitudes[7] = np.nan
-    table = Table({"RAJ2000": [s[0] for s in stars], "DEJ2000": [s[1] for s in stars], "rmag": magnitudes})
+    there, dec = ([star[axis] for star in stars] for axis in (0, 1))
+    # the list of a whole sky: a star of the other hemisphere does not project here
+    table = {"RAJ2000": [*there, RA + 180], "DEJ2000": [*dec, -DEC], "rmag": [*magnitudes, 10.0]}
+    table = Table(table)
     table.write(tmp_path / "stars.ecsv")
     options = ("--server", f"{server.url}/hips2fits", "--catalog", str(tmp_path / "stars.ecsv"))
     run_template(field, "hips:CDS/P/Test/r", *options, "--magnitude", "rmag", "--saturation", "16")

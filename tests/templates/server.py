@@ -15,7 +15,8 @@ class Served:
 
     ``files`` maps a path to bytes, or to a function of the query that gives (status, bytes); ``trouble``
     maps a path to what happens to the next requests of it: a status, ``(status, headers, body)``, or
-    ``"cut N"``, which breaks the connection after N bytes.
+    ``"cut N"``, which breaks the connection after N bytes, or ``"chunks cut N"``, the same in an answer that
+    does not say its length.
     """
 
     files: dict = field(default_factory=dict)
@@ -58,16 +59,22 @@ class _Handler(BaseHTTPRequestHandler):
             status = 206
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         body = content[start:]
-        cut = int(event.split()[1]) if isinstance(event, str) else None
-        return self._send(status, body, headers, cut)
+        cut = int(event.split()[-1]) if isinstance(event, str) else None
+        return self._send(status, body, headers, cut, chunks=isinstance(event, str) and "chunks" in event)
 
-    def _send(self, status, body, headers, cut=None):
+    def _send(self, status, body, headers, cut=None, chunks=False):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        if chunks:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body if cut is None else body[:cut])
+        part = body if cut is None else body[:cut]
+        if chunks and part:  # a whole chunk, and no last one after it
+            part = f"{len(part):x}\r\n".encode() + part + b"\r\n"
+        self.wfile.write(part)
         self.wfile.flush()
         if cut is not None:
             self.close_connection = True

@@ -38,6 +38,17 @@ def test_a_broken_connection_is_resumed(server, archive):
     assert archive.waited == [1.0, 2.0]
 
 
+def test_an_answer_in_chunks_that_breaks_off_is_not_kept_as_whole(server, archive):
+    server.files["/a.fits"], server.trouble["/a.fits"] = CONTENT, ["chunks cut 300000", "chunks cut 0"]
+    assert archive.fetch(f"{server.url}/a.fits").read_bytes() == CONTENT
+    ranges = [headers.get("Range") for headers in server.asked("/a.fits")]
+    assert ranges == [None, "bytes=300000-", "bytes=300000-"]
+    server.files["/b.fits"], server.trouble["/b.fits"] = CONTENT, ["chunks cut 1000"] * 5
+    with pytest.raises(ArchiveError, match="connection broke after 5000 bytes"):
+        archive.fetch(f"{server.url}/b.fits")
+    assert not archive.path_of(f"{server.url}/b.fits").exists()
+
+
 def test_what_another_process_began_is_gone_on_with(server, archive):
     server.files["/a.fits"], server.trouble["/a.fits"] = CONTENT, ["cut 300000"]
     archive.attempts = 1
