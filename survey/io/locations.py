@@ -7,6 +7,7 @@ function each.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -150,10 +151,30 @@ def swap(fresh: Location, live: Location, old: Location) -> None:
         return
     assert isinstance(live, Path)
     assert isinstance(old, Path)
-    if live.exists():
-        live.rename(old)
-    fresh.rename(live)
+    assert isinstance(fresh, Path)
+    while fresh.exists():
+        if live.exists():
+            live.rename(old)
+        finish_swap(fresh, live, old)
     remove(old)
+
+
+def finish_swap(fresh: Path, live: Path, old: Path) -> None:
+    """Do the second half of a swap on a file system where the first is done, whether its writer lives or not.
+
+    The fresh folder is whole by then. A folder is not renamed onto one that holds something: of several who
+    come at once only one does anything.
+    """
+    for folder in (fresh, old):
+        if live.exists():
+            return
+        try:
+            folder.rename(live)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
 @dataclass(frozen=True)

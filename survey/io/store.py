@@ -19,7 +19,7 @@ from zarr.codecs import BloscCodec, BloscShuffle
 from zarr.errors import UnstableSpecificationWarning
 
 from survey.io.ledger import Lease, Ledger, holder_of
-from survey.io.locations import Location, files, locate, remove, swap, zarr_place
+from survey.io.locations import Location, files, finish_swap, locate, remove, swap, zarr_place
 from survey.io.objects import ObjectPath
 from survey.io.tables import is_copied, read_group, write_group, write_plain
 from survey.schema import SCHEMA_VERSION, ArraySpec, SchemaError, arrays_of
@@ -294,6 +294,7 @@ class Field:
         if isinstance(self.cube, ObjectPath):
             write_group(self._packed(name), self.cube / name, table)
             return
+        self._restore_tables()
         fresh, live, old = (self.cube / n for n in (f".{name}.new", name, f".{name}.old"))
         for leftover in (fresh, old):
             remove(leftover)
@@ -307,6 +308,7 @@ class Field:
 
         Until then, and after an error or a kill, the old group stays as it was.
         """
+        self._restore_tables()
         parent, _, name = group.rpartition("/")
         fresh, old = (f"{parent}/.{name}.{end}".lstrip("/") for end in ("new", "old"))
         for leftover in (fresh, old):
@@ -319,13 +321,11 @@ class Field:
         swap(self.cube / fresh, self.cube / group, self.cube / old)
 
     def _restore_tables(self) -> None:
-        """Undo the half of a replacement that a kill may have left."""
+        """Mend the half of a replacement that a kill may have left."""
         if isinstance(self.cube, ObjectPath):
             return
         for old in [*self.cube.glob(".*.old"), *self.cube.glob("template/.*.old")]:
-            live = old.with_name(old.name[1:-4])
-            if not live.exists():
-                old.rename(live)
+            finish_swap(old.with_name(f"{old.name[:-4]}.new"), old.with_name(old.name[1:-4]), old)
 
     def has_table(self, name: str) -> bool:
         """Whether a small group has been written."""

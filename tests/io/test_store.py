@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +62,45 @@ def test_tables_are_replaced_whole_and_half_replacements_undone(field):
     assert Field.open(field.path).frames().sizes["time"] == 1
     (field.cube / "frames").rename(field.cube / ".frames.old")
     assert list(Field.open(field.path).frames()["frame_id"].values) == ["a"]
+
+
+def named(*names):
+    return xr.Dataset({"frame_id": ("time", np.array(names, object))}, {"time": np.arange(len(names)) * 1.0})
+
+
+def test_a_reader_between_the_two_renames_of_a_living_writer_disturbs_nothing(field, monkeypatch):
+    field.write_table("frames", named("a"))
+    rename, read = Path.rename, []
+
+    def rename_and_be_read(place, target):
+        done = rename(place, target)
+        if Path(target).name == ".frames.old":
+            read.append(Field.open(field.path).frames().sizes["time"])
+        return done
+
+    monkeypatch.setattr(Path, "rename", rename_and_be_read)
+    field.write_table("frames", named("a", "b"))
+    assert read == [2]
+    assert list(Field.open(field.path).frames()["frame_id"].values) == ["a", "b"]
+    assert list(field.cube.glob(".*")) == []
+
+
+@pytest.mark.parametrize("open_again", [True, False])
+def test_a_swap_that_a_kill_cut_in_two_is_finished(field, monkeypatch, open_again):
+    """By the next who opens the field, or who writes to it and opened it before."""
+
+    def killed(table, *_, **__):
+        raise KeyboardInterrupt
+
+    field.write_table("frames", named("a", "b"))
+    (field.cube / "frames").rename(field.cube / ".frames.new")
+    field.write_table("stars", named("a"))
+    (field.cube / "stars").rename(field.cube / ".frames.old")
+    if not open_again:
+        monkeypatch.setattr(xr.Dataset, "to_zarr", killed)
+        with pytest.raises(KeyboardInterrupt):
+            field.write_table("frames", named("c"))
+    assert list(Field.open(field.path).frames()["frame_id"].values) == ["a", "b"]
 
 
 def test_the_cube_opens_as_a_tree(field):
