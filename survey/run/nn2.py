@@ -105,9 +105,9 @@ def objects_of(field: Field, config: Config) -> list[dict[str, Any]]:
     """Events of the method, and targets."""
     objects: list[dict[str, Any]] = []
     if field.events_path(config.method).exists():
-        columns = ["event_id", "y", "x"]
+        columns = ["object_id", "y", "x"]
         for row in pq.read_table(field.events_path(config.method), columns=columns).to_pylist():
-            objects.append({"object_id": row["event_id"], "kind": "event", "y": row["y"], "x": row["x"]})
+            objects.append({**row, "kind": "event"})
     return [*objects, *read_targets(field, config)]
 
 

@@ -1,9 +1,11 @@
 """NN2 through its stages: images with the paper's seeing and zero points, subtracted pair by pair."""
 
 import logging
+import shutil
 from contextlib import nullcontext
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from numpy.testing import assert_allclose
@@ -22,6 +24,7 @@ from survey.simulate.nn2 import ZERO_POINT
 from survey.simulate.nn2_images import simulate_nn2_images
 from survey.stages.nn2_plan import epoch_pairs, object_groups, pair_blocks
 from survey.stages.nn2_scales import combine as combine_scales
+from tests.run.conftest import small_config
 
 LOG = logging.getLogger(__name__)
 # The last is the clouded observation, the one before it that in bad seeing.
@@ -171,6 +174,20 @@ def test_settings__are_checked():
         make_config({"nn2": {"kernel": 8}})
     with pytest.raises(ConfigError, match="needs baseline"):
         make_config({"nn2": {"gauge": "baseline"}})
+
+
+def test_events_of_a_searched_field_are_measured(finished, tmp_path):
+    path = tmp_path / "field"
+    shutil.copytree(finished.path, path)
+    config = make_config({**small_config().model_dump(), "nn2": {"pairs": 2, "refine_position": False}})
+    summary = run_nn2(path, config, client="synchronous")
+    assert summary.ok, summary.failures
+    events = pq.read_table(Field.open(path).events_path("oversampled"))
+    rows = nn2_light_curves(path)
+    assert len(events) == summary.events > 0
+    assert {r["object_id"]: (r["y"], r["x"], r["kind"]) for r in rows} == {
+        e["object_id"]: (e["y"], e["x"], "event") for e in events.to_pylist()
+    }
 
 
 def test_nothing_to_measure_is_an_error(small):
