@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -53,12 +54,13 @@ def join_cadences(
             result += found
             continue
         box = _box(there or found)
-        inside = [h for h in found if _box([h, *there]) == box or not there]
-        unused += [
-            (h.source, f"{h.frame_id} lies outside the field's pixels {box}: make a new field", "shape")
-            for h in found
-            if h not in inside
-        ]
+        inside: list[FrameHeader] = []
+        for header in found:
+            if _within(header, box):
+                inside.append(header)
+            else:
+                reason = f"{header.frame_id} lies outside the field's pixels {box}: make a new field"
+                unused.append((header.source, reason, "shape"))
         joined, twice = _join(inside, box)
         result += joined
         unused += twice
@@ -72,21 +74,27 @@ def _box(headers: Sequence[FrameHeader]) -> Box:
     return y0, y1, x0, x1
 
 
+def _within(header: FrameHeader, box: Box) -> bool:
+    y0, x0 = header.origin
+    return box[0] <= y0 and y0 + header.shape[0] <= box[1] and box[2] <= x0 and x0 + header.shape[1] <= box[3]
+
+
 def _join(headers: Sequence[FrameHeader], box: Box) -> tuple[list[FrameHeader], list[Unused]]:
-    cadences: dict[tuple[str, str], list[FrameHeader]] = {}
+    cadences: dict[tuple[str, str], dict[Any, FrameHeader]] = {}
     first: dict[str, FrameHeader] = {}
     unused: list[Unused] = []
     for header in headers:
         stretch = str(header.cards.get("STRETCH", ""))
         first.setdefault(stretch, header)
-        parts = cadences.setdefault((stretch, str(header.cards["CADENCE"])), [])
-        twin = next((h for h in parts if (h.origin, h.shape) == (header.origin, header.shape)), None)
-        if twin is None:
-            parts.append(header)
-        else:
+        parts = cadences.setdefault((stretch, str(header.cards["CADENCE"])), {})
+        twin = parts.setdefault((header.origin, header.shape), header)
+        if twin is not header:
             reason = f"{header.frame_id}: the pixels of {twin.frame_id}, and the same cadence"
             unused.append((header.source, reason, "duplicate"))
-    joined = [_joined(parts, first[stretch], box, name) for (stretch, name), parts in cadences.items()]
+    joined = [
+        _joined(list(parts.values()), first[stretch], box, name)
+        for (stretch, name), parts in cadences.items()
+    ]
     return joined, unused
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,10 @@ KEPLER_BAD = 0xFFFFFFFF & ~(8192 | 16384)
 TESS_BAD = 1 | 2 | 4 | 8 | 16 | 32 | 128 | 512 | 16384
 # Files kept in memory: a frame joined of many asks each of them for one cadence after the other.
 KEPT_BYTES = 512 * 2**20
+# Seconds after which a file that nobody asked for is one of a field that is done with.
+_IDLE = 600.0
 _KEPT: dict[tuple[str, int, int], TargetPixels] = {}
+_USED: dict[tuple[str, int, int], float] = {}
 _LOCK = threading.Lock()
 _COLLECTED = 1  # bit of the APERTURE extension: the pixel was downloaded
 
@@ -119,14 +123,26 @@ def pixel_table(hdul: fits.HDUList) -> int | None:
 
 
 def load(path: str | Path) -> TargetPixels:
-    """Read a file whole; the last ones are kept, so that cadences can be asked for one by one."""
+    """Read a file whole; as many as fit are kept, so that cadences can be asked for one by one.
+
+    Frames go round all files of a detector: where these do not fit, the first stay and the others take turns
+    in what is left. Dropping the one longest unused would drop each file just before its turn.
+    """
     status = Path(path).stat()
     key = (str(path), status.st_mtime_ns, status.st_size)
     with _LOCK:
-        found = _KEPT.pop(key, None) or _load(str(path))
-        _KEPT[key] = found
-        while len(_KEPT) > 1 and sum(pixels.nbytes for pixels in _KEPT.values()) > KEPT_BYTES:
-            _KEPT.pop(next(iter(_KEPT)))
+        now = monotonic()
+        found = _KEPT.get(key)
+        if found is None:
+            found = _load(str(path))
+            for old in [k for k in _KEPT if now - _USED.get(k, now) > _IDLE]:
+                del _KEPT[old]
+            while _KEPT and sum(p.nbytes for p in _KEPT.values()) + found.nbytes > KEPT_BYTES:
+                _KEPT.popitem()
+            _KEPT[key] = found
+        _USED[key] = now
+        for gone in _USED.keys() - _KEPT.keys():
+            del _USED[gone]
     return found
 
 

@@ -1,11 +1,15 @@
 """Target pixel files of one detector joined cadence by cadence."""
 
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from astropy.io import fits
 
 from survey.config import InputSettings
 from survey.io import _target_pixels
+from survey.io._mosaic import join_cadences
 from survey.io.frames import combine_scans, read_frame, scan, scan_file
 from survey.stages.frame_table import stored_headers, stretches
 from tests.io.test_frames import tan_wcs
@@ -148,3 +152,59 @@ def test_files_are_kept_within_a_budget(stamps, monkeypatch):
     second = _target_pixels.load(stamps[1])
     assert _target_pixels.load(stamps[1]) is second
     assert _target_pixels.load(stamps[0]) is not first
+
+
+def test_of_files_that_do_not_fit_the_first_are_kept(tmp_path, monkeypatch):
+    """Frame after frame goes round all files: each round may read again only what has no room."""
+    paths = [write_stamp(tmp_path / f"{k}.fits", (50, 80 + 5 * k)) for k in range(5)]
+    read, clock = [], [0.0]
+    load = _target_pixels._load
+    monkeypatch.setattr(_target_pixels, "_load", lambda path: read.append(path) or load(path))
+    monkeypatch.setattr(_target_pixels, "monotonic", lambda: clock[0])
+    for name in ("_KEPT", "_USED"):
+        monkeypatch.setattr(_target_pixels, name, {})
+    monkeypatch.setattr(_target_pixels, "KEPT_BYTES", 3 * load(paths[0]).nbytes)
+    for _ in range(4):
+        for path in paths:
+            _target_pixels.load(path)
+    assert read == paths + 3 * paths[2:]
+    assert len(_target_pixels._KEPT) == 3
+    # files of a field that is done with make room in the end
+    clock[0] = 1e4
+    others = [write_stamp(tmp_path / f"other{k}.fits", (50, 80)) for k in range(3)]
+    for path in 2 * others:
+        _target_pixels.load(path)
+    assert read[-3:] == others
+
+
+def _calls(headers, known):
+    """Python calls that joining takes."""
+    count = [0]
+
+    def profile(frame, event, arg):
+        count[0] += event == "call"
+
+    sys.setprofile(profile)
+    try:
+        join_cadences(headers, known)
+    finally:
+        sys.setprofile(None)
+    return count[0]
+
+
+def test_the_work_of_joining_is_linear_in_the_files_and_in_the_frames(stamps):
+    first, *_ = scan(stamps[:1]).headers
+    known = scan(stamps).headers[:1]
+
+    def some(files, cadences):
+        return [
+            replace(first, frame_id=f"{f}#{c}", origin=(50, 80 + f), cards={**first.cards, "CADENCE": c})
+            for f in range(files)
+            for c in range(cadences)
+        ]
+
+    for files, cadences, there in ((1, 400, known), (5, 80, known), (40, 2, [])):
+        once = _calls(some(files, cadences), there)
+        assert _calls(some(files, 2 * cadences), 2 * there) < 2.5 * once
+        assert _calls(some(2 * files, cadences), 2 * there) < 2.5 * once
+    assert len(join_cadences(some(5, 4), known)[0]) == 4
