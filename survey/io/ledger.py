@@ -59,7 +59,9 @@ class Ledger:
         self._struck: set[str] = set()
         self._pending: list[dict[str, Any]] = []
         self._flushed = time.monotonic()
-        for segment in files(directory, "*.jsonl"):
+        # Segments that this object has read or written, by name: it answers for no other.
+        self._segments = files(directory, "*.jsonl")
+        for segment in self._segments:
             for line in segment.read_text().splitlines():
                 self._fold(json.loads(line))
 
@@ -97,25 +99,27 @@ class Ledger:
         """Write what is pending as one segment."""
         if self._pending:
             text = "".join(json.dumps(entry) + "\n" for entry in self._pending)
-            write_atomic(self.directory / f"{time.time_ns():020d}.jsonl", text.encode())
+            self._segments.append(self.directory / f"{time.time_ns():020d}.jsonl")
+            write_atomic(self._segments[-1], text.encode())
             self._pending.clear()
         self._flushed = time.monotonic()
 
     def compact(self) -> None:
-        """Replace all segments by one."""
+        """Replace the segments that this object has read or written by one; what others wrote since stays."""
         self.flush()
-        old = files(self.directory, "*.jsonl")
-        if len(old) < 2:
+        if len(self._segments) < 2:
             return
         lines = [
             json.dumps({"unit": unit, "key": record.key, "payload": record.payload}) + "\n"
             for unit, record in sorted(self.records.items())
         ]
         # Whichever of the old segments a kill leaves, the new one sorts after them and says all again, also
-        # of units that have no record any more.
+        # of units that have no record any more. What others wrote later sorts after it, and stands.
         lines += [json.dumps({"unit": unit, "key": None}) + "\n" for unit in sorted(self._struck)]
-        write_atomic(self.directory / f"{time.time_ns():020d}.jsonl", "".join(lines).encode())
+        *old, last = sorted(self._segments, key=str)
+        write_atomic(last, "".join(lines).encode())
         remove_files(old)
+        self._segments = [last]
 
 
 class LostLeaseError(RuntimeError):

@@ -162,7 +162,7 @@ def run(
                 summary.events = len(pipeline.run())
                 if config.photometry.relative and targets and not engine.failures:
                     write_relative(field, config, targets[0])
-            engine.finish()
+                engine.finish()
             summary.status = "failed" if engine.failures or summary.failures else "done"
         except KeyboardInterrupt:
             summary.status = "interrupted"

@@ -17,9 +17,11 @@ from survey.io.locations import Location, locate
 from survey.io.store import Field, holds_frames, is_field
 from survey.run.engine import Engine, Failure, Progress, Silent, stage_key
 from survey.run.executor import Executor
+from survey.run.record import new_run_id
 from survey.stages import frame_table, place, register
 from survey.stages.calibrated import Grid
 from survey.stages.measure import FrameMeasure, measure_frame
+from survey.stages.protocol import Unit
 from survey.tiles import choose_tile_size
 
 logger = logging.getLogger(__name__)
@@ -256,20 +258,38 @@ def place_grid(engine: Engine, grid: Grid) -> None:
     ------
     IngestError
         If a block could not be written, as where the files are gone.
+    FieldBusyError
+        If another run writes images.
     """
-    field, config = engine.target, engine.config
-    frames = field.frames()
-    headers = frame_table.stored_headers(frames)
-    height, width = field.shape
-    field.require_group(f"images/{grid}", {"time": frames.sizes["time"], "y": height, "x": width})
-    units = place.place_units(field, frames, headers, 0, config, grid)
-    keyed = [(u, stage_key("place", config, u.name, {"frames": place.unit_identity(u)})) for u in units]
-    engine.submit("place", keyed, label=f"place ({grid})")
-    failed = len(engine.failures)
-    engine.collect()
+    field = engine.target
+    ledger, wanted = field.ledger("place"), _grid_units(engine, grid)
+    if all(ledger.has(unit.name, key) for unit, key in wanted):
+        engine.skip(len(wanted))
+        return
+    owner = engine.holder[1] if engine.holder else new_run_id()
+    with field.lease("images", owner):
+        placer = Engine(field, engine.config, engine.executor, engine.progress, ("images", owner))
+        # One list of reports and failures for the whole run.
+        placer.reports, placer.failures = engine.reports, engine.failures
+        failed = len(engine.failures)
+        frames = field.frames()
+        height, width = field.shape
+        field.require_group(f"images/{grid}", {"time": frames.sizes["time"], "y": height, "x": width})
+        placer.submit("place", _grid_units(engine, grid), label=f"place ({grid})")
+        placer.collect()
+        placer.finish()
+    engine.skip(placer.skipped)
     if len(engine.failures) > failed:
         first = engine.failures[failed]
         raise IngestError(
             f"images/{grid} cannot be made: {first.unit}: {first.reason}; "
             "method needs the files that the field was made of where they were"
         )
+
+
+def _grid_units(engine: Engine, grid: Grid) -> list[tuple[Unit, str]]:
+    """Blocks of a grid and their keys, of the frames as the field holds them now."""
+    field, config = engine.target, engine.config
+    frames = field.frames()
+    units = place.place_units(field, frames, frame_table.stored_headers(frames), 0, config, grid)
+    return [(u, stage_key("place", config, u.name, {"frames": place.unit_identity(u)})) for u in units]

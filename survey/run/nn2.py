@@ -36,6 +36,8 @@ from survey.stages.protocol import STAGES, Unit
 # Frames that no kernel mends. Haze, a bright sky or a broad PSF only make a frame's pairs weigh less, and a
 # small shift is the kernel's business.
 UNUSABLE = int(FrameFlag.TRAILED | FrameFlag.UNREGISTERED)
+# What a run of NN2 holds while it writes.
+LEASE = nn2.FOLDER
 
 
 def run_nn2(
@@ -79,12 +81,12 @@ def run_nn2(
     started = time.monotonic()
     with threadpool_limits(1), connect(config.cluster, client) as executor:
         field = Field.open(path)
-        engine = Engine(field, config, executor, progress)
+        engine = Engine(field, config, executor, progress, (LEASE, summary.run_id))
         try:
-            with field.lease("lightcurves/nn2", summary.run_id):
+            with field.lease(LEASE, summary.run_id):
                 found = objects_of(field, config) if objects is None else [dict(o) for o in objects]
                 summary.events = AllPairs(engine, found).run()
-            engine.finish()
+                engine.finish()
             summary.status = "failed" if engine.failures else "done"
         except KeyboardInterrupt:
             summary.status = "interrupted"

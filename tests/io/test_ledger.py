@@ -42,6 +42,23 @@ def test_compaction_changes_no_record(tmp_path):
     assert set(Ledger(tmp_path).records) == {"u0", "u1", "u2", "u4"}
 
 
+def test_compaction_keeps_what_another_wrote_since(tmp_path):
+    ledger = Ledger(tmp_path)
+    for unit in "ab":
+        ledger.record(unit, "old")
+        ledger.flush()
+    other = Ledger(tmp_path)
+    other.record("c", "new")
+    other.record("a", "new")
+    other.flush()
+    other.invalidate(["b"])
+    ledger.compact()
+    assert {unit: record.key for unit, record in Ledger(tmp_path).records.items()} == {"a": "new", "c": "new"}
+    other.compact()
+    assert len(list(tmp_path.glob("*.jsonl"))) == 1
+    assert {unit: record.key for unit, record in Ledger(tmp_path).records.items()} == {"a": "new", "c": "new"}
+
+
 def test_many_records_share_few_files(tmp_path):
     ledger = Ledger(tmp_path)
     for i in range(2000):

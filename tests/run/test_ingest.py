@@ -5,8 +5,9 @@ import pytest
 from survey.io.ledger import FieldBusyError
 from survey.io.store import Field
 from survey.run import ingest as module
-from survey.run.executor import connect
-from survey.run.ingest import ingest
+from survey.run.engine import Engine
+from survey.run.executor import InlineExecutor, connect
+from survey.run.ingest import ingest, place_grid
 from survey.simulate import simulate_field
 from tests.run.conftest import small_config
 
@@ -43,3 +44,21 @@ def test_an_ingest_that_another_overtook_writes_nothing_and_says_so(few, tmp_pat
     assert take_in(path, few[6:]) == 2
     frames = Field.open(path).frames()["frame_id"].values.tolist()
     assert len(set(frames)) == there + 4
+
+
+def test_another_grid_is_placed_under_the_lease_of_the_images(few, tmp_path):
+    take_in(tmp_path / "field", few)
+    field = Field.open(tmp_path / "field")
+    before = set(field.ledger("place").records)
+    engine = Engine(field, small_config(), InlineExecutor(), holder=("difference/cpm", "mine"))
+    with field.lease("images", "an ingest"):
+        with pytest.raises(FieldBusyError, match="an ingest"):
+            place_grid(engine, "detector")
+        assert set(field.ledger("place").records) == before
+        assert not field.has("images/detector")
+    place_grid(engine, "detector")
+    made = set(field.ledger("place").records) - before
+    assert len(engine.reports) == len(made) > 0
+    with field.lease("images", "an ingest"):
+        place_grid(engine, "detector")
+    assert engine.skipped == len(made)

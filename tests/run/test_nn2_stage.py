@@ -19,7 +19,9 @@ from survey.run.api import create_field
 from survey.run.differences import RunError
 from survey.run.executor import InlineExecutor
 from survey.run.nn2 import compare_with_templates, nn2_light_curves, run_nn2
+from survey.run.progress import Silent, StoppedError
 from survey.run.targets import sky_to_pixel
+from survey.run.upkeep import unlock
 from survey.simulate.nn2 import ZERO_POINT
 from survey.simulate.nn2_images import simulate_nn2_images
 from survey.stages.nn2_plan import epoch_pairs, object_groups, pair_blocks
@@ -145,6 +147,20 @@ def test_second_run_does_nothing(small):
     assert (path / "lightcurves" / "nn2" / "oversampled.parquet").read_bytes() == before
     moved = [{**o, "x": o["x"] + 0.1} for o in objects]
     assert run_nn2(path, Config(), objects=moved, client="synchronous").computed < summary.computed
+
+
+def test_a_run_whose_lease_is_taken_writes_nothing_more(small):
+    path, objects, _, _ = small
+
+    class Thief(Silent):
+        def start(self, stage, total, done):
+            unlock(path, force=True)
+
+    before = (path / "lightcurves" / "nn2" / "oversampled.parquet").read_bytes()
+    moved = [{**o, "x": o["x"] + 0.2} for o in objects]
+    with pytest.raises(StoppedError, match="no longer holds"):
+        run_nn2(path, Config(), objects=moved, client="synchronous", progress=Thief())
+    assert (path / "lightcurves" / "nn2" / "oversampled.parquet").read_bytes() == before
 
 
 def test_command__measures_targets_and_compares(small, tmp_path, monkeypatch):
