@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from survey.cli._common import change_cluster, finish, load_settings, print_table, scheduler_options
+from survey.cli._common import FIELD, change_cluster, finish, load_settings, print_table, scheduler_options
 from survey.cli._group import main
+from survey.io.locations import Location
 
 
 @main.command()
-@click.argument("field", type=click.Path(path_type=Path))
+@click.argument("field", type=FIELD)
 @click.option("-c", "--config", "config_path", type=click.Path(path_type=Path), help="Settings (TOML).")
 @click.option("--targets", type=click.Path(path_type=Path), help="Table with ra, dec or x, y.")
 @click.option("--method", help="Difference method whose events are measured.")
@@ -22,7 +23,7 @@ from survey.cli._group import main
 @click.option("--compare", is_flag=True, help="Print NN2's scatter beside every single template's.")
 @scheduler_options
 def nn2(
-    field: Path,
+    field: Location,
     config_path: Path | None,
     targets: Path | None,
     method: str | None,

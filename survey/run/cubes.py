@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from survey.config import Config
 from survey.io._cubes import write_cube
+from survey.io.locations import locate
+from survey.io.store import FieldError, holds_frames
 from survey.run.api import create_field
 from survey.run.engine import Progress
 from survey.run.ingest import IngestSummary
@@ -42,7 +45,7 @@ def create_field_from_cube(
     Parameters
     ----------
     path : path
-        Directory of the new field.
+        Directory of the new field; no bucket, since the arrays are kept there as a file.
     flux : array or DataArray (time, y, x)
         Calibrated counts; NaN where there is no value. A plane without any value is left out. A DataArray
         brings its coordinate ``time`` and its attribute ``units``.
@@ -65,12 +68,20 @@ def create_field_from_cube(
     ValueError
         If shapes do not match, or no time is given.
     FieldError
-        If there is a field at the path already.
+        If there is a field at the path already, or the path is a URL.
 
     Examples
     --------
     >>> create_field_from_cube("field", flux, time=mjd, config=config)  # doctest: +SKIP
     """
+    place = locate(path)
+    if not isinstance(place, Path):
+        raise FieldError(
+            f"{path}: arrays are kept as a file beside the field, so give a directory; for a field in a "
+            "bucket write them to a FITS file and give that to create_field"
+        )
+    if holds_frames(place):
+        raise FieldError(f"{path}: there is a field already; give another directory")
     data = flux.transpose("time", ...) if isinstance(flux, xr.DataArray) else np.asarray(flux)
     if data.ndim != 3:
         raise ValueError(f"flux must be (time, y, x), not {data.shape}")
@@ -81,16 +92,18 @@ def create_field_from_cube(
     header = fits.Header() if wcs is None else wcs.to_header(relax=True)
     header["BUNIT"] = units
     shape = tuple(data.shape)
-    file = Path(path) / "input" / "cube.fits"
-    if (Path(path) / "cube.zarr").exists() or file.exists():
-        from survey.io.store import FieldError
-
-        raise FieldError(f"{path}: there is a field already; give another directory")
-    file.parent.mkdir(parents=True, exist_ok=True)
     sigma = None if error is None else _as(error, shape, "error").astype(np.float32)
     bad = None if mask is None else _as(mask, shape, "mask").astype(bool)
-    write_cube(file, np.asarray(data), sigma, bad, moments, header)
-    return create_field(path, [file], config, client=client, progress=progress)
+    file = place / "input" / "cube.fits"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # what an attempt that was refused has left is replaced, never half of it
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        write_cube(partial, np.asarray(data), sigma, bad, moments, header)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return create_field(place, [file], config, client=client, progress=progress)
 
 
 def _as(values: Any, shape: tuple[int, ...], name: str) -> NDArray[Any]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from survey.config import Config
-from survey.io.files import write_parquet
+from survey.io.files import read_parquet, write_parquet
+from survey.io.locations import Location, absolute, locate
 from survey.io.store import Field
 from survey.kernels.frame_quality import FrameFlag
 from survey.kernels.nn2_templates import TemplateComparison, compare_templates
@@ -41,7 +40,7 @@ LEASE = nn2.FOLDER
 
 
 def run_nn2(
-    path: str | Path,
+    path: str | Location,
     config: Config | None = None,
     *,
     objects: Sequence[Mapping[str, Any]] | None = None,
@@ -75,7 +74,7 @@ def run_nn2(
         If another run writes the field's NN2 light curves.
     """
     config, progress = config or stored_config(path), progress or Silent()
-    path = Path(path).resolve()
+    path = absolute(locate(path))
     summary = RunSummary(new_run_id(), str(path), config.method)
     summary.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     started = time.monotonic()
@@ -108,7 +107,7 @@ def objects_of(field: Field, config: Config) -> list[dict[str, Any]]:
     objects: list[dict[str, Any]] = []
     if field.events_path(config.method).exists():
         columns = ["object_id", "y", "x"]
-        for row in pq.read_table(field.events_path(config.method), columns=columns).to_pylist():
+        for row in read_parquet(field.events_path(config.method)).select(columns).to_pylist():
             objects.append({**row, "kind": "event"})
     return [*objects, *read_targets(field, config)]
 
@@ -219,7 +218,7 @@ class AllPairs:
             self.engine.submit("nn2", keyed, state=self._gather("nn2", keyed))
             self.engine.collect()
         folder = self.field.path / nn2.FOLDER / f"{self.config.method}.parts"
-        tables = [pq.read_table(folder / f"{u.name}.parquet") for u in units]
+        tables = [read_parquet(folder / f"{u.name}.parquet") for u in units]
         table = pa.concat_tables(tables).sort_by("object_id").combine_chunks()
         write_parquet(nn2_path(self.field, self.config.method), table)
         return table.num_rows
@@ -243,12 +242,12 @@ class AllPairs:
         return STAGES[stage].combine([reports[unit.name].result for unit, _ in keyed], self.config)
 
 
-def nn2_path(field: Field, method: str) -> Path:
+def nn2_path(field: Field, method: str) -> Location:
     """File of NN2's light curves."""
-    return Path(field.path / nn2.FOLDER / f"{method}.parquet")
+    return field.path / nn2.FOLDER / f"{method}.parquet"
 
 
-def nn2_light_curves(path: str | Path, method: str = "oversampled") -> list[dict[str, Any]]:
+def nn2_light_curves(path: str | Location, method: str = "oversampled") -> list[dict[str, Any]]:
     """Rows of NN2's light curves: ``time``, ``flux``, ``error``, ``flags``, and the pairs they came of.
 
     Raises
@@ -259,7 +258,7 @@ def nn2_light_curves(path: str | Path, method: str = "oversampled") -> list[dict
     file = nn2_path(Field.open(path), method)
     if not file.exists():
         raise RunError(f"{path}: no NN2 light curves yet; `survey nn2 {path}`")
-    rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+    rows: list[dict[str, Any]] = read_parquet(file).to_pylist()
     return rows
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from survey.config import Config
+from survey.io.files import read_parquet
 from survey.io.store import Field
 from survey.kernels.nn2 import NN2Solution, solve_nn2
 from survey.stages import nn2_pairs
@@ -50,7 +50,7 @@ def read(field: Field, unit: Unit, config: Config) -> Matrices:
     group, epochs, names, scales = unit.items
     frames = calibrated_frames(field)
     folder = field.path / nn2_pairs.FOLDER / f"{config.method}.parts"
-    tables = [pq.read_table(folder / f"{name}.parquet") for name in names]
+    tables = [read_parquet(folder / f"{name}.parquet") for name in names]
     rows = pa.concat_tables(tables) if tables else nn2_pairs.SCHEMA.empty_table()
     ids = [item["object_id"] for item in group.objects]
     epochs = np.asarray(epochs, np.int64)

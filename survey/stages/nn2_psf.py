@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from survey.config import Config
+from survey.io.files import read_parquet
 from survey.io.store import Field
 from survey.kernels.pair_flux import stamps_at
 from survey.kernels.psf import EffectivePSF, build_epsf, gaussian_epsf
@@ -120,7 +120,7 @@ def load(field: Field, config: Config, epochs: NDArray[np.int64]) -> dict[int, E
     found = {}
     for name in sorted({unit_name(int(k)) for k in epochs}):
         path = field.path / FOLDER / f"{config.method}.parts" / f"{name}.parquet"
-        for row in pq.read_table(path).to_pylist():
+        for row in read_parquet(path).to_pylist():
             samples = np.array(row["samples"]).reshape(row["side"], row["side"])
             found[row["epoch"]] = EffectivePSF(samples, row["oversampling"])
     return {int(k): found[int(k)] for k in epochs}

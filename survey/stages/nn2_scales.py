@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from survey.config import Config
+from survey.io.files import read_parquet
 from survey.io.store import Field
 from survey.kernels.nn2 import solve_nn2
 from survey.stages.nn2_pairs import FOLDER
@@ -28,9 +28,7 @@ def read(field: Field, unit: Unit, config: Config) -> tuple[NDArray[np.int64], d
     """Pairs of a part and their kernels' sums; the unit's items are the epochs and the part's name."""
     epochs, name = unit.items
     path = field.path / FOLDER / f"{config.method}.parts" / f"{name}.parquet"
-    return np.asarray(epochs, np.int64), pq.read_table(
-        path, columns=["template", "image", "scale"]
-    ).to_pydict()
+    return np.asarray(epochs, np.int64), read_parquet(path).select(["template", "image", "scale"]).to_pydict()
 
 
 def partial(data: tuple[NDArray[np.int64], dict[str, list[Any]]], config: Config) -> list[Any]:

@@ -99,6 +99,39 @@ def test_arrays_become_a_field_and_run(mock, tmp_path):
     assert 0.8 < curve @ truth / (truth @ truth) < 1.2
 
 
+def test_a_refused_field_of_arrays_can_be_made_again(tmp_path):
+    flux = np.random.default_rng(3).normal(100, 3, (3, 20, 24))
+    config, path = Config(**CONFIG), tmp_path / "field"
+    with pytest.raises(ValueError, match="neither MJD nor JD"):
+        create_field_from_cube(path, flux, time=np.arange(3), config=config, client="synchronous")
+    made = create_field_from_cube(path, flux, time=60000 + np.arange(3), config=config, client="synchronous")
+    assert made.added == 3
+    assert [file.name for file in (path / "input").iterdir()] == ["cube.fits"]
+    np.testing.assert_allclose(Field.open(path).frames()["time"].values, 60000 + np.arange(3))
+    before = (path / "input" / "cube.fits").read_bytes()
+    with pytest.raises(FieldError, match="there is a field already"):
+        create_field_from_cube(path, flux + 1, time=np.arange(3), config=config)
+    assert (path / "input" / "cube.fits").read_bytes() == before
+
+
+def test_a_cube_that_a_kill_cut_off_is_no_field(tmp_path, monkeypatch):
+    def killed(path, *rest):
+        path.write_bytes(b"SIMPLE")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("survey.run.cubes.write_cube", killed)
+    with pytest.raises(KeyboardInterrupt):
+        create_field_from_cube(tmp_path / "field", np.ones((3, 4, 5)), time=np.arange(3))
+    assert list((tmp_path / "field" / "input").iterdir()) == []
+
+
+def test_a_field_of_arrays_is_made_in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FieldError, match="s3://bucket/field: arrays are kept as a file beside the field"):
+        create_field_from_cube("s3://bucket/field", np.ones((3, 4, 5)), time=np.arange(3))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_arrays_that_do_not_fit(mock, tmp_path):
     with pytest.raises(ValueError, match="no times: give time = MJD"):
         create_field_from_cube(tmp_path / "a", mock.flux)
@@ -106,6 +139,6 @@ def test_arrays_that_do_not_fit(mock, tmp_path):
         create_field_from_cube(tmp_path / "b", mock.flux, time=np.arange(3))
     with pytest.raises(ValueError, match=r"error of shape \(4,\) does not fit flux"):
         create_field_from_cube(tmp_path / "c", mock.flux, np.ones(4), time=np.arange(80))
-    (tmp_path / "d" / "cube.zarr").mkdir(parents=True)
+    (tmp_path / "d" / "cube.zarr" / "frames").mkdir(parents=True)
     with pytest.raises(FieldError, match="there is a field already"):
         create_field_from_cube(tmp_path / "d", mock.flux, time=np.arange(80))

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose
 
 from survey.cli import main
 from survey.config import Config, ConfigError, make_config
+from survey.io.locations import locate
 from survey.io.store import Field
 from survey.kernels.nn2 import solve_nn2
 from survey.kernels.nn2_templates import compare_templates
@@ -20,12 +21,14 @@ from survey.run.differences import RunError
 from survey.run.executor import InlineExecutor
 from survey.run.nn2 import compare_with_templates, nn2_light_curves, run_nn2
 from survey.run.progress import Silent, StoppedError
+from survey.run.record import RunSummary
 from survey.run.targets import sky_to_pixel
 from survey.run.upkeep import unlock
 from survey.simulate.nn2 import ZERO_POINT
 from survey.simulate.nn2_images import simulate_nn2_images
 from survey.stages.nn2_plan import epoch_pairs, object_groups, pair_blocks
 from survey.stages.nn2_scales import combine as combine_scales
+from tests.objects.conftest import bucket  # noqa: F401
 from tests.run.conftest import small_config
 
 LOG = logging.getLogger(__name__)
@@ -181,6 +184,33 @@ def test_command__measures_targets_and_compares(small, tmp_path, monkeypatch):
     wrong = CliRunner().invoke(main, ["nn2", str(path), "--pairs", "few"])
     assert wrong.exit_code == 2
     assert "neither 'all' nor a number" in wrong.output
+
+
+def test_command__passes_a_url_on(monkeypatch):
+    asked = []
+    monkeypatch.setattr("survey.run.api.is_field", lambda path: False)
+    monkeypatch.setattr(
+        "survey.run.nn2.run_nn2", lambda path, *_, **__: asked.append(path) or RunSummary("r", "", "", "done")
+    )
+    result = CliRunner().invoke(main, ["nn2", "s3://fields/nn2"], catch_exceptions=False)
+    assert "light curves in s3://fields/nn2/lightcurves/nn2" in result.output
+    assert asked == [locate("s3://fields/nn2")]
+
+
+@pytest.mark.slow
+def test_command__takes_the_url_of_a_field(tmp_path, bucket, monkeypatch):  # noqa: F811
+    """The same light curves in a bucket as on disk."""
+    sim = simulate_nn2_images(tmp_path, size=96, n_stars=20, observations=FEW[:3], seed=5)
+    targets, curves = tmp_path / "targets.csv", []
+    targets.write_text("name,x,y\nsn,40,50\n")
+    monkeypatch.setattr("survey.run.nn2.connect", lambda settings, client: nullcontext(InlineExecutor()))
+    for place in (str(tmp_path / "field"), f"{bucket.url}/nn2"):
+        create_field(place, sim.paths, client="synchronous")
+        result = CliRunner().invoke(main, ["nn2", place, "--targets", str(targets)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        assert f"1 light curves in {place}/lightcurves/nn2" in result.output
+        curves.append(nn2_light_curves(place))
+    np.testing.assert_equal(*curves)
 
 
 def test_settings__are_checked():
