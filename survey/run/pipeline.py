@@ -80,6 +80,10 @@ class Pipeline:
             self._reference_key = stage_key("oversampled", self.config, "all", keys)
         return self._reference_key
 
+    def forget_reference(self) -> None:
+        """Ask for the reference's identity anew: it was made again."""
+        self._reference_key = None
+
     def psf_key(self) -> str:
         """Of the reference that knows of no events, nor of epochs that were added to it."""
         if self._psf_key is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from survey.run.differences import Waiting
 from survey.run.engine import stage_key
+from survey.run.oversampled import same_event
 from survey.run.worker import function_key
 from survey.stages import matching
 from survey.stages.events import Event
@@ -20,13 +21,19 @@ _BYTES = 512 * 2**20
 
 
 class SubtractionDifferences:
-    """Methods whose stage sums normal equations of every frame: sfft, and zogy, whose PSFs it matches."""
+    """Methods whose stage sums normal equations of every frame: sfft, and zogy, whose PSFs it matches.
+
+    Where the reference is the template, events bend it: they are taken out of it and all is subtracted again.
+    The ledger remembers of such differences under ``searched`` the key of those in which the events were
+    found, so that nobody searches again.
+    """
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         matching.check_template(pipeline.field, pipeline.config)
         self.stage = STAGES[pipeline.config.method]
         self.units = self.stage.units(pipeline.field, pipeline.config)
+        self._searched = self._recall() or self._key()
 
     def groups(self) -> tuple[str, ...]:
         """Differences alone."""
@@ -43,11 +50,32 @@ class SubtractionDifferences:
         return stage_key(self.stage.name, pipeline.config, unit.name, inputs)
 
     def key(self, unit: Unit, events: Sequence[Event] = ()) -> str:
-        """One for all: every tile depends on the sums of all."""
+        """One for all, as every tile depends on the sums of all: of the differences that were searched.
+
+        What is measured once events are out of the reference is keyed by the reference besides.
+        """
+        return self._searched
+
+    def _key(self) -> str:
         return function_key([self._unit_key(u) for u in self.units])
+
+    def _recall(self) -> str | None:
+        """Key of the differences in which those events were found that are out of these."""
+        records = self.pipeline.engine.ledger(self.stage.name).records
+        found = set()
+        for unit in self.units:
+            record = records.get(unit.name)
+            if record is None or record.key != self._unit_key(unit):
+                return None
+            found.add(record.payload.get("searched"))
+        return found.pop() if len(found) == 1 else None
 
     def submit(self) -> Waiting:
         """Blocks of frames whose differences are missing: kernels first, then every tile."""
+        self._searched = self._key()
+        return self._submit(self.stage.name, {})
+
+    def _submit(self, label: str, note: Mapping[str, Any]) -> Waiting:
         engine = self.pipeline.engine
         keyed = [(unit, self._unit_key(unit)) for unit in self.units]
         ledger = engine.ledger(self.stage.name)
@@ -61,7 +89,9 @@ class SubtractionDifferences:
         for group in self._groups(missing):
             fits = self._kernels({span: missing[span] for span in group})
             for span in group:
-                engine.submit(self.stage.name, missing[span], state=fits[span].kernels)
+                engine.submit(
+                    self.stage.name, missing[span], state=fits[span].kernels, label=label, note=lambda _: note
+                )
             engine.collect()
         return {}
 
@@ -96,5 +126,22 @@ class SubtractionDifferences:
         return fits
 
     def refit(self, touched: Mapping[str, list[Event]]) -> Waiting:
-        """Nothing: outliers are left out of the kernel, and the template does not hold the event."""
-        return {}
+        """Take events out of the reference, where that is the template, and subtract it again.
+
+        What another method has found and taken out stays out.
+        """
+        base = self.pipeline.base
+        if base is None or self.pipeline.config.subtraction.template != "reference":
+            return {}
+        known = {unit.name: base.reference.excluded(unit) for unit in base.units}
+        new = {
+            name: [event for event in touched[name] if not any(same_event(k, event) for k in old)]
+            for name, old in known.items()
+        }
+        if not any(new.values()):
+            return {}
+        base.reference.refit({name: [*old, *new[name]] for name, old in known.items()})
+        base.engine.collect()
+        base.engine.finish()
+        self.pipeline.forget_reference()
+        return self._submit("refit", {"searched": self._searched})

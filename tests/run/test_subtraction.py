@@ -7,6 +7,7 @@ from scipy.ndimage import maximum_filter
 from survey.config import Config, ConfigError, make_config
 from survey.io.store import Field, FieldError
 from survey.run.api import run
+from survey.run.results import list_events
 from survey.simulate import simulate_field
 from survey.stages import matching
 from survey.stages.calibrated import read_calibrated
@@ -96,3 +97,35 @@ def test_settings_are_checked():
     with pytest.raises(ConfigError, match="a kernel of 6 pixels has no middle"):
         make_config({"subtraction": {"kernel_size": 6}})
     assert Config(subtraction={"kernel_size": 9}).subtraction.kernel_size == 9
+
+
+def test_events_are_taken_out_of_the_reference_that_is_subtracted(tmp_path):
+    """Alone or after a run of the reference's own method, the same flux; a second run has nothing to do."""
+    simulate_field(
+        tmp_path / "frames", size=64, frames=80, seed=5, events=1, variables=0, density=0.05, psf_fwhm=2.4,
+        event_snr=(70, 90), event_duration=(8, 8.1), saturation=None, bad_pixels=0, cosmic_rays=0,
+    )  # fmt: skip
+    config = Config(
+        grid={"tile": 64}, reference={"n_basis": 3}, psf={"size": 11, "oversampling": 2}, method="sfft"
+    )
+    config.subtraction.kernel_order = config.subtraction.background_order = 0
+    field = tmp_path / "field"
+    summary = run(field, config, frames=[tmp_path / "frames"], client="synchronous")
+    assert summary.ok, summary.failures
+    event = max(list_events(field, method="sfft"), key=lambda e: e["snr"])
+    alone = flux_at(field, event)
+    again = run(field, config, client="synchronous")
+    assert (again.computed, again.events) == (0, summary.events)
+    assert run(field, config.model_copy(update={"method": "oversampled"}), client="synchronous").ok
+    assert run(field, config, client="synchronous").ok
+    later = flux_at(field, event)
+    assert np.sum(alone * later) / np.sum(later**2) == pytest.approx(1, abs=0.01)
+
+
+def flux_at(path, event):
+    """Flux of an event in the frames' differences, by 5 x 5 pixels."""
+    y, x = round(event["y"]), round(event["x"])
+    window = (slice(None), slice(y - 2, y + 3), slice(x - 2, x + 3))
+    flux = np.asarray(Field.open(path).array("difference/sfft", "flux")[window], float)
+    assert np.isfinite(flux).mean() > 0.9
+    return np.nansum(flux, axis=(1, 2))
