@@ -252,10 +252,15 @@ def fit(cube: Cube, plan: Plan, dtype, keep_normal: bool) -> Result:
     )
     rows, work = make_buffers(plan, n_time, dtype)
     fit_tile(cube, plan, rows, work, out, np.arange(n_pixels))
-    starved = starved_pixels(cube, plan, out)
+    _fit_starved(cube, plan, rows, work, out, np.arange(n_pixels))
+    return out
+
+
+def _fit_starved(cube: Cube, plan: Plan, rows, work, out: Result, chosen: np.ndarray) -> None:
+    """Fit whole those of the chosen pixels that clipping starved."""
+    starved = np.intersect1d(starved_pixels(cube, plan, out), chosen)
     if len(starved):
         fit_tile(cube, plan._replace(iterations=0), rows, work, out, starved)
-    return out
 
 
 def starved_pixels(cube: Cube, plan: Plan, out: Result) -> np.ndarray:
@@ -288,6 +293,7 @@ def refit_steep(cube: Cube, plans: Sequence[Plan], out: Result, steep: float, n:
             rows, work = make_buffers(plan, cube.flux.shape[0], dtype)
             part = out._replace(theta=np.zeros((len(level), plan.n**2), dtype))
             fit_tile(cube, plan, rows, work, part, chosen)
+            _fit_starved(cube, plan, rows, work, part, chosen)
             theta[chosen] = 0.0
             theta[chosen, : plan.n, : plan.n] = part.theta[chosen].reshape(-1, plan.n, plan.n)
     return out._replace(theta=theta.reshape(len(level), -1))

@@ -28,6 +28,8 @@ LEAST = 0.005
 NEEDED = 100
 # Places and epochs looked at.
 PLACES, EPOCHS = 16, 256
+# Epochs that say what a pixel's error is.
+SAMPLED = 16
 
 
 def reference_level(field: Field, window: Window) -> NDArray[np.float32] | None:
@@ -97,10 +99,13 @@ def _bright(
     level: NDArray[np.floating], error: NDArray[np.floating]
 ) -> tuple[NDArray[np.bool_], NDArray[np.floating]]:
     """Pixels whose model may err by more than the noise, and the signal to noise of one sample."""
+    # A few epochs stand for all: a factor of two in brightness does not matter here. Masked ones are NaN.
+    some = error[:: max(len(error) // SAMPLED, 1)]
+    known = np.isfinite(some).any(axis=0)
+    typical = np.nanmedian(np.where(known, some, 1.0), axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        # The middle epoch's error stands for all: a factor of two in brightness does not matter here.
-        snr = level / error[len(error) // 2]
-    return (snr > BRIGHT) & np.isfinite(snr), snr
+        snr = level / typical
+    return known & (snr > BRIGHT) & np.isfinite(snr), snr
 
 
 def _places(field: Field) -> list[Window]:

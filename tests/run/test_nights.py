@@ -112,7 +112,10 @@ def test_the_same_events_are_found(nights):
             assert distance.min() * 3600 < 0.2
             found.append(table[int(np.argmin(distance))])
         assert found[0]["kind"] == found[1]["kind"]
-        assert abs(found[0]["time"] - found[1]["time"]) < 0.1
+        # Of a variable's many peaks either run may have the best one by a hair.
+        if found[0]["kind"] == "event":
+            assert abs(found[0]["time"] - found[1]["time"]) < 0.1
+        assert abs(found[0]["snr"]) == pytest.approx(abs(found[1]["snr"]), rel=0.2)
 
 
 def test_rebuild_equals_a_full_run(nights, tmp_path):

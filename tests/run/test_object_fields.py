@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,24 +21,32 @@ from survey.run.executor import InlineExecutor
 from tests.objects.conftest import KEY_ID, SECRET, bucket  # noqa: F401
 from tests.run.conftest import assert_same_bits, small_config
 
+# A process that kills itself, as nobody else could in time, when tiles have been recorded.
+DOOMED = """
+import os, signal
+from survey.io.ledger import Ledger
+from survey.run.api import run
+from tests.run.conftest import small_config
+
+flush = Ledger.flush
+
+def flush_and_die(self):
+    flush(self)
+    if self.directory.name == "oversampled.oversampled" and self.records:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Ledger.flush = flush_and_die
+run({url!r}, small_config(), frames=[{frames!r}], client="synchronous")
+"""
+
 
 def kill_halfway(url: str, frames) -> set[str]:
-    """Start a run in a process, kill it when tiles are recorded; returns the recorded ones."""
-    code = (
-        "from survey.run.api import run\nfrom tests.run.conftest import small_config\n"
-        f"run({url!r}, small_config(), frames=[{str(frames)!r}], client='synchronous')"
-    )
-    ledger = locate(url) / "ledger" / "oversampled.oversampled"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.getcwd()}
-    ) as process:
-        deadline = time.monotonic() + 250
-        while not (recorded := set(Ledger(ledger).records)):
-            assert process.poll() is None, "the run ended before it was killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.kill()
-    return recorded
+    """Start a run in a process that is killed when tiles are recorded; returns the recorded ones."""
+    code = DOOMED.format(url=url, frames=str(frames))
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=250, check=False)
+    assert done.returncode == -signal.SIGKILL
+    return set(Ledger(locate(url) / "ledger" / "oversampled.oversampled").records)
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,8 @@ def field(finished, tmp_path_factory):
     config.method = "sfft"
     assert run(path, config, client="synchronous").ok
     sizes = {"time": target.frames().sizes["time"], "y": target.shape[0], "x": target.shape[1]}
-    target.require_group("difference/cpm", sizes)
+    for group in ("difference/cpm", "variability/cpm"):
+        target.require_group(group, sizes)
     units = STAGES["cpm"].units(target, small_config())
     done, skipped = submit(target, "cpm", units)
     assert len(done) == len(units) > 1
