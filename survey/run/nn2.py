@@ -142,7 +142,7 @@ class AllPairs:
         self.base = self._base()
         if not self.carried and self.settings.refine_position:
             self.groups = self._refined(self.groups)
-        units = pair_units(self.groups, self.pairs, BLOCK)
+        units = pair_units(self.groups, self.pairs, BLOCK, self.settings.subtract)
         stage = "nn2_carried" if self.carried else "nn2_pairs"
         keyed = self._keyed(stage, units)
         self.engine.submit(stage, keyed, state=psf.load(self.field) if self.carried else None)
@@ -203,7 +203,8 @@ class AllPairs:
         """Solve all groups on one zero point, with one pooled share of the subtraction's variance."""
         units, keys = [], []
         for group in self.groups:
-            names = tuple(name for name in done if name.startswith(f"{group.name}-pairs-"))
+            own = f"{group.name}-{self.settings.subtract}-"
+            names = tuple(name for name in done if name.startswith(own))
             unit = Unit(group.name, items=(group, self.epochs, names))
             units.append(unit)
             inputs = {"pairs": list(done.values()), "items": _plain(unit.items)}

@@ -96,10 +96,10 @@ def pair_blocks(pairs: Pairs, block: int) -> Iterator[tuple[str, Pairs]]:
         yield f"{a:04d}-{b:04d}", pairs[(first == a) & (second == b)]
 
 
-def pair_units(groups: Sequence[Group], pairs: Pairs, block: int) -> list[Unit]:
-    """One unit a group of objects and block of pairs."""
+def pair_units(groups: Sequence[Group], pairs: Pairs, block: int, subtraction: str) -> list[Unit]:
+    """One unit a group of objects and block of pairs; its name, and so its files, tell the subtraction."""
     return [
-        Unit(f"{group.name}-pairs-{name}", items=(group, found))
+        Unit(f"{group.name}-{subtraction}-{name}", items=(group, found))
         for group in groups
         for name, found in pair_blocks(pairs, block)
     ]

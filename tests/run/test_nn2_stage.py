@@ -26,7 +26,7 @@ from survey.run.targets import sky_to_pixel
 from survey.run.upkeep import unlock
 from survey.simulate.nn2 import ZERO_POINT
 from survey.simulate.nn2_images import simulate_nn2_images
-from survey.stages.nn2_plan import epoch_pairs, object_groups, pair_blocks
+from survey.stages.nn2_plan import epoch_pairs, object_groups, pair_blocks, pair_units
 from survey.stages.nn2_scales import combine as combine_scales
 from tests.objects.conftest import bucket  # noqa: F401
 from tests.run.conftest import small_config
@@ -85,6 +85,14 @@ def test_pair_blocks__hold_every_pair_once():
     assert len(blocks) == 6
     assert sorted(map(tuple, np.concatenate(list(blocks.values())))) == sorted(map(tuple, pairs))
     assert all(len(np.unique(found)) <= 32 for found in blocks.values())
+
+
+def test_pair_units__name_the_subtraction():
+    groups = object_groups([{"y": 10.0, "x": 200.0}], 96, 32)
+    pairs = epoch_pairs(np.arange(20), "all")
+    first, second = ({u.name for u in pair_units(groups, pairs, 16, how)} for how in ("sfft", "carried"))
+    assert len(first) == len(second) == 3
+    assert not first & second
 
 
 def test_object_groups__do_not_depend_on_the_other_objects():
@@ -234,6 +242,20 @@ def test_events_of_a_searched_field_are_measured(finished, tmp_path):
     assert {r["object_id"]: (r["y"], r["x"], r["kind"]) for r in rows} == {
         e["object_id"]: (e["y"], e["x"], "event") for e in events.to_pylist()
     }
+
+
+def test_subtractions_do_not_write_each_others_pairs(small):
+    path, objects, _, _ = small
+    config = make_config({"nn2": {"pairs": 2, "errors": "noise"}})
+    other = make_config({"nn2": {"pairs": 2, "errors": "noise", "subtract": "zogy"}})
+    file = path / "lightcurves" / "nn2" / "oversampled.parquet"
+    found = []
+    for chosen in (config, other, config):
+        summary = run_nn2(path, chosen, objects=objects[:1], client="synchronous")
+        assert summary.ok, summary.failures
+        found.append((file.read_bytes(), "nn2_pairs" in summary.stages))
+    assert [ran for _, ran in found] == [True, True, False]
+    assert found[0][0] == found[2][0] != found[1][0]
 
 
 def test_nothing_to_measure_is_an_error(small):
