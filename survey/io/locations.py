@@ -96,7 +96,8 @@ def replace(place: Location, data: bytes, expected: bytes) -> bool:
 def remove(place: Location) -> None:
     """Delete a file, or a folder and all it holds; what is not there is deleted."""
     if isinstance(place, ObjectPath):
-        remove_objects([place, *(ObjectPath(place.root, meta["path"]) for meta in place.walk())])
+        found = [ObjectPath(place.root, meta["path"]) for meta in place.walk()]
+        remove_objects([place, *found] if place.is_file() else found)
     elif place.is_dir():
         shutil.rmtree(place, ignore_errors=True)
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -246,9 +246,19 @@ class ObjectPath:
 
 
 def remove_objects(places: list[ObjectPath]) -> None:
-    """Delete objects of one bucket, up to 1000 a request, in no order."""
+    """Delete objects of one bucket, up to 1000 a request, in no order; what is not there is deleted.
+
+    S3 says nothing of an object that is not there. Google and Azure refuse it, and leave it open which of the
+    others are gone: these are deleted one by one.
+    """
     import obstore
 
-    if places:
+    if not places:
+        return
+    try:
         with told(places[0].root):
             obstore.delete(places[0].store, [place.key for place in places])
+    except FileNotFoundError:
+        for place in places:
+            with suppress(FileNotFoundError), told(place):
+                obstore.delete(place.store, [place.key])

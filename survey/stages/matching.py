@@ -153,12 +153,21 @@ def read_template(
 
 
 def check_template(field: Field, config: Config) -> None:
-    """Raise `FieldError` if the template that the settings name is not in the field."""
+    """Raise `FieldError` if the template that the settings name is not in the field, or not whole."""
     name = config.subtraction.template
-    if name != "reference" and not field.has(f"template/{name}", "flux"):
+    if name == "reference":
+        return
+    group = f"template/{name}"
+    way_out = 'make it by `survey template`, or set [subtraction] template = "reference"'
+    if not field.has(group, "flux"):
+        raise FieldError(f"{field.path}: has no {group}; {way_out}")
+    # In a bucket a kill may leave some tiles of the old template and some of the new one.
+    records = field.ledger(group).records
+    lacking = sum(tile.name not in records for tile in field.tiles)
+    if lacking:
         raise FieldError(
-            f"{field.path}: has no template/{name}; make it by `survey template`, or set [subtraction] "
-            'template = "reference"'
+            f"{field.path}: {group} was not written whole: {lacking} of {len(field.tiles)} tiles have no "
+            f"record; {way_out}"
         )
 
 

@@ -40,6 +40,21 @@ def test_files_are_written_found_and_removed(place):
         (place / "d.txt").read_bytes()
 
 
+@pytest.mark.parametrize("scheme", ["gs", "az"])
+def test_what_is_gone_is_deleted_where_the_store_says_so(scheme, tmp_path, monkeypatch):
+    """A store of files, like Google's and Azure's, refuses to delete what is not there, and stops at it."""
+    store = pytest.importorskip("obstore.store", reason="needs the extra `objects`")
+    monkeypatch.setattr("survey.io.objects.open_store", lambda url: store.LocalStore(tmp_path))
+    place = locate(f"{scheme}://bucket/field")
+    locations.remove(place)
+    (place / "none").unlink(missing_ok=True)
+    for name in ("a/1", "a/2", "b", "c"):
+        locations.write_atomic(place / name, b"x")
+    locations.remove(place / "a")  # no object has the folder's own name
+    locations.remove_files([place / "b", place / "gone", place / "c"])
+    assert list(locations.entries(place)) == []
+
+
 def test_only_the_first_creates_and_only_who_knows_replaces(place):
     file = place / "x.json"
     assert locations.create(file, b"1")

@@ -68,6 +68,12 @@ def test_a_template_of_the_field(ground):
     mask[50, 40] = True
     error = np.full(field.shape, 0.02, np.float32)
     field.write("template/mine", {"flux": flux, "error": error, "mask": mask}, everywhere)
+    with pytest.raises(FieldError, match=r"not written whole: 4 of 4 tiles have no record; make it by"):
+        run(path, config, client="synchronous")
+    ledger = field.ledger("template/mine")
+    for tile in field.tiles:
+        ledger.record(tile.name, "1")
+    ledger.flush()
     summary = run(path, config, client="synchronous")
     assert summary.ok, summary.failures
     field = Field.open(path)

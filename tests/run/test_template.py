@@ -6,6 +6,7 @@ from astropy.io import fits
 from click.testing import CliRunner
 
 from survey.cli import main
+from survey.config import Config
 from survey.io.frames import parse_wcs
 from survey.io.ledger import FieldBusyError
 from survey.io.store import Field, FieldError
@@ -13,6 +14,7 @@ from survey.kernels.reference import ReferenceFit
 from survey.run.results import list_events
 from survey.run.template import make_template
 from survey.run.verify import verify
+from survey.stages.matching import check_template
 from survey.stages.stack import Choice, choose_frames
 from survey.templates.project import TemplateError
 
@@ -158,6 +160,25 @@ def test_a_failed_template_leaves_the_old_one(field, tmp_path, monkeypatch):
         np.testing.assert_array_equal(old, new)
     assert verify(field.path).problems == []
     assert not list((field.cube / "template").glob(".*"))
+
+
+def test_what_a_killed_replacement_leaves_is_no_template(field, monkeypatch):
+    """In a bucket it may be a mixture: tiles of the old one, tiles of the new one."""
+    config = Config(method="sfft", subtraction={"template": "own"})
+    make_template(field.path, "stack", "own", client="synchronous")
+    check_template(field, config)
+
+    def killed(fresh, live, old):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("survey.io.store.swap", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_template(field.path, "stack", "own", client="synchronous", choice=Choice(count=5))
+    with pytest.raises(FieldError, match="template/own was not written whole: 4 of 4 tiles"):
+        check_template(Field.open(field.path), config)
+    make_template(field.path, "stack", "own", client="synchronous")
+    check_template(Field.open(field.path), config)
 
 
 def test_one_writer_at_a_time(field):
