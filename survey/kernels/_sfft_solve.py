@@ -94,6 +94,15 @@ def check_pixels(model: KernelModel, pixels: int) -> None:
         )
 
 
+def check_error(missed: float) -> None:
+    """Raise where the matched template misses bright stars by too much of their flux."""
+    if missed > _LOST:
+        raise ValueError(
+            f"the matched template misses bright stars by {missed:.0%} of their flux: too few stars for "
+            "these polynomials, or images not registered; lower the polynomial orders of kernel and flux"
+        )
+
+
 def fit(model: KernelModel, samples: Samples, scene: Scene, limits: Limits) -> Fitted:
     """Solve for the kernel.
 
@@ -127,11 +136,7 @@ def fit(model: KernelModel, samples: Samples, scene: Scene, limits: Limits) -> F
         model, samples, scene, coefficients, clip=clip, model_error=model_error, gram=False, planes=planes
     )
     missed = last.model_error()
-    if missed > _LOST:
-        raise ValueError(
-            f"the matched template misses bright stars by {missed:.0%} of their flux: too few stars for "
-            "these polynomials, or images not registered; lower kernel_poly_order and flux_poly_order"
-        )
+    check_error(missed)
     return Fitted(coefficients, planes, missed)
 
 

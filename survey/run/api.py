@@ -176,6 +176,7 @@ def run(
                 raise
         finally:
             summary.failures += engine.failures
+            summary.warnings += engine.warnings
             summary.computed, summary.skipped = len(engine.reports), engine.skipped
             summary.stages = summarise_stages(engine.reports)
             summary.seconds = time.monotonic() - started

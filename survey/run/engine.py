@@ -55,6 +55,7 @@ class Engine:
     holder: Holder | None = None
     reports: list[UnitReport] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     skipped: int = 0
     _ledgers: dict[str, Ledger] = field(default_factory=dict)
     _tickets: Tickets = field(default_factory=Tickets)
@@ -124,6 +125,12 @@ class Engine:
             tickets[unit.name] = ticket
         self._fill()
         return tickets
+
+    def warn(self, text: str) -> None:
+        """Something that the run goes on with, told and kept for its summary, once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.progress.message(text)
 
     def skip(self, count: int) -> None:
         """Count units that were found done without being submitted."""

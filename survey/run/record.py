@@ -42,6 +42,8 @@ class RunSummary:
     computed, skipped : int
         Units done now, and found done.
     failures : list of Failure
+    warnings : list of str
+        What the run went on with: frames that a method could not subtract.
     events : int
         Events in the list.
     stages : dict
@@ -60,6 +62,7 @@ class RunSummary:
     skipped: int = 0
     events: int = 0
     failures: list[Failure] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     rejected: list[tuple[str, str]] = field(default_factory=list)
     inputs: int = 0

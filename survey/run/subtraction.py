@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from survey.run.differences import Waiting
+from survey.run.differences import RunError, Waiting
 from survey.run.engine import stage_key
 from survey.run.oversampled import same_event
 from survey.run.worker import function_key
@@ -16,8 +16,11 @@ from survey.stages.protocol import STAGES, Unit
 if TYPE_CHECKING:
     from survey.run.pipeline import Pipeline
 
-# Sums that may wait at the client at once: tiles times frames times the matrix of a kernel.
+# Sums that may wait at the client at once, beside their totals: tiles times frames times a kernel's matrix.
 _BYTES = 512 * 2**20
+
+# Epochs of a block, a unit of it, and its key.
+Keyed = tuple[tuple[int, int], Unit, str]
 
 
 class SubtractionDifferences:
@@ -73,9 +76,23 @@ class SubtractionDifferences:
     def submit(self) -> Waiting:
         """Blocks of frames whose differences are missing: kernels first, then every tile."""
         self._searched = self._key()
-        return self._submit(self.stage.name, {})
+        self._submit(self.stage.name, {})
+        self._tell_failed()
+        return {}
 
-    def _submit(self, label: str, note: Mapping[str, Any]) -> Waiting:
+    def _tell_failed(self) -> None:
+        """Warn of frames without a kernel, whose differences are masked; raise if there is no other."""
+        engine, name = self.pipeline.engine, self.stage.name
+        failed = {k: why for p in engine.payloads(name, self.units) for k, why in p["failed"]}
+        if not failed:
+            return
+        count, first = self.pipeline.frames.sizes["time"], min(failed)
+        text = f"{name}: {len(failed)} of {count} frames have no kernel and are masked; frame {first}: "
+        if len(failed) == count:
+            raise RunError(text + failed[first])
+        engine.warn(text + failed[first])
+
+    def _submit(self, label: str, note: Mapping[str, Any]) -> None:
         engine = self.pipeline.engine
         keyed = [(unit, self._unit_key(unit)) for unit in self.units]
         ledger = engine.ledger(self.stage.name)
@@ -93,7 +110,6 @@ class SubtractionDifferences:
                     self.stage.name, missing[span], state=fits[span].kernels, label=label, note=lambda _: note
                 )
             engine.collect()
-        return {}
 
     def _groups(self, blocks: Mapping[tuple[int, int], Any]) -> list[list[tuple[int, int]]]:
         """Blocks that go through their passes together, as many as the client's memory takes."""
@@ -109,6 +125,13 @@ class SubtractionDifferences:
             room -= need
         return groups
 
+    def _parts(self, keyed: Sequence[Keyed]) -> list[Sequence[Keyed]]:
+        """Units as many at a time as the client's memory takes, one at least."""
+        longest = max(span[1] - span[0] for span, _, _ in keyed)
+        size = matching.bytes_of_sums(self.pipeline.field, self.pipeline.config) * longest
+        count = max(1, _BYTES // size)
+        return [keyed[i : i + count] for i in range(0, len(keyed), count)]
+
     def _kernels(self, blocks: Mapping[tuple[int, int], list[tuple[Unit, str]]]) -> dict[Any, Any]:
         """Kernels of every frame of some blocks."""
         field, config = self.pipeline.field, self.pipeline.config
@@ -116,13 +139,17 @@ class SubtractionDifferences:
         fits = {span: matching.FrameFits(model, span[1] - span[0], config) for span in blocks}
         for _ in range(config.subtraction.passes):
             keyed = [
-                (Unit(unit.name, unit.tile, (*span, tuple(fits[span].kernels))), key)
+                (span, Unit(unit.name, unit.tile, (*span, tuple(fits[span].kernels))), key)
                 for span, units in blocks.items()
                 for unit, key in units
             ]
-            sums = iter(self.pipeline.gather(self.stage.name, keyed))
-            for span, units in blocks.items():
-                fits[span].add([next(sums) for _ in units])
+            # tiles are added in their order, a few at a time: so the sums have the same bits however few
+            for part in self._parts(keyed):
+                found = self.pipeline.gather(self.stage.name, [(unit, key) for _, unit, key in part])
+                for (span, _, _), sums in zip(part, found, strict=True):
+                    fits[span].add(sums)
+            for fit in fits.values():
+                fit.step()
         return fits
 
     def refit(self, touched: Mapping[str, list[Event]]) -> Waiting:
@@ -130,18 +157,25 @@ class SubtractionDifferences:
 
         What another method has found and taken out stays out.
         """
+        if self._take_out(touched):
+            self.pipeline.forget_reference()
+            self._submit("refit", {"searched": self._searched})
+        self._tell_failed()
+        return {}
+
+    def _take_out(self, touched: Mapping[str, list[Event]]) -> bool:
+        """Make the reference without events; False where it is not the template or holds none of them."""
         base = self.pipeline.base
         if base is None or self.pipeline.config.subtraction.template != "reference":
-            return {}
+            return False
         known = {unit.name: base.reference.excluded(unit) for unit in base.units}
         new = {
             name: [event for event in touched[name] if not any(same_event(k, event) for k in old)]
             for name, old in known.items()
         }
         if not any(new.values()):
-            return {}
+            return False
         base.reference.refit({name: [*old, *new[name]] for name, old in known.items()})
         base.engine.collect()
         base.engine.finish()
-        self.pipeline.forget_reference()
-        return self._submit("refit", {"searched": self._searched})
+        return True

@@ -21,7 +21,7 @@ from survey.kernels._sfft_fit import KernelModel
 from survey.kernels._sfft_inputs import make_samples
 from survey.kernels._sfft_pass import Planes, Scene, Sums, pad_variance, sweep
 from survey.kernels._sfft_samples import Samples, block_side
-from survey.kernels._sfft_solve import CLIP_FRACTION, Solver, add_sums, check_pixels
+from survey.kernels._sfft_solve import CLIP_FRACTION, Solver, add_sums, check_error, check_pixels
 from survey.kernels.reference import ReferenceFit
 from survey.stages.calibrated import CalibratedTile, calibrated_frames, read_calibrated
 from survey.stages.protocol import Unit
@@ -248,22 +248,32 @@ class FrameFits:
     def __init__(self, model: KernelModel, count: int, config: Config) -> None:
         self.model = model
         self.kernels = [FrameKernel() for _ in range(count)]
+        self._passes_left = config.subtraction.passes
         self._solvers = [Solver(model, config.subtraction.ridge) for _ in range(count)]
+        self._totals: list[Sums | None] = [None] * count
 
-    def add(self, tiles: list[list[Sums | None]]) -> None:
-        """One pass: sums of every tile, in their order."""
-        for k, kernel in enumerate(self.kernels):
-            if kernel.failed is not None:
-                continue
-            total = add_sums([sums for part in tiles if (sums := part[k]) is not None])
-            try:
-                check_pixels(self.model, total.pixels)
-                coefficients = self._solvers[k].step(total)
-            except ValueError as problem:  # too little of the frame is good: it stays masked
-                self.kernels[k] = replace(kernel, failed=str(problem))
+    def add(self, tile: list[Sums | None]) -> None:
+        """Sums of one more tile, in the tiles' order."""
+        for k, sums in enumerate(tile):
+            if sums is not None:
+                total = self._totals[k]
+                self._totals[k] = sums if total is None else add_sums([total, sums])
+
+    def step(self) -> None:
+        """The kernels after a pass, once all tiles are added."""
+        totals, self._totals = self._totals, [None] * len(self.kernels)
+        self._passes_left -= 1
+        for k, (kernel, total) in enumerate(zip(self.kernels, totals, strict=True)):
+            if kernel.failed is not None or total is None:
                 continue
             error = None if kernel.coefficients is None else total.model_error()
-            self.kernels[k] = FrameKernel(coefficients, error)
+            try:
+                check_pixels(self.model, total.pixels)
+                if not self._passes_left:
+                    check_error(error or 0.0)
+                self.kernels[k] = FrameKernel(self._solvers[k].step(total), error)
+            except ValueError as problem:  # too little of the frame is good, or nothing fits: it stays masked
+                self.kernels[k] = replace(kernel, failed=str(problem))
 
 
 def bytes_of_sums(field: Field, config: Config) -> int:

@@ -80,4 +80,4 @@ def finish(data: BlockData, arrays: dict[str, Any], group: str) -> Output:
     return Output({group: arrays}, region, payload=payload)
 
 
-STAGE = Stage("sfft", 3, settings, units, read, partial, lambda partials, config: partials, apply)
+STAGE = Stage("sfft", 4, settings, units, read, partial, lambda partials, config: partials, apply)

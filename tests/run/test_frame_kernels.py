@@ -1,0 +1,80 @@
+"""Kernels of frames from the sums of tiles: what waits at the client, and frames that have none."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from survey.config import Config
+from survey.kernels._sfft_fit import KernelModel
+from survey.kernels._sfft_pass import Sums
+from survey.run import subtraction
+from survey.run.differences import RunError
+from survey.run.engine import Engine
+from survey.stages import matching
+from survey.stages.protocol import Unit
+
+MODEL = KernelModel((3, 3), 0, 0, 0, (96, 96))
+
+
+def sums_of(seed, missed=0.0):
+    """Sums of a tile of which bright stars are missed by a part of their flux."""
+    rng = np.random.default_rng(seed)
+    rows, image = rng.normal(size=(10, 500)), rng.normal(size=500)
+    bright = np.array([[1e4 * missed, 1.0, 1e4]] * 9)
+    return Sums(rows @ rows.T, rows @ image, 500, 0, bright)
+
+
+def differences_of(pipeline):
+    found = subtraction.SubtractionDifferences.__new__(subtraction.SubtractionDifferences)
+    found.pipeline, found.stage, found.units = pipeline, SimpleNamespace(name="sfft"), []
+    return found
+
+
+def test_sums_of_a_few_tiles_at_a_time_give_the_same_bits(monkeypatch):
+    monkeypatch.setattr(matching, "bytes_of_sums", lambda field, config: 800)
+    monkeypatch.setattr(matching, "model_of", lambda field, config: MODEL)
+    gathered = []
+
+    def gather(stage, keyed):
+        gathered.append(len(keyed))
+        return [[sums_of(2 * int(unit.name) + k) for k in range(2)] for unit, _ in keyed]
+
+    found = differences_of(SimpleNamespace(field=None, config=Config(), gather=gather))
+    blocks = {(0, 2): [(Unit(str(i)), "") for i in range(7)]}
+    kernels = []
+    for room in (800 * 2 * 3, 800 * 2 * 7, 1):
+        monkeypatch.setattr(subtraction, "_BYTES", room)
+        fits = found._kernels(blocks)
+        kernels.append([kernel.coefficients.tobytes() for kernel in fits[0, 2].kernels])
+    assert gathered == [3, 3, 1] * 3 + [7] * 3 + [1] * 21
+    assert kernels[0] == kernels[1] == kernels[2]
+
+
+def test_a_frame_whose_bright_stars_are_missed_has_no_kernel():
+    config = Config()
+    fits = matching.FrameFits(MODEL, 2, config)
+    for _ in range(config.subtraction.passes):
+        fits.add([sums_of(0, 0.1), sums_of(1, 0.9)])
+        fits.step()
+    good, lost = fits.kernels
+    assert good.failed is None
+    assert good.model_error == pytest.approx(0.15, abs=0.01)
+    assert "misses bright stars by" in lost.failed
+
+
+def test_frames_without_a_kernel_are_told_and_a_run_of_none_but_such_ends():
+    engine, told = Engine(None, Config(), None), []
+    engine.progress = SimpleNamespace(message=told.append)
+    frames = SimpleNamespace(sizes={"time": 3})
+    found = differences_of(SimpleNamespace(engine=engine, frames=frames))
+    rows = [[1, "9 good pixels are too few"]]
+    engine.payloads = lambda stage, units: [{"failed": rows}, {"failed": rows}, {"failed": []}]
+    found._tell_failed()
+    found._tell_failed()
+    (warning,) = engine.warnings
+    assert warning.startswith("sfft: 1 of 3 frames have no kernel and are masked; frame 1: 9 good pixels")
+    assert told == [warning]
+    rows += [[0, "none good"], [2, "none good"]]
+    with pytest.raises(RunError, match="3 of 3 frames have no kernel and are masked; frame 0: none good"):
+        found._tell_failed()
