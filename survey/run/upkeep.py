@@ -33,11 +33,14 @@ def all_leases(target: Field) -> Iterator[None]:
         If a run writes one of them.
     """
     heads = {tuple(name.split(".", 1)) for name in ledgers(target) if "." in name}
-    templates = {f"template/{name}" for head, name in heads if head == "template"}
+    templates = {f"template.{name}" for head, name in heads if head == "template"}
     methods = {head for head, _ in heads if head != "template"} | {"oversampled"}
+    groups = {"images", "lightcurves.nn2", *templates, *(f"difference.{method}" for method in methods)}
+    # What a run makes for the first time has a lease, but no ledger yet.
+    groups |= {file.stem for file in files(target.path / "leases", "*.json")}
     owner = new_run_id()
     with ExitStack() as stack:
-        for group in ("images", *(f"difference/{method}" for method in sorted(methods)), *sorted(templates)):
+        for group in sorted(groups):
             stack.enter_context(target.lease(group, owner))
         yield
 
@@ -139,7 +142,7 @@ def _of_method(target: Field, method: str) -> list[Leftover]:
     if method == "oversampled":
         raise FieldError("oversampled differences carry the reference that all methods use: they stay")
     paths = [
-        *(target.cube / group / method for group in ("difference", "search")),
+        *(target.cube / group / method for group in ("difference", "search", "variability")),
         *(target.path / "ledger").glob(f"{method}.*"),
         *(target.path / folder / f"{method}{end}" for folder in ("events", "lightcurves") for end in ENDS),
     ]

@@ -123,6 +123,27 @@ def test_prune_lists_first_and_removes_only_what_nobody_uses(finished, copy):
         prune(copy, method="zogy")
 
 
+@pytest.mark.parametrize("group", ["template/own", "lightcurves/nn2", "difference/new"])
+def test_what_is_made_for_the_first_time_is_not_removed(tmp_path, group):
+    field = Field.create(tmp_path / "field", (10, 10), {"tile_size": 10, "time_block": 4, "units": "count"})
+    making = field.cube / "template" / ".own.new"
+    making.mkdir(parents=True)
+    with field.lease(group, "someone"), pytest.raises(FieldBusyError, match="someone"):
+        prune(field.path, delete=True)
+    assert making.exists()
+    assert list((field.path / "leases").iterdir()) == []
+    assert [f.path for f in prune(field.path, delete=True)] == [making]
+    assert not making.exists()
+
+
+def test_a_methods_variability_goes_with_it(tmp_path):
+    field = Field.create(tmp_path / "field", (10, 10), {"tile_size": 10, "time_block": 4, "units": "count"})
+    groups = [f"{head}/cpm" for head in ("difference", "search", "variability")]
+    for group in groups:
+        field.root.require_group(group)
+    assert [str(f.path.relative_to(field.cube)) for f in prune(field.path, method="cpm")] == groups
+
+
 def test_nothing_is_removed_or_struck_while_a_run_writes(copy):
     spoil(copy, "difference/oversampled", "flux", 1, 1e9)
     with Field.open(copy).lease("difference/oversampled", "someone"):
