@@ -186,7 +186,7 @@ def settings(config: Config) -> dict[str, Any]:
     return config.nn2.model_dump(include={"subtract", "direction", "kernel", "errors"}) | {"block": BLOCK}
 
 
-STAGE = Stage("nn2_pairs", 1, settings, lambda field, config: [], read, apply=apply, memory=memory)
+STAGE = Stage("nn2_pairs", 2, settings, lambda field, config: [], read, apply=apply, memory=memory)
 POSITIONS = Stage(
-    "nn2_positions", 1, settings, lambda field, config: [], read_positions, apply=fit_positions, memory=memory
+    "nn2_positions", 2, settings, lambda field, config: [], read_positions, apply=fit_positions, memory=memory
 )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, maximum_filter
 from scipy.signal import fftconvolve
 
-from survey.hotpants import subtract_hotpants
+from survey.hotpants import HotpantsError, find_hotpants, subtract_hotpants
 from survey.kernels.pair_flux import Difference
 from survey.kernels.psf import EffectivePSF
 from survey.kernels.sfft import subtract_sfft
@@ -71,7 +71,9 @@ def subtract(
     Raises
     ------
     ValueError
-        If too few pixels are left to fit.
+        If too few pixels are left to fit, or the program failed on this pair.
+    HotpantsError
+        If the program is not there.
     """
     if method == "zogy":
         return _zogy(image, template)
@@ -174,19 +176,25 @@ def _zogy(image: Plane, template: Plane) -> Subtracted:
 
 def _hotpants(image: Plane, template: Plane) -> Subtracted:
     """The external program with one kernel for the cutout."""
-    found = subtract_hotpants(
-        image.flux,
-        template.flux,
-        mask=image.mask,
-        template_mask=template.mask,
-        error=image.error,
-        template_error=template.error,
-        image_fwhm=image.psf.fwhm,
-        template_fwhm=template.psf.fwhm,
-        kernel_poly_order=0,
-        bg_poly_order=1,
-        direction="template",
-    )
+    # Outside of the try: without the program no pair can be subtracted.
+    program = find_hotpants()
+    try:
+        found = subtract_hotpants(
+            image.flux,
+            template.flux,
+            mask=image.mask,
+            template_mask=template.mask,
+            error=image.error,
+            template_error=template.error,
+            image_fwhm=image.psf.fwhm,
+            template_fwhm=template.psf.fwhm,
+            kernel_poly_order=0,
+            bg_poly_order=1,
+            direction="template",
+            executable=program,
+        )
+    except HotpantsError as problem:
+        raise ValueError(str(problem)) from problem
     level = np.asarray(found.convolved, float) - float(np.nanmedian(found.convolved))
     difference, error = (np.asarray(a, float) for a in (found.difference, found.error))
     return Subtracted(Difference(difference, error, found.mask, image.psf), level, 1.0)
