@@ -59,6 +59,8 @@ def finish(summary: Any) -> None:
         click.echo(f"left out {Path(name).name}: {reason}", err=True)
     for failure in summary.failures:
         click.echo(f"failed {failure.stage} {failure.unit}: {failure.reason}", err=True)
+    if summary.failed_pairs:
+        click.echo(f"left out {summary.failed_pairs} pairs that could not be subtracted", err=True)
     click.echo(
         f"{summary.status}: {summary.events} events, {summary.computed} units computed, "
         f"{summary.skipped} there already, {summary.seconds:.1f} s",

@@ -64,7 +64,8 @@ def run_nn2(
     Returns
     -------
     RunSummary
-        ``events`` is the number of light curves, in ``lightcurves/nn2/<method>.parquet``.
+        ``events`` is the number of light curves, in ``lightcurves/nn2/<method>.parquet``; ``failed_pairs``
+        that of the pairs they go without.
 
     Raises
     ------
@@ -84,7 +85,9 @@ def run_nn2(
         try:
             with field.lease(LEASE, summary.run_id):
                 found = objects_of(field, config) if objects is None else [dict(o) for o in objects]
-                summary.events = AllPairs(engine, found).run()
+                work = AllPairs(engine, found)
+                summary.events = work.run()
+                summary.failed_pairs = work.failed_pairs
                 engine.finish()
             summary.status = "failed" if engine.failures else "done"
         except KeyboardInterrupt:
@@ -148,6 +151,7 @@ class AllPairs:
         self.engine.submit(stage, keyed, state=psf.load(self.field) if self.carried else None)
         self.engine.collect()
         done = {unit.name: key for unit, key in keyed if self.engine.ledger(stage).has(unit.name, key)}
+        self.failed_pairs = sum(len(p["failed"]) for p in self.engine.payloads(stage, units))
         return self._solve(done)
 
     def _base(self) -> dict[str, Any]:

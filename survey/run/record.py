@@ -50,6 +50,8 @@ class RunSummary:
         Stage -> units, seconds of work, highest memory above the import baseline.
     rejected : list of (str, str)
         Frames that were not used and why.
+    failed_pairs : int
+        Pairs of frames (by group of objects and direction) that NN2 could not subtract and went on without.
     """
 
     run_id: str
@@ -66,6 +68,7 @@ class RunSummary:
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     rejected: list[tuple[str, str]] = field(default_factory=list)
     inputs: int = 0
+    failed_pairs: int = 0
 
     @property
     def ok(self) -> bool:

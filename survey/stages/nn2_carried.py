@@ -74,9 +74,10 @@ def apply(data: tuple[NDArray[np.int64], list[Cutout]], state: EffectivePSF, con
     wanted = np.zeros((len(epochs), len(epochs)), bool)
     first, second = np.searchsorted(epochs, pairs).T
     wanted[first, second] = wanted[second, first] = True
-    rows = []
+    rows, failed = [], []
     for cutout in cutouts:
-        difference, error = _pairs(cutout, state, epochs, wanted)
+        difference, error, problems = _pairs(cutout, state, epochs, wanted)
+        failed += problems
         for i, j in np.argwhere(np.isfinite(difference)):
             rows.append(
                 {
@@ -92,13 +93,16 @@ def apply(data: tuple[NDArray[np.int64], list[Cutout]], state: EffectivePSF, con
                 }
             )
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    return Output(tables={FOLDER: table}, payload={"measured": len(rows), "failed": []})
+    return Output(tables={FOLDER: table}, payload={"measured": len(rows), "failed": failed})
 
 
 def _pairs(
     data: Cutout, psf: EffectivePSF, epochs: NDArray[np.int64], wanted: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Fluxes (n, n) of the object in frame j less frame i, and their errors; NaN where there is none."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[list[Any]]]:
+    """Fluxes (n, n) of the object in frame j less frame i, and their errors; NaN where there is none.
+
+    Third are the pairs that failed: template, image, reason.
+    """
     rows, columns = data.samples.window
     y, x = float(data.item["y"]), float(data.item["x"])
     yy, xx = np.ogrid[rows, columns]
@@ -109,6 +113,7 @@ def _pairs(
     model = _model(psf, py, px, epochs, (y, x), stamp, (rows.start, columns.start))
     n = len(epochs)
     difference, error = np.full((2, n, n), np.nan)
+    failed: list[list[Any]] = []
     image = data.samples.flux[epochs].astype(float)
     excess, sigma, bad = (a[epochs] for a in (data.flux, data.error, data.mask))
     expected = image - excess  # the leave-one-out reference at each frame's phases
@@ -134,7 +139,8 @@ def _pairs(
                     bg_poly_order=0,
                     max_iter=3,
                 )
-            except ValueError:  # too few pixels to fix the pair's scale
+            except ValueError as problem:  # too few pixels to fix the pair's scale
+                failed.append([int(epochs[i]), int(epochs[j]), str(problem)])
                 continue
             scale, sky = float(result.kernel.flux_scale(0, 0)), float(result.kernel.background(0, 0))
             flat = fit_psf_flux(
@@ -142,7 +148,7 @@ def _pairs(
             )[0]
             difference[i, j] = own_flux[j] + (1 - scale) * in_reference[0] - scale * own_flux[i] - flat[0]
             error[i, j] = np.hypot(own_error[j], scale * own_error[i])
-    return difference, error
+    return difference, error, failed
 
 
 def _stamp(shape: tuple[int, ...], y0: int, x0: int, y: float, x: float) -> Window:
