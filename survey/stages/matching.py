@@ -1,7 +1,7 @@
 """What the classical methods share: a template at each frame's true positions, and a kernel a frame.
 
 A unit is a tile and a block of frames. `partial` sums the normal equations of every frame over the tile's
-core; the sums of all tiles together give one kernel a frame, in a few passes (`survey.run.subtraction`), with
+blocks; the sums of all tiles together give one kernel a frame in a few passes (`survey.run.subtraction`), by
 which each tile is then evaluated alone. Polynomials run over the whole sky grid: of a frame that a shift,
 rotation or shear places there they span what polynomials of its detector coordinates would.
 """
@@ -110,7 +110,7 @@ def read(field: Field, unit: Unit, config: Config) -> BlockData:
     assert unit.tile is not None
     first, last = unit.items[:2]
     model = model_of(field, config)
-    halo = max(model.kernel_shape) // 2 + SPLINE_REACH
+    halo = tile_halo(unit.tile, model)
     window = unit.tile.window(halo, field.shape)
     frames = calibrated_frames(field).isel(time=slice(0, last))
     samples = read_calibrated(field, window, frames, start=first)
@@ -124,6 +124,15 @@ def read(field: Field, unit: Unit, config: Config) -> BlockData:
     kernels = unit.items[2] if len(unit.items) > 2 else ()
     data.kernels = list(kernels) or [FrameKernel() for _ in range(last - first)]
     return data
+
+
+def tile_halo(tile: Tile, model: KernelModel) -> int:
+    """The kernel's reach, and a block's where the tile cuts blocks."""
+    side = block_side(model.image_shape)
+    height, width = model.image_shape
+    cuts = [y for y in (tile.y0, tile.y1) if y != height] + [x for x in (tile.x0, tile.x1) if x != width]
+    beyond = side if any(cut % side for cut in cuts) else 0
+    return max(model.kernel_shape) // 2 + SPLINE_REACH + beyond
 
 
 def read_template(
@@ -188,9 +197,7 @@ def samples_of(data: BlockData, k: int) -> tuple[Samples, Scene, NDArray[np.bool
         None if data.template_variance is None else pad_variance(data.template_variance, model.kernel_shape)
     )
     rows, columns = s.window
-    core = np.ones(bad.shape, bool)
-    core[data.inner] = False
-    scene = Scene(image, variance, bad | core, noise, origin=(rows.start, columns.start))
+    scene = Scene(image, variance, bad, noise, origin=(rows.start, columns.start))
     return samples, scene, bad
 
 
@@ -203,17 +210,21 @@ def _outside(data: BlockData, reach: tuple[int, ...]) -> NDArray[np.bool_]:
     return near[0][:, None] | near[1][None, :]
 
 
-def corners(data: BlockData) -> list[tuple[int, int]]:
-    """Blocks that cover the tile's core."""
+def corners(data: BlockData, *, own: bool) -> list[tuple[int, int]]:
+    """Blocks of the field that begin in the tile's core, which are its own; or all that reach into it.
+
+    Blocks are the field's, wherever tiles are cut: the polynomials held over them do not depend on tiles.
+    """
     side = block_side(data.model.image_shape)
-    rows, columns = data.inner
-    return [
-        (y, x) for y in range(rows.start, rows.stop, side) for x in range(columns.start, columns.stop, side)
-    ]
+    starts = []
+    for core, window in zip(data.tile.core, data.samples.window, strict=True):
+        first = (core.start + side - 1 if own else core.start) // side * side
+        starts.append([at - window.start for at in range(first, core.stop, side)])
+    return [(y, x) for y in starts[0] for x in starts[1]]
 
 
 def partial(data: BlockData, config: Config) -> list[Sums | None]:
-    """Normal sums of every frame over the tile's core."""
+    """Normal sums of every frame over the tile's own blocks."""
     found: list[Sums | None] = []
     for k, kernel in enumerate(data.kernels):
         if kernel.failed is not None:
@@ -223,7 +234,7 @@ def partial(data: BlockData, config: Config) -> list[Sums | None]:
         found.append(
             sweep(
                 data.model, samples, scene, kernel.coefficients, model_error=kernel.model_error or 0.0,
-                clip=kernel.clip(config), corners=corners(data),
+                clip=kernel.clip(config), corners=corners(data, own=True),
             )
         )  # fmt: skip
     return found
@@ -233,11 +244,10 @@ def evaluate(data: BlockData, k: int, config: Config) -> tuple[Planes, NDArray[n
     """Convolved template, variance and fit mask of a frame in the window; its bad pixels; what was fitted."""
     kernel = data.kernels[k]
     samples, scene, bad = samples_of(data, k)
-    scene.excluded = bad
     planes = Planes(np.zeros(bad.shape), np.full(bad.shape, np.inf), np.zeros(bad.shape, bool))
     sweep(
         data.model, samples, scene, kernel.coefficients, clip=kernel.clip(config),
-        model_error=kernel.model_error or 0.0, gram=False, corners=corners(data), planes=planes,
+        model_error=kernel.model_error or 0.0, gram=False, corners=corners(data, own=False), planes=planes,
     )  # fmt: skip
     return planes, bad, scene
 
