@@ -5,7 +5,6 @@ import pytest
 
 from survey.io import store
 from survey.io.store import Field
-from tests.objects.conftest import bucket  # noqa: F401
 
 pytestmark = pytest.mark.benchmark
 EPOCHS, EDGE, TILE = 64, 512, 256
@@ -20,7 +19,7 @@ READS = {
 
 
 @pytest.mark.parametrize("inner", [64, 256])
-def test_requests_of_shards(bucket, inner, monkeypatch):  # noqa: F811
+def test_requests_of_shards(bucket, inner, monkeypatch):
     monkeypatch.setattr(store, "INNER", inner)
     attrs = {"tile_size": TILE, "time_block": 32, "units": "count"}
     field = Field.create(f"{bucket.url}/requests-{inner}", (EDGE, EDGE), attrs)

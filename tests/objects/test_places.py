@@ -13,7 +13,7 @@ from survey.io.ledger import FieldBusyError, Lease, Ledger, holder_of
 from survey.io.locations import locate, zarr_place
 from survey.io.objects import StoreError
 from survey.io.store import Field, holds_frames, is_field, open_field
-from tests.objects.conftest import KEY_ID, SECRET
+from tests.objects.bucket_server import KEY_ID, SECRET
 
 
 @pytest.fixture(params=["file", "object"])

@@ -35,7 +35,6 @@ from survey.stages import nn2_pairs
 from survey.stages.nn2_plan import epoch_pairs, object_groups, pair_blocks, pair_units
 from survey.stages.nn2_scales import combine as combine_scales
 from survey.stages.protocol import Unit
-from tests.objects.conftest import bucket  # noqa: F401
 from tests.run.conftest import small_config
 
 LOG = logging.getLogger(__name__)
@@ -214,7 +213,7 @@ def test_command__passes_a_url_on(monkeypatch):
 
 
 @pytest.mark.slow
-def test_command__takes_the_url_of_a_field(tmp_path, bucket, monkeypatch):  # noqa: F811
+def test_command__takes_the_url_of_a_field(tmp_path, bucket, monkeypatch):
     """The same light curves in a bucket as on disk."""
     sim = simulate_nn2_images(tmp_path, size=96, n_stars=20, observations=FEW[:3], seed=5)
     targets, curves = tmp_path / "targets.csv", []

@@ -18,7 +18,7 @@ from survey.io.locations import entries, locate
 from survey.io.store import Field, open_field
 from survey.run.api import run
 from survey.run.executor import InlineExecutor
-from tests.objects.conftest import KEY_ID, SECRET, bucket  # noqa: F401
+from tests.objects.bucket_server import KEY_ID, SECRET
 from tests.run.conftest import assert_same_bits, small_config
 
 # A process that kills itself, as nobody else could in time, when tiles have been recorded.
@@ -50,7 +50,7 @@ def kill_halfway(url: str, frames) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def there(bucket, finished):  # noqa: F811
+def there(bucket, finished):
     """The finished field in a bucket, by a killed run and one that resumed it; what tasks carried."""
     url, cargo = f"{bucket.url}/finished", []
     recorded = kill_halfway(url, finished.frames)
