@@ -10,18 +10,21 @@ from survey.cli._common import FIELD, print_table
 from survey.cli._group import main
 from survey.io.locations import Location
 
-
-@main.command()
-@click.argument("field", type=FIELD)
-@click.option("--method", default="oversampled", show_default=True)
-@click.option(
+FORM = click.option(
     "--format",
     "form",
     type=click.Choice(["table", "csv", "ecsv", "votable", "parquet"]),
     default="table",
     show_default=True,
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File; needed for parquet.")
+OUTPUT = click.option("-o", "--output", type=click.Path(path_type=Path), help="File; needed for parquet.")
+
+
+@main.command()
+@click.argument("field", type=FIELD)
+@click.option("--method", default="oversampled", show_default=True)
+@FORM
+@OUTPUT
 def events(field: Location, method: str, form: str, output: Path | None) -> None:
     """List the events found in a field.
 
@@ -43,14 +46,8 @@ def events(field: Location, method: str, form: str, output: Path | None) -> None
 @click.option(
     "--relative", is_flag=True, help="Corrected by comparison stars, in units of the reference flux."
 )
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "csv", "ecsv", "votable", "parquet"]),
-    default="table",
-    show_default=True,
-)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File; needed for parquet.")
+@FORM
+@OUTPUT
 def lightcurve(
     field: Location,
     event: str | None,
