@@ -1,8 +1,8 @@
 """Four methods as stages of one field: rotated, drifting frames whose PSF changes (issue 2, point 0).
 
 Half of the frames, from the whole night. chi2 in stars: over the frames, the median of the mean (difference /
-error)^2 in pixels whose reference stands more than 20 sigma of the sky above it. Measured figures are in
-deploy/ARCHITECTURE.md; the limits here only say that a method does what it did.
+error)^2 in pixels whose reference stands more than 20 sigma of the sky above it. The limits are taken from
+the kernels' figures in deploy/ARCHITECTURE.md with room to spare, to be narrowed to what the stages measure.
 """
 
 import logging
