@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,12 +14,11 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle
-from zarr.errors import UnstableSpecificationWarning
 
 from survey.io.ledger import Lease, Ledger, holder_of
-from survey.io.locations import Location, files, finish_swap, locate, remove, swap, zarr_place
-from survey.io.objects import ObjectPath
-from survey.io.tables import is_copied, read_group, write_group, write_plain
+from survey.io.locations import Location, files, locate, remove, zarr_place
+from survey.io.packed import quiet_strings
+from survey.io.tables import FieldError, Tables
 from survey.schema import SCHEMA_VERSION, ArraySpec, SchemaError, arrays_of
 from survey.tiles import Tile, tile_grid
 
@@ -31,20 +28,8 @@ INNER = 64
 PATCHED_APART = 2
 
 
-class FieldError(ValueError):
-    """A field that is not there, is not one, or does not fit what is asked of it."""
-
-
-@contextmanager
-def _quiet_strings() -> Iterator[None]:
-    """Zarr's string type has no final specification yet, and says so at every write."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnstableSpecificationWarning)
-        yield
-
-
 @dataclass(frozen=True)
-class Field:
+class Field(Tables):
     """A field on disk.
 
     Parameters
@@ -52,8 +37,6 @@ class Field:
     path : Location
         Its directory.
     """
-
-    path: Location
 
     @classmethod
     def create(cls, path: str | Location, shape: tuple[int, int], attrs: Mapping[str, Any]) -> Field:
@@ -100,13 +83,8 @@ class Field:
                 f"{path}: schema version {version}, but this is survey with schema version {SCHEMA_VERSION}; "
                 "install the version that wrote it, or ingest the frames again"
             )
-        field._restore_tables()
+        field.restore_tables()
         return field
-
-    @property
-    def cube(self) -> Location:
-        """The Zarr store."""
-        return self.path / "cube.zarr"
 
     @cached_property
     def root(self) -> zarr.Group:
@@ -177,7 +155,7 @@ class Field:
 
         Arrays with a dimension that has no size here are left out: nobody keeps the reference's sums, say.
         """
-        with _quiet_strings():
+        with quiet_strings():
             parent = self.root.require_group(group)
         if dict(parent.attrs) != {**dict(parent.attrs), **attrs}:
             parent.attrs.update(dict(attrs))
@@ -287,103 +265,6 @@ class Field:
             array[whole] = data
         return zlib.crc32(data.tobytes())
 
-    # -- tables ---------------------------------------------------------------------------------
-
-    def write_table(self, name: str, table: xr.Dataset) -> None:
-        """Replace a small group (``frames``, ``stars``, ``registration``, ``psf``) as a whole."""
-        if isinstance(self.cube, ObjectPath):
-            write_group(self._packed(name), self.cube / name, table)
-            return
-        self._restore_tables()
-        fresh, live, old = (self.cube / n for n in (f".{name}.new", name, f".{name}.old"))
-        for leftover in (fresh, old):
-            remove(leftover)
-        with _quiet_strings():
-            table.to_zarr(str(fresh), mode="w", consolidated=False, zarr_format=3)
-        swap(fresh, live, old)
-
-    @contextmanager
-    def replacing(self, group: str) -> Iterator[str]:
-        """Name of a group to write, which takes the place of ``group`` when the block ends without error.
-
-        Until then, and after an error or a kill, the old group stays as it was.
-        """
-        self._restore_tables()
-        parent, _, name = group.rpartition("/")
-        fresh, old = (f"{parent}/.{name}.{end}".lstrip("/") for end in ("new", "old"))
-        for leftover in (fresh, old):
-            self.remove_group(leftover)
-        try:
-            yield fresh
-        except BaseException:
-            self.remove_group(fresh)
-            raise
-        swap(self.cube / fresh, self.cube / group, self.cube / old)
-
-    def _restore_tables(self) -> None:
-        """Mend the half of a replacement that a kill may have left."""
-        if isinstance(self.cube, ObjectPath):
-            return
-        for old in [*self.cube.glob(".*.old"), *self.cube.glob("template/.*.old")]:
-            finish_swap(old.with_name(f"{old.name[:-4]}.new"), old.with_name(old.name[1:-4]), old)
-
-    def has_table(self, name: str) -> bool:
-        """Whether a small group has been written."""
-        if isinstance(self.cube, ObjectPath):
-            return self._packed(name).is_file()
-        return (self.cube / name).exists()
-
-    def _packed(self, name: str) -> ObjectPath:
-        """In an object store: the small group in one object, which is replaced as a whole."""
-        assert isinstance(self.path, ObjectPath)
-        return self.path / "tables" / f"{name}.zip"
-
-    def table_is_copied(self, name: str) -> bool:
-        """Whether the plain copy of a small group is what it should be; on a file system it is the group."""
-        return not isinstance(self.cube, ObjectPath) or is_copied(self._packed(name), self.cube / name)
-
-    def copy_table(self, name: str) -> None:
-        """Make the plain copy of a small group again."""
-        if isinstance(self.cube, ObjectPath):
-            write_plain(self._packed(name), self.cube / name)
-
-    def remove_table(self, name: str) -> None:
-        """Delete a small group."""
-        if isinstance(self.cube, ObjectPath):
-            remove(self._packed(name))
-        remove(self.cube / name)
-
-    def table(self, name: str) -> xr.Dataset:
-        """A small group, loaded.
-
-        Raises
-        ------
-        FieldError
-            If it has not been written.
-        """
-        missing = FieldError(f"{self.path}: has no {name} yet; run the stage that writes it")
-        if isinstance(self.cube, ObjectPath):
-            try:
-                return read_group(self._packed(name))
-            except FileNotFoundError:
-                raise missing from None
-        if not self.has_table(name):
-            raise missing
-        with _quiet_strings(), xr.open_zarr(str(self.cube / name), chunks=None, consolidated=False) as ds:
-            return ds.load()
-
-    def frames(self) -> xr.Dataset:
-        """The table of frames, loaded.
-
-        Raises
-        ------
-        FieldError
-            If no frame has been ingested.
-        """
-        if not self.has_table("frames"):
-            raise FieldError(f"{self.path}: holds no frames yet; `survey ingest FRAMES… -o {self.path}`")
-        return self.table("frames")
-
     # -- small products -------------------------------------------------------------------------
 
     def events_path(self, method: str) -> Location:
@@ -438,5 +319,5 @@ def open_field(path: str | Location) -> xr.DataTree:
         If there is no field at the path.
     """
     field = Field.open(path)
-    with _quiet_strings():
+    with quiet_strings():
         return xr.open_datatree(zarr_place(field.cube), engine="zarr", consolidated=False, chunks=None)

@@ -172,7 +172,7 @@ def test_what_a_killed_replacement_leaves_is_no_template(field, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("survey.io.store.swap", killed)
+        patch.setattr("survey.io.tables.swap", killed)
         with pytest.raises(KeyboardInterrupt):
             make_template(field.path, "stack", "own", client="synchronous", choice=Choice(count=5))
     with pytest.raises(FieldError, match="template/own was not written whole: 4 of 4 tiles"):
