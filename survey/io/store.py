@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle
 
+from survey.io.checksums import CELL, cell_sums, cells_of
 from survey.io.ledger import Lease, Ledger, holder_of
 from survey.io.locations import Location, files, locate, remove, zarr_place
 from survey.io.packed import quiet_strings
@@ -23,8 +23,8 @@ from survey.schema import SCHEMA_VERSION, ArraySpec, SchemaError, arrays_of
 from survey.tiles import Tile, tile_grid
 
 # Inner chunks are read whole: 64 x 64 pixels of one time block serve both a tile and a cutout.
-INNER = 64
-# A part costs a rewrite of its shards, though no compression of their other chunks; a few cost more than all.
+INNER = CELL
+# Each part costs a rewrite of its shards; more parts are written as one box, whose chunks are compressed.
 PATCHED_APART = 2
 
 
@@ -216,23 +216,27 @@ class Field(Tables):
         )
         array.attrs.update({"units": units, "long_name": spec.meaning})
 
-    def write(self, group: str, arrays: Mapping[str, NDArray[Any]], region: tuple[slice, ...]) -> int:
-        """Write a region of several arrays; returns a checksum of what was written.
+    def write(
+        self, group: str, arrays: Mapping[str, NDArray[Any]], region: tuple[slice, ...]
+    ) -> dict[str, list[int]]:
+        """Write a region of several arrays; returns the checksums of each, as `cell_sums` orders them.
 
         ``region`` is (time, y, x) for cubes; arrays without time take its (y, x).
         """
-        checksum = 0
+        sums = {}
         for name, values in sorted(arrays.items()):
             array = self.array(group, name)
+            place = _region_of(array, region)
             data = np.ascontiguousarray(values, dtype=array.dtype)
-            array[_region_of(array, region)] = data
-            checksum = zlib.crc32(data.tobytes(), checksum)
-        return checksum
+            array[place] = data
+            sums[name] = cell_sums(data, self.shape, place)
+        return sums
 
-    def checksum(self, group: str, name: str, region: tuple[slice, ...]) -> int:
-        """Checksum of a region of an array as it is stored: what `write` returned for it."""
+    def checksums(self, group: str, name: str, region: tuple[slice, ...]) -> list[int]:
+        """Checksums of a region of an array as it is stored: what `write` returned for it."""
         array = self.array(group, name)
-        return zlib.crc32(np.ascontiguousarray(array[_region_of(array, region)]).tobytes())
+        place = _region_of(array, region)
+        return cell_sums(np.asarray(array[place]), self.shape, place)
 
     def patch(
         self,
@@ -240,8 +244,8 @@ class Field(Tables):
         name: str,
         region: tuple[slice, ...],
         parts: Sequence[tuple[tuple[slice, ...], NDArray[Any]]],
-    ) -> int:
-        """Replace parts of a region of one array; returns the checksum of the whole region then.
+    ) -> dict[tuple[int, int], int]:
+        """Replace parts of a region of one array; returns the checksums of the cells that hold them.
 
         Parameters
         ----------
@@ -252,18 +256,19 @@ class Field(Tables):
         """
         array = self.array(group, name)
         whole = _region_of(array, region)
-        data = np.ascontiguousarray(array[whole])
-        for part, values in parts:
-            inner = _region_of(array, part)
-            place = tuple(
-                slice(a.start - b.start, a.stop - b.start) for a, b in zip(inner, whole, strict=True)
-            )
-            data[place] = values
-            if len(parts) <= PATCHED_APART:
-                array[inner] = data[place]
-        if len(parts) > PATCHED_APART:
-            array[whole] = data
-        return zlib.crc32(data.tobytes())
+        placed = [(_region_of(array, part), values) for part, values in parts]
+        boxes = [_cells_around([part], whole) for part, _ in placed]
+        if len(boxes) > PATCHED_APART:
+            boxes = [_cells_around(boxes, whole)]
+        sums: dict[tuple[int, int], int] = {}
+        for box in boxes:
+            data = np.asarray(array[box])
+            for part, values in placed:
+                if _within(part, box):
+                    data[_relative(part, box)] = values
+            array[box] = data
+            sums.update(zip(cells_of(box), cell_sums(data, self.shape, box), strict=True))
+        return sums
 
     # -- small products -------------------------------------------------------------------------
 
@@ -288,6 +293,24 @@ def _region_of(array: zarr.Array, region: tuple[slice, ...]) -> tuple[slice, ...
     """(time, y, x) for a cube, (y, x) for an array without time."""
     dims = array.metadata.dimension_names or ()  # type: ignore[union-attr]
     return region if "time" in dims else region[-2:]
+
+
+def _cells_around(parts: Sequence[tuple[slice, ...]], whole: tuple[slice, ...]) -> tuple[slice, ...]:
+    """The cells that parts touch, made one box, as far as it lies in a region; all its epochs."""
+    box = list(whole)
+    for axis in (-2, -1):
+        low = min(part[axis].start for part in parts) // CELL * CELL
+        high = -(-max(part[axis].stop for part in parts) // CELL) * CELL
+        box[axis] = slice(max(low, whole[axis].start), min(high, whole[axis].stop))
+    return tuple(box)
+
+
+def _relative(part: tuple[slice, ...], box: tuple[slice, ...]) -> tuple[slice, ...]:
+    return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(part, box, strict=True))
+
+
+def _within(part: tuple[slice, ...], box: tuple[slice, ...]) -> bool:
+    return all(b.start <= a.start and a.stop <= b.stop for a, b in zip(part, box, strict=True))
 
 
 def is_field(path: str | Location) -> bool:

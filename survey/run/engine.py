@@ -19,6 +19,7 @@ from survey.run.executor import Executor
 from survey.run.progress import Failure, Progress, Silent, StoppedError, describe
 from survey.run.tickets import Pace, Ticket, Tickets
 from survey.run.worker import Holder, UnitReport, execute_batch, function_key, row_blocks
+from survey.run.written import patch_written
 from survey.stages.calibrated import outlook
 from survey.stages.protocol import STAGES, Outlook, Unit
 
@@ -241,8 +242,9 @@ class Engine:
     def _record(self, ticket: Ticket, report: UnitReport) -> None:
         if ticket.step == "apply" and ticket.ledger:
             payload = {**report.payload, **ticket.note}
-            # Data of earlier epochs stand as they were written.
-            payload["written"] = [*payload.pop("written_before", ()), *report.written]
+            # Data of earlier epochs, and what no window touched, stand as they were written.
+            before = patch_written(payload.pop("written_before", ()), report.patched)
+            payload["written"] = [*before, *report.written]
             self.ledger(ticket.stage).record(ticket.unit.name, ticket.key, payload)
         self._done.setdefault(ticket.label, {})[ticket.unit.name] = report
         # Partial results are the caller's; a run's record would hold them all to its end.

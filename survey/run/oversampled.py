@@ -170,7 +170,8 @@ class OversampledDifferences:
                     "excluded": mine,
                     "sums": sums,
                 }
-            kept = {k: v for k, v in records[unit.name].payload.items() if k not in ("events", "written")}
+            kept = {k: v for k, v in records[unit.name].payload.items() if k != "events"}
+            kept["written_before"] = kept.pop("written", [])
             windows = [[w.y0, w.y1, w.x0, w.x1] for w in unit.items]
             return {**kept, "windows": windows, "excluded": mine, "sums": sums and kept.get("sums", False)}
 

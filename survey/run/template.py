@@ -26,6 +26,7 @@ from survey.run.ingest import map_calls
 from survey.run.record import new_run_id
 from survey.run.template_mosaic import Survey, make_mosaic
 from survey.run.worker import function_key
+from survey.run.written import written_entry
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.events import Event
 from survey.stages.stack import Choice, choose_frames, stack_tile
@@ -178,7 +179,7 @@ def _write_stack(
         target.ledger(f"template/{name}").invalidate([tile.name for tile in target.tiles])
     good = sum(result["good"] for result in written)
     spikes = sum(result["spikes"] for result in written)
-    _record(target, name, attrs, [result["crc32"] for result in written])
+    _record(target, name, attrs, [result["sums"] for result in written])
     attrs = {**attrs, "spikes": spikes}
     return TemplateSummary(name, good / float(np.prod(target.shape)), attrs)
 
@@ -190,8 +191,8 @@ def _stack_unit(
     target = Field(path)
     stack = stack_tile(target, tile, chosen, events)
     arrays = {"flux": stack.flux, "error": stack.error, "mask": stack.mask}
-    sums = {array: target.write(fresh, {array: values}, tile.core) for array, values in arrays.items()}
-    return {"crc32": sums, "good": int((~stack.mask).sum()), "spikes": int(stack.spikes.sum())}
+    sums = target.write(fresh, arrays, tile.core)
+    return {"sums": sums, "good": int((~stack.mask).sum()), "spikes": int(stack.spikes.sum())}
 
 
 def _known_events(target: Field) -> list[Event]:
@@ -214,9 +215,8 @@ def _write_mosaic(
     with target.replacing(f"template/{name}") as fresh:
         _require(target, fresh, attrs)
         for tile in target.tiles:
-            written.append(
-                {part: target.write(fresh, {part: arrays[part][tile.core]}, tile.core) for part in arrays}
-            )
+            cut = {part: values[tile.core] for part, values in arrays.items()}
+            written.append(target.write(fresh, cut, tile.core))
         target.ledger(f"template/{name}").invalidate([tile.name for tile in target.tiles])
     _record(target, name, attrs, written)
     return TemplateSummary(name, float((~made.mask).mean()), attrs, warnings)
@@ -229,11 +229,10 @@ def _require(target: Field, group: str, attrs: dict[str, Any]) -> None:
     target.require_group(group, {"y": target.shape[0], "x": target.shape[1]}, attrs)
 
 
-def _record(target: Field, name: str, attrs: dict[str, Any], written: list[dict[str, int]]) -> None:
+def _record(target: Field, name: str, attrs: dict[str, Any], written: list[dict[str, list[int]]]) -> None:
     """Say in the ledger what every tile of the template holds."""
     ledger = target.ledger(f"template/{name}")
     for tile, sums in zip(target.tiles, written, strict=True):
-        region = [[tile.y0, tile.y1], [tile.x0, tile.x1]]
-        piece = {"group": f"template/{name}", "region": region, "crc32": sums}
+        piece = written_entry(f"template/{name}", tile.core, sums)
         ledger.record(tile.name, function_key("template", attrs, tile.name), {"written": [piece]})
     ledger.compact()

@@ -16,9 +16,11 @@ from threadpoolctl import threadpool_limits
 
 import survey.stages.registry  # noqa: F401  (a worker must know every stage)
 from survey.config import Config
+from survey.io.checksums import MODULUS
 from survey.io.files import write_parquet
 from survey.io.ledger import LostLeaseError
 from survey.io.store import Field
+from survey.run.written import Patched, written_entry
 from survey.stages.protocol import STAGES, Output, Stage, Unit
 
 
@@ -34,6 +36,8 @@ class UnitReport:
         Highest resident size of the worker's process during the unit, bytes.
     baseline_memory : int
         Its resident size when the unit began, bytes.
+    written, patched : list
+        Checksums of the regions that were written, and of the cells in which windows were.
     result : object
         Of ``partial``; None for ``apply``.
     """
@@ -46,6 +50,7 @@ class UnitReport:
     peak_memory: int = 0
     baseline_memory: int = 0
     written: list[dict[str, Any]] = field(default_factory=list)
+    patched: list[Patched] = field(default_factory=list)
     payload: dict[str, Any] = field(default_factory=dict)
     result: Any = None
 
@@ -127,8 +132,11 @@ def _piece(
         if holder is not None and step == "apply" and target.holder(holder[0]) != holder[1]:
             raise LostLeaseError(f"run {holder[1]} no longer holds {holder[0]}: nothing is written")
         for group, arrays in sorted(output.arrays.items()):
-            sums = {name: target.write(group, {name: arrays[name]}, output.region) for name in sorted(arrays)}
-            _note_written(report, group, output.region, sums)
+            sums = target.write(group, arrays, output.region)
+            if unit.tile is None:
+                # Nothing but a tile is ever patched, and a block of images has hundreds of cells.
+                sums = {name: [sum(cells) % MODULUS] for name, cells in sums.items()}
+            report.written.append(written_entry(group, output.region, sums))
         if output.pieces:
             _write_pieces(target, output, report)
         for folder, table in sorted(output.tables.items()):
@@ -137,18 +145,13 @@ def _piece(
 
 
 def _write_pieces(target: Field, output: Output, report: UnitReport) -> None:
-    """Write parts of a unit's core; the checksums are those of the whole core as it then is."""
+    """Write parts of a unit's core; what is reported are the checksums of the cells they lie in."""
     for group, arrays in sorted(output.pieces[0].arrays.items()):
-        sums = {}
+        patched = {}
         for name in sorted(arrays):
             parts = [(piece.region, piece.arrays[group][name]) for piece in output.pieces]
-            sums[name] = target.patch(group, name, output.region, parts)
-        _note_written(report, group, output.region, sums)
-
-
-def _note_written(report: UnitReport, group: str, region: tuple[slice, ...], sums: dict[str, int]) -> None:
-    spans = [[part.start, part.stop] for part in region]
-    report.written.append({"group": group, "region": spans, "crc32": sums})
+            patched[name] = target.patch(group, name, output.region, parts)
+        report.patched.append((group, patched))
 
 
 @contextmanager

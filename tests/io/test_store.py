@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from survey.io.checksums import cells_of
 from survey.io.store import Field, FieldError, open_field
 from survey.schema import ARRAYS, SchemaError, arrays_of
 
@@ -120,3 +121,25 @@ def test_schema_describes_every_array_once():
     assert {spec.name for spec in arrays_of("difference/anything")} >= {"flux", "error", "mask", "fit_mask"}
     with pytest.raises(SchemaError, match="no group"):
         arrays_of("nonsense")
+
+
+def test_a_patch_gives_the_checksums_of_the_cells_it_touches(tmp_path):
+    sizes = {"time": 20, "y": 200, "x": 256}
+    field = Field.create(tmp_path / "p", (200, 256), {"tile_size": 256, "time_block": 16, "units": "count"})
+    field.require_group("images/sky", sizes)
+    region = (slice(0, 20), slice(0, 200), slice(0, 256))
+    values = np.random.default_rng(1).normal(size=(20, 200, 256)).astype("f4")
+    before = field.write("images/sky", {"flux": values}, region)["flux"]
+    corners = ((10, 20), (60, 70), (150, 180), (190, 230))
+    for number in (1, 2, 4):
+        parts = []
+        for y, x in corners[:number]:
+            part = (slice(0, 20), slice(y, y + 9), slice(x, x + 11))
+            parts.append((part, np.full((20, 9, 11), float(number), "f4")))
+            values[part] = number
+        cells = field.patch("images/sky", "flux", region, parts)
+        np.testing.assert_array_equal(field.array("images/sky", "flux")[region], values)
+        known = dict(zip(cells_of(region), before, strict=True))
+        before = field.checksums("images/sky", "flux", region)
+        assert list({**known, **cells}.values()) == before
+        assert number > 2 or len(cells) <= 6

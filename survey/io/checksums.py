@@ -1,0 +1,80 @@
+"""Checksums of stored arrays that add up: those of parts give that of the whole, whatever the parts.
+
+Every element's bits and place are mixed into 64 bits, and these are added modulo 2^64. So a rewritten window
+changes only its own cells' sums, and data written in row blocks have the sums of data written at once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+# Edge in pixels of a cell, for which there is one sum: that of an inner chunk.
+CELL = 64
+MODULUS = 2**64
+_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+@njit(cache=True, nogil=True)
+def _add(words, t0, y0, x0, height, width, cell, sums):  # pragma: no cover
+    """Add the mixed bits of (time, y, x, rest) words to the sums of their cells."""
+    n_t, n_y, n_x, n_r = words.shape
+    first_y, first_x = y0 // cell, x0 // cell
+    for t in range(n_t):
+        for y in range(n_y):
+            row = ((t0 + t) * height + y0 + y) * width
+            for x in range(n_x):
+                place = np.uint64((row + x0 + x) * n_r)
+                total = np.uint64(0)
+                for r in range(n_r):
+                    mixed = np.uint64(words[t, y, x, r]) + (place + np.uint64(r + 1)) * np.uint64(
+                        0x9E3779B97F4A7C15
+                    )
+                    mixed ^= mixed >> np.uint64(32)
+                    mixed *= np.uint64(0xD6E8FEB86659FD93)
+                    total += mixed ^ (mixed >> np.uint64(29))
+                sums[(y0 + y) // cell - first_y, (x0 + x) // cell - first_x] += total
+
+
+def cells_of(region: tuple[slice, ...]) -> list[tuple[int, int]]:
+    """(y, x) indices of the cells that a region (…, y, x) touches, in the order of `cell_sums`."""
+    y, x = region[-2:]
+    return [
+        (cy, cx)
+        for cy in range(y.start // CELL, -(-y.stop // CELL))
+        for cx in range(x.start // CELL, -(-x.stop // CELL))
+    ]
+
+
+def cell_sums(values: NDArray[np.generic], shape: tuple[int, int], region: tuple[slice, ...]) -> list[int]:
+    """Checksums of a region of an array, one a cell of `CELL` x `CELL` pixels and all epochs and terms.
+
+    Parameters
+    ----------
+    values : array (time, y, x, …) or (y, x, …)
+        The region's values, in the type they are stored in.
+    shape : tuple of int
+        (y, x) shape of the whole array.
+    region : tuple of slice
+        (time, y, x) or (y, x), in pixels of the whole array.
+
+    Returns
+    -------
+    list of int
+        In the order of `cells_of`.
+    """
+    *time, y, x = region
+    data = np.ascontiguousarray(values)
+    words = data.view(_WORDS[data.dtype.itemsize])
+    words = words.reshape(
+        *((-1,) if time else (1,)), y.stop - y.start, x.stop - x.start, _rest(words, region)
+    )
+    sums = np.zeros((-(-y.stop // CELL) - y.start // CELL, -(-x.stop // CELL) - x.start // CELL), np.uint64)
+    _add(words, time[0].start if time else 0, y.start, x.start, shape[0], shape[1], CELL, sums)
+    return [int(value) for value in sums.ravel()]
+
+
+def _rest(words: NDArray[np.generic], region: tuple[slice, ...]) -> int:
+    """Elements a pixel has at one epoch."""
+    return int(np.prod(words.shape[len(region) :]))
