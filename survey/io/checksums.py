@@ -13,28 +13,30 @@ from numpy.typing import NDArray
 # Edge in pixels of a cell, for which there is one sum: that of an inner chunk.
 CELL = 64
 MODULUS = 2**64
+KEY, MIXER, SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93), np.uint64(32)
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 @njit(cache=True, nogil=True)
-def _add(words, t0, y0, x0, height, width, cell, sums):  # pragma: no cover
-    """Add the mixed bits of (time, y, x, rest) words to the sums of their cells."""
-    n_t, n_y, n_x, n_r = words.shape
-    first_y, first_x = y0 // cell, x0 // cell
+def _add(words, terms, t0, y0, x0, height, width, cell, sums):  # pragma: no cover
+    """Add the mixed bits of (time, y, x and terms) words to the sums of their cells."""
+    n_t, n_y, n_x = words.shape[0], words.shape[1], words.shape[2] // terms
     for t in range(n_t):
         for y in range(n_y):
-            row = ((t0 + t) * height + y0 + y) * width
-            for x in range(n_x):
-                place = np.uint64((row + x0 + x) * n_r)
+            row = ((t0 + t) * height + y0 + y) * width * terms
+            line = sums[(y0 + y) // cell - y0 // cell]
+            for c in range(len(line)):
+                left = max((x0 // cell + c) * cell - x0, 0) * terms
+                right = min((x0 // cell + c + 1) * cell - x0, n_x) * terms
+                key = np.uint64(row + x0 * terms + left) * KEY
                 total = np.uint64(0)
-                for r in range(n_r):
-                    mixed = np.uint64(words[t, y, x, r]) + (place + np.uint64(r + 1)) * np.uint64(
-                        0x9E3779B97F4A7C15
-                    )
-                    mixed ^= mixed >> np.uint64(32)
-                    mixed *= np.uint64(0xD6E8FEB86659FD93)
-                    total += mixed ^ (mixed >> np.uint64(29))
-                sums[(y0 + y) // cell - first_y, (x0 + x) // cell - first_x] += total
+                for k in range(left, right):
+                    key += KEY
+                    mixed = np.uint64(words[t, y, k]) + key
+                    mixed ^= mixed >> SHIFT
+                    mixed *= MIXER
+                    total += mixed ^ (mixed >> SHIFT)
+                line[c] += total
 
 
 def cells_of(region: tuple[slice, ...]) -> list[tuple[int, int]]:
@@ -66,15 +68,9 @@ def cell_sums(values: NDArray[np.generic], shape: tuple[int, int], region: tuple
     """
     *time, y, x = region
     data = np.ascontiguousarray(values)
+    terms = int(np.prod(data.shape[len(region) :]))
     words = data.view(_WORDS[data.dtype.itemsize])
-    words = words.reshape(
-        *((-1,) if time else (1,)), y.stop - y.start, x.stop - x.start, _rest(words, region)
-    )
+    words = words.reshape(-1 if time else 1, y.stop - y.start, (x.stop - x.start) * terms)
     sums = np.zeros((-(-y.stop // CELL) - y.start // CELL, -(-x.stop // CELL) - x.start // CELL), np.uint64)
-    _add(words, time[0].start if time else 0, y.start, x.start, shape[0], shape[1], CELL, sums)
+    _add(words, terms, time[0].start if time else 0, y.start, x.start, *shape, CELL, sums)
     return [int(value) for value in sums.ravel()]
-
-
-def _rest(words: NDArray[np.generic], region: tuple[slice, ...]) -> int:
-    """Elements a pixel has at one epoch."""
-    return int(np.prod(words.shape[len(region) :]))
