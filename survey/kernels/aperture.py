@@ -98,18 +98,37 @@ def _ring_sky(image, bad, x, y, inner, outer):
                     values[n] = image[j, i]
                     n += 1
         ring = np.sort(values[:n])
+        # Sums up to every value about the middle one, so that no pass has to add anything up again.
+        middle = ring[n // 2] if n else 0.0
+        total, square = np.zeros(n + 1), np.zeros(n + 1)
+        for i in range(n):
+            total[i + 1] = total[i] + (ring[i] - middle)
+            square[i + 1] = square[i] + (ring[i] - middle) ** 2
+        low, high = 0, n
         for _ in range(6):
-            n = len(ring)
+            n = high - low
             if n < 5:
                 break
             # A digitised sky can have a middle half of one value: the standard deviation has not.
-            sigma = max((ring[(3 * n) // 4] - ring[n // 4]) / 1.349, 0.3 * np.std(ring), 1e-12)
-            middle = ring[n // 2] if n % 2 else 0.5 * (ring[n // 2 - 1] + ring[n // 2])
-            low = np.searchsorted(ring, middle - 3 * sigma)
-            high = np.searchsorted(ring, middle + 3 * sigma, side="right")
-            if high - low == n:
+            spread = _spread(total, square, low, high)
+            sigma = max((ring[low + (3 * n) // 4] - ring[low + n // 4]) / 1.349, 0.3 * spread, 1e-12)
+            half = low + n // 2
+            centre = ring[half] if n % 2 else 0.5 * (ring[half - 1] + ring[half])
+            first = low + np.searchsorted(ring[low:high], centre - 3 * sigma)
+            last = low + np.searchsorted(ring[low:high], centre + 3 * sigma, side="right")
+            if last - first == n:
                 break
-            ring = ring[low:high]
-        if len(ring) >= 5:
-            sky[k], sky_error[k] = np.mean(ring), np.std(ring) / np.sqrt(len(ring))
+            low, high = first, last
+        n = high - low
+        if n >= 5:
+            sky[k] = middle + (total[high] - total[low]) / n
+            sky_error[k] = _spread(total, square, low, high) / np.sqrt(n)
     return sky, sky_error
+
+
+@njit(cache=True, nogil=True)
+def _spread(total, square, low, high):
+    """Standard deviation of values ``low`` to ``high`` from running sums."""
+    n = high - low
+    mean = (total[high] - total[low]) / n
+    return np.sqrt(max((square[high] - square[low]) / n - mean**2, 0.0))

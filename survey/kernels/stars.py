@@ -20,6 +20,7 @@ FWHM = 2.3548200450309493  # of a Gaussian, in sigma
 _HOT_NEIGHBOUR = 0.06
 _SHARPEST = 0.6  # fitted width over the frame's, below which a peak is a hot pixel or a cosmic ray
 _MODEL_ERROR = 0.03
+_GUESSED = 120  # peaks that a first look at the width takes
 
 
 class StarFlag(IntFlag):
@@ -136,11 +137,13 @@ def find_stars(
     peaks = _peaks(signal, noise, bad, guess, threshold, (3 * max_stars) // 2 + 100)
     if len(peaks[0]) == 0:
         return _empty()
-    shape, fitted = _common_shape(signal, variance, peaks, guess)
+    # The brightest tell how wide stars are; then all are looked for and fitted from that width.
+    shape, _ = _common_shape(signal, variance, (peaks[0][:_GUESSED], peaks[1][:_GUESSED]), guess)
     width = _axes(shape[None])[0][0]
     if not 0.7 < width / guess < 1.4:
         peaks = _peaks(signal, noise, bad, width, threshold, (3 * max_stars) // 2 + 100)
-        shape, fitted = _common_shape(signal, variance, peaks, width)
+        guess = width
+    shape, fitted = _common_shape(signal, variance, peaks, guess)
     stars = _measure(signal, variance, noise, saturated | bad, saturated, fitted, shape, edge)
     if not keep_sharp:
         stars = stars.select((stars.flags & StarFlag.SHARP) == 0)
@@ -160,10 +163,13 @@ def _peaks(
     sigma = np.clip(fwhm / FWHM, 0.5, 1.7)
     inverse = np.where(bad, 0.0, 1.0 / np.where(bad, 1.0, noise) ** 2)
     smooth = ndimage.gaussian_filter(signal * inverse, sigma, mode="constant", truncate=3.0)
-    impulse = np.zeros((15, 15))
-    impulse[7, 7] = 1.0
-    kernel = ndimage.gaussian_filter(impulse, sigma, truncate=3.0)
-    scatter = np.sqrt(ndimage.convolve(inverse, kernel**2, mode="constant"))
+    impulse = np.zeros(15)
+    impulse[7] = 1.0
+    squared = ndimage.gaussian_filter1d(impulse, sigma, truncate=3.0) ** 2
+    scatter = inverse
+    for axis in (0, 1):
+        scatter = ndimage.convolve1d(scatter, squared, axis=axis, mode="constant")
+    scatter = np.sqrt(scatter)
     snr = np.divide(smooth, scatter, out=np.zeros_like(smooth), where=scatter > 0)
     # Confusion: where stars overlap everywhere, the scatter of S/N is far above one.
     core = snr[~bad]
