@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,23 @@ class FieldType(click.ParamType):
 FIELD = FieldType()
 
 
-def scheduler_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    function = click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler to use.")(
-        function
+def scheduler_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say where the work runs; the command gets them as ``cluster``, for `change_cluster`."""
+
+    @click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler: tcp://… or tls://…")
+    @click.option(
+        "--tls", type=click.Path(path_type=Path), help="Certificates, as `survey certs` makes them."
     )
-    return click.option("--workers", type=click.IntRange(1), help="Processes of the embedded cluster.")(
-        function
-    )
+    @click.option("--workers", type=click.IntRange(1), help="Processes, where a cluster is started for it.")
+    @wraps(command)
+    def with_cluster(
+        *args: Any, scheduler: str | None, tls: Path | None, workers: int | None, **options: Any
+    ) -> Any:
+        folder = str(tls.resolve()) if tls else None
+        cluster = {"scheduler": scheduler, "tls": folder, "workers": workers}
+        return command(*args, cluster=cluster, **options)
+
+    return with_cluster
 
 
 def load_settings(path: Path | None, field: Location, **changes: Any) -> Any:

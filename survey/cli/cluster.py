@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from survey.cli._common import FIELD, change_cluster, run_arguments
+from survey.cli._common import FIELD, change_cluster, run_arguments, scheduler_options
 from survey.cli._group import main
 from survey.io.locations import Location
 
@@ -21,9 +21,7 @@ ENDED_WELL = "done"
 @click.argument("sources", nargs=-1, required=True, type=click.Path())
 @click.option("-o", "--output", "field", type=FIELD, metavar="FIELD")
 @click.option("--method", help="Difference method.")
-@click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler: tcp://… or tls://…")
-@click.option("--tls", type=click.Path(path_type=Path), help="Certificates, as `survey certs` makes them.")
-@click.option("--workers", type=click.IntRange(1), help="Processes, where a cluster is started for the run.")
+@scheduler_options
 @click.option("--here", is_flag=True, help="Keep the driver on this machine, not beside the scheduler.")
 @click.option("--strict", is_flag=True, help="Stop if one frame cannot be used.")
 @click.option("--rebuild", is_flag=True, help="Compute everything again.")
@@ -32,9 +30,7 @@ def submit(
     sources: tuple[str, ...],
     field: Location | None,
     method: str | None,
-    scheduler: str | None,
-    tls: Path | None,
-    workers: int | None,
+    cluster: dict[str, Any],
     here: bool,
     strict: bool,
     rebuild: bool,
@@ -53,7 +49,7 @@ def submit(
     from survey.run.submit import submit as submit_run
 
     target, config, frames = run_arguments(sources, field)
-    change_cluster(config, scheduler=scheduler, tls=str(tls.resolve()) if tls else None, workers=workers)
+    change_cluster(config, **cluster)
     if method:
         config.method = method
     run_id = submit_run(

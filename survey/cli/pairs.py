@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,8 +31,7 @@ def nn2(
     subtract: str | None,
     pairs: str | None,
     compare: bool,
-    scheduler: str | None,
-    workers: int | None,
+    cluster: dict[str, Any],
 ) -> None:
     """Light curves of events and targets from all pairs of frames (Barris et al. 2005).
 
@@ -52,7 +52,7 @@ def nn2(
     if method is not None:
         values["method"] = method
     config = make_config(values, source="command line")
-    change_cluster(config, scheduler=scheduler, workers=workers)
+    change_cluster(config, **cluster)
     with TerminalProgress() as progress:
         summary = run_nn2(field, config, progress=progress)
     if compare and summary.ok:

@@ -24,8 +24,7 @@ def ingest(
     field: Location,
     config_path: Path | None,
     strict: bool,
-    scheduler: str | None,
-    workers: int | None,
+    cluster: dict[str, Any],
 ) -> None:
     """Make a field of frames, or append frames to one.
 
@@ -34,7 +33,7 @@ def ingest(
     from survey.progress import TerminalProgress
     from survey.run.api import append_frames
 
-    config = load_settings(config_path, field, scheduler=scheduler, workers=workers)
+    config = load_settings(config_path, field, **cluster)
     with TerminalProgress() as progress:
         summary = append_frames(field, frames, config, progress=progress, strict=strict)
     for name, reason in summary.rejected:
@@ -55,7 +54,6 @@ def ingest(
 @click.option("--strict", is_flag=True, help="Stop if one frame cannot be used.")
 @click.option("--rebuild", is_flag=True, help="Compute everything again.")
 @click.option("--no-report", is_flag=True, help="Do not draw report.html.")
-@click.option("--tls", type=click.Path(path_type=Path), help="Certificates, as `survey certs` makes them.")
 @scheduler_options
 def run(
     sources: tuple[str, ...],
@@ -64,9 +62,7 @@ def run(
     strict: bool,
     rebuild: bool,
     no_report: bool,
-    tls: Path | None,
-    scheduler: str | None,
-    workers: int | None,
+    cluster: dict[str, Any],
 ) -> None:
     """Run all stages: on frames, by a settings file, or on a field.
 
@@ -82,7 +78,7 @@ def run(
     from survey.run.api import run as run_field
 
     target, config, frames = run_arguments(sources, field)
-    change_cluster(config, scheduler=scheduler, workers=workers, tls=str(tls.resolve()) if tls else None)
+    change_cluster(config, **cluster)
     if method:
         config.method = method
     with TerminalProgress() as progress:
@@ -115,8 +111,7 @@ def watch(
     settle: float,
     first: int | None,
     idle: float | None,
-    scheduler: str | None,
-    workers: int | None,
+    cluster: dict[str, Any],
 ) -> None:
     """Work on frames as they arrive in a directory; Ctrl-C stops, and leaves a field that can be resumed.
 
@@ -132,7 +127,7 @@ def watch(
             f"{batch.summary.events} events; latency up to {batch.slowest:.0f} s"
         )
 
-    config = load_settings(config_path, field, scheduler=scheduler, workers=workers)
+    config = load_settings(config_path, field, **cluster)
     with TerminalProgress() as progress:
         watch_frames(
             list(sources), field, config, interval=interval, settle=settle, first=first, idle=idle,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -49,8 +50,7 @@ def template(
     magnitude: str,
     saturation: float | None,
     mask_radius: float,
-    scheduler: str | None,
-    workers: int | None,
+    cluster: dict[str, Any],
 ) -> None:
     """Make a template on the grid of a field, for the methods sfft, zogy and hotpants.
 
@@ -76,14 +76,14 @@ def template(
         _list(field)
         return
     config = stored_config(field)
-    change_cluster(config, scheduler=scheduler, workers=workers)
+    change_cluster(config, **cluster)
     choice = Choice(frames, after, before, leave_out)
     archive = Archive(cache or default_folder())
     asked = Survey(band, server, archive, asinh, catalog, magnitude, saturation, mask_radius)
     with TerminalProgress() as progress:
         found = make_template(
             field, source, name, choice=choice, survey_of=asked, progress=progress, cluster=config.cluster,
-            client=None if scheduler or workers else "synchronous",
+            client=None if any(cluster.values()) else "synchronous",
         )  # fmt: skip
     click.echo(f'template/{found.name}: {found.coverage:.1%} of the field is good; [subtraction] template = '
                f'"{found.name}"')  # fmt: skip

@@ -136,20 +136,7 @@ def changed(place: Location) -> float:
 
 
 def swap(fresh: Location, live: Location, old: Location) -> None:
-    """Put a folder in the place of another.
-
-    On a file system a kill leaves one of the two. Objects are copied one by one: a kill leaves some of each,
-    so that what vouches for the group must have been struck before.
-    """
-    if isinstance(fresh, ObjectPath):
-        assert isinstance(live, ObjectPath)
-        copies = [live / place["path"].removeprefix(f"{fresh.key}/") for place in fresh.walk()]
-        for copy in copies:
-            (fresh / copy.key.removeprefix(f"{live.key}/")).copy_to(copy)
-        there = [ObjectPath(live.root, meta["path"]) for meta in live.walk()]
-        remove_objects([place for place in there if place not in set(copies)])
-        remove(fresh)
-        return
+    """Put a folder on a file system in the place of another; a kill leaves one of the two."""
     assert isinstance(live, Path)
     assert isinstance(old, Path)
     assert isinstance(fresh, Path)

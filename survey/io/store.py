@@ -131,7 +131,21 @@ class Field(Tables):
 
     def has(self, group: str, name: str | None = None) -> bool:
         """Whether a group, or an array of it, exists."""
+        group = self.live(group)
         return (group if name is None else f"{group}/{name}") in self.root
+
+    def group_attrs(self, group: str) -> dict[str, Any]:
+        """Attributes of a group.
+
+        Raises
+        ------
+        FieldError
+            If it has not been written yet.
+        """
+        try:
+            return dict(self.root[self.live(group)].attrs)
+        except KeyError:
+            raise FieldError(f"{self.path}: has no {group}") from None
 
     def array(self, group: str, name: str) -> zarr.Array:
         """One array of the store.
@@ -142,7 +156,7 @@ class Field(Tables):
             If it has not been written yet.
         """
         try:
-            found = self.root[f"{group}/{name}"]
+            found = self.root[f"{self.live(group)}/{name}"]
         except KeyError:
             raise FieldError(
                 f"{self.path}: has no {group}/{name} yet; run the stage that writes it"
@@ -343,4 +357,8 @@ def open_field(path: str | Location) -> xr.DataTree:
     """
     field = Field.open(path)
     with quiet_strings():
-        return xr.open_datatree(zarr_place(field.cube), engine="zarr", consolidated=False, chunks=None)
+        tree = xr.open_datatree(zarr_place(field.cube), engine="zarr", consolidated=False, chunks=None)
+    for parent in tree.children.values():
+        # In an object store: versions of what stands beside them under its own name.
+        parent.children = {n: child for n, child in parent.children.items() if not n.startswith(".")}
+    return tree

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 
 import xarray as xr
 
-from survey.io.locations import Location, finish_swap, remove, swap
+from survey.io.locations import Location, files, finish_swap, folders, remove, swap
 from survey.io.objects import ObjectPath
 from survey.io.packed import is_copied, quiet_strings, read_group, write_group, write_plain
+from survey.io.versions import Versions
+
+# Groups under this one are replaced as a whole.
+REPLACED = "template"
 
 
 class FieldError(ValueError):
@@ -34,6 +38,72 @@ class Tables:
         """The Zarr store."""
         return self.path / "cube.zarr"
 
+    # -- groups of arrays -----------------------------------------------------------------------
+
+    @contextmanager
+    def replacing(self, group: str, version: str) -> Iterator[str]:
+        """Name of a group to write, which takes the place of ``group`` when the block ends without error.
+
+        Until then, and after an error or a kill, the old group stays as it was. ``version`` is a name that no
+        other replacement of the group has had; one at a time replaces a group.
+        """
+        versions = self.versions(group)
+        parent, _, name = group.rpartition("/")
+        if versions is None:
+            self.restore_tables()
+            fresh, old = (f"{parent}/.{name}.{end}" for end in ("new", "old"))
+            for leftover in (fresh, old):
+                remove(self.cube / leftover)
+        else:
+            fresh = versions.name(version)
+        try:
+            yield fresh
+        except BaseException:
+            remove(self.cube / fresh)
+            raise
+        if versions is None:
+            swap(self.cube / fresh, self.cube / group, self.cube / old)
+        else:
+            versions.point(version)
+
+    def versions(self, group: str) -> Versions | None:
+        """Versions of a group that is replaced as a whole; None on a file system, where it is a folder."""
+        parent, _, name = group.partition("/")
+        if not isinstance(self.path, ObjectPath) or parent != REPLACED or not name or name.startswith("."):
+            return None
+        return Versions(self.path, group)
+
+    def live(self, group: str) -> str:
+        """The group whose arrays are those of ``group`` now."""
+        versions = self.versions(group)
+        return group if versions is None else versions.live() or group
+
+    def replaced(self) -> list[str]:
+        """Names of the groups that are replaced as a whole."""
+        if isinstance(self.path, ObjectPath):
+            return [place.stem for place in files(self.path / "tables" / REPLACED, "*.json")]
+        return [place.name for place in folders(self.cube / REPLACED) if not place.name.startswith(".")]
+
+    def unused_places(self) -> list[Location]:
+        """What replacements have left: halves, and versions that do not count."""
+        found: list[Location] = []
+        if isinstance(self.path, ObjectPath):
+            pointed = {self.cube / self.live(f"{REPLACED}/{name}") for name in self.replaced()}
+            hidden = [place for place in folders(self.cube / REPLACED) if place.name.startswith(".")]
+            return [place for place in hidden if place not in pointed]
+        for pattern in (".*.new", ".*.old", f"{REPLACED}/.*.new", f"{REPLACED}/.*.old"):
+            found += self.cube.glob(pattern)
+        return found
+
+    # -- tables ---------------------------------------------------------------------------------
+
+    def restore_tables(self) -> None:
+        """Mend the half of a replacement that a kill may have left."""
+        if isinstance(self.cube, ObjectPath):
+            return
+        for old in [*self.cube.glob(".*.old"), *self.cube.glob(f"{REPLACED}/.*.old")]:
+            finish_swap(old.with_name(f"{old.name[:-4]}.new"), old.with_name(old.name[1:-4]), old)
+
     def write_table(self, name: str, table: xr.Dataset) -> None:
         """Replace a small group (``frames``, ``stars``, ``registration``, ``psf``) as a whole."""
         if isinstance(self.cube, ObjectPath):
@@ -46,31 +116,6 @@ class Tables:
         with quiet_strings():
             table.to_zarr(str(fresh), mode="w", consolidated=False, zarr_format=3)
         swap(fresh, live, old)
-
-    @contextmanager
-    def replacing(self, group: str) -> Iterator[str]:
-        """Name of a group to write, which takes the place of ``group`` when the block ends without error.
-
-        Until then, and after an error or a kill, the old group stays as it was.
-        """
-        self.restore_tables()
-        parent, _, name = group.rpartition("/")
-        fresh, old = (f"{parent}/.{name}.{end}".lstrip("/") for end in ("new", "old"))
-        for leftover in (fresh, old):
-            remove(self.cube / leftover)
-        try:
-            yield fresh
-        except BaseException:
-            remove(self.cube / fresh)
-            raise
-        swap(self.cube / fresh, self.cube / group, self.cube / old)
-
-    def restore_tables(self) -> None:
-        """Mend the half of a replacement that a kill may have left."""
-        if isinstance(self.cube, ObjectPath):
-            return
-        for old in [*self.cube.glob(".*.old"), *self.cube.glob("template/.*.old")]:
-            finish_swap(old.with_name(f"{old.name[:-4]}.new"), old.with_name(old.name[1:-4]), old)
 
     def has_table(self, name: str) -> bool:
         """Whether a small group has been written."""

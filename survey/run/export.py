@@ -154,7 +154,7 @@ def _reference(target: Field, folder: Path) -> Path:
 def _template(target: Field, name: str, folder: Path) -> Path:
     group = f"template/{name}"
     arrays = {part: np.asarray(target.array(group, part)[...]) for part in ("flux", "error", "mask")}
-    attrs: dict[str, Any] = dict(target.root[group].attrs)
+    attrs = target.group_attrs(group)
     cards = _cards(
         target,
         CONTENT="template",

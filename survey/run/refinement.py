@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import xarray as xr
 
 from survey.run.differences import RunError
@@ -20,33 +22,40 @@ def refine_frames(engine: Engine) -> None:
     Frames that were appended are refined against the reference of those before, whose calibration stays
     as it is: so nothing made of them has to be made again.
 
+    A window that cannot be fitted is told and left out. Whoever runs again looks at it again: where it can be
+    fitted then, all is refined anew.
+
     Raises
     ------
     RunError
-        If a window of the field could not be fitted.
+        If no window of the field could be fitted.
     """
     field, config = engine.target, engine.config
     frames = field.frames()
     ledger = engine.ledger("refine")
     epochs = int(frames.sizes["time"])
 
-    def key(known: int) -> str:
-        images = images_key(field, frames, epochs=known)
-        return stage_key("refine", config, "refine", {"images": images})
+    def key(known: int, without: Sequence[str]) -> str:
+        inputs = {"images": images_key(field, frames, epochs=known)}
+        return stage_key("refine", config, "refine", {**inputs, **({"without": without} if without else {})})
 
     record = ledger.records.get("refine")
     known = 0 if record is None else int(record.payload.get("epochs", 0))
-    kept = record is not None and 0 < known <= epochs and record.key == key(known)
+    without: list[str] = [] if record is None else record.payload.get("without", [])
+    kept = record is not None and 0 < known <= epochs and record.key == key(known, without)
+    if kept and without:
+        kept = not _sums(engine, "refine", "refine again", 0, without)
     if kept and known == epochs:
         return
     kept = kept and _can_add(engine, known)
     if kept:
         # What is recorded of the first frames stays true: a killed addition is begun again, nothing else.
-        _refine_later(engine, frames, known)
+        lost = {*without, *_refine_later(engine, frames, known)}
     else:
         ledger.invalidate(["refine"])
-        _refine_all(engine, frames)
-    ledger.record("refine", key(epochs), {"epochs": epochs})
+        lost = set(_refine_all(engine, frames))
+    without = sorted(lost)
+    ledger.record("refine", key(epochs, without), {"epochs": epochs, "without": without})
     ledger.flush()
 
 
@@ -61,34 +70,57 @@ def _can_add(engine: Engine, known: int) -> bool:
     )
 
 
-def _refine_all(engine: Engine, frames: xr.Dataset) -> None:
+def _refine_all(engine: Engine, frames: xr.Dataset) -> list[str]:
+    """Refine all frames; returns the windows that could not be fitted."""
     field, config = engine.target, engine.config
     field.remove_table("registration")
     names = [str(name) for name in frames["frame_id"].values]
     reference = names.index(field.attrs["reference_frame"])
+    windows = _windows(engine)
+    good = windows
     for step in range(REFINEMENTS):
-        sums = _sums(engine, "refine", f"refine {step + 1}", 0)
-        frames = refine.corrected(frames, refine.combine(sums, config), reference)
+        sums = _sums(engine, "refine", f"refine {step + 1}", 0, good)
+        good = list(sums)
+        frames = refine.corrected(frames, refine.combine(_some(engine, sums), config), reference)
         field.write_table("registration", frames[list(REFINED)].reset_coords(drop=True))
+    return [name for name in windows if name not in good]
 
 
-def _refine_later(engine: Engine, frames: xr.Dataset, known: int) -> None:
-    """Refine the frames from ``known`` on against the stored reference; the table grows by them."""
+def _refine_later(engine: Engine, frames: xr.Dataset, known: int) -> list[str]:
+    """Refine the frames from ``known`` on against the stored reference; the table grows by them.
+
+    Returns the windows that could not be fitted.
+    """
     field, config = engine.target, engine.config
     old = field.table("registration").isel(time=slice(0, known))
     start = refine.joined(old, frames, known)
     field.write_table("registration", start[list(REFINED)].reset_coords(drop=True))
     # One round: the reference is good, and what it says of a frame is linear.
-    sums = _sums(engine, "refine_later", "refine later", known)
-    start = refine.corrected_later(start, refine.combine(sums, config, gauge=False), known)
+    windows = _windows(engine)
+    sums = _sums(engine, "refine_later", "refine later", known, windows)
+    correction = refine.combine(_some(engine, sums), config, gauge=False)
+    start = refine.corrected_later(start, correction, known)
     field.write_table("registration", start[list(REFINED)].reset_coords(drop=True))
+    return [name for name in windows if name not in sums]
 
 
-def _sums(engine: Engine, stage: str, label: str, start: int) -> list[refine.Sums]:
-    units = refine.units(engine.target, engine.config, start)
+def _windows(engine: Engine) -> list[str]:
+    return [unit.name for unit in refine.units(engine.target, engine.config)]
+
+
+def _sums(
+    engine: Engine, stage: str, label: str, start: int, windows: Sequence[str]
+) -> dict[str, refine.Sums]:
+    """Sums of these windows, as far as they could be fitted; the others are among the engine's failures."""
+    units = [u for u in refine.units(engine.target, engine.config, start) if u.name in windows]
     key = stage_key(stage, engine.config, label, {"start": start})
     engine.submit(stage, [(unit, key) for unit in units], step="partial", label=label, ledger=False)
     reports = engine.collect().get(label, {})
-    if len(reports) < len(units):
+    return {unit.name: reports[unit.name].result for unit in units if unit.name in reports}
+
+
+def _some(engine: Engine, sums: Mapping[str, refine.Sums]) -> list[refine.Sums]:
+    """The sums; raises where there are none."""
+    if not sums:
         raise RunError(f"refine: {engine.failures[-1].reason}")
-    return [reports[unit.name].result for unit in units]
+    return list(sums.values())

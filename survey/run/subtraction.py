@@ -49,7 +49,7 @@ class SubtractionDifferences:
             inputs["reference"] = pipeline.reference_key()
         else:
             # whoever writes a template anew gives it other attributes
-            inputs["template"] = dict(pipeline.field.root[f"template/{name}"].attrs)
+            inputs["template"] = pipeline.field.group_attrs(f"template/{name}")
         return stage_key(self.stage.name, pipeline.config, unit.name, inputs)
 
     def key(self, unit: Unit, events: Sequence[Event] = ()) -> str:

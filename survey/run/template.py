@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -30,6 +30,7 @@ from survey.run.written import written_entry
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.events import Event
 from survey.stages.stack import Choice, choose_frames, stack_tile
+from survey.stages.template_records import template_records, template_unit
 from survey.templates.project import TemplateError
 from survey.tiles import Tile
 
@@ -104,6 +105,7 @@ def make_template(
     progress = progress or Silent()
     attrs: dict[str, Any] = {
         "name": name,
+        "version": uuid.uuid4().hex[:12],
         "source": source,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "units": target.attrs["units"],
@@ -126,16 +128,12 @@ def make_template(
 def list_templates(path: str | Location) -> list[dict[str, Any]]:
     """What every template of a field says of itself: name, source, date, units, frames or images and more."""
     target = Field.open(path)
-    return [dict(target.root[f"template/{name}"].attrs) for name in template_names(target)]
+    return [target.group_attrs(f"template/{name}") for name in template_names(target)]
 
 
 def template_names(target: Field) -> list[str]:
     """Names of the templates that a field holds."""
-    if not target.has("template"):
-        return []
-    group = target.root["template"]
-    assert isinstance(group, zarr.Group)
-    return sorted(name for name in group.group_keys() if not name.startswith("."))
+    return target.replaced()
 
 
 def _default_name(source: str) -> str:
@@ -168,7 +166,7 @@ def _write_stack(
         "events_left_out": len([event for event in events if event["kind"] == "event"]),
         "images": images_key(target, frames),
     }
-    with target.replacing(f"template/{name}") as fresh:
+    with target.replacing(f"template/{name}", attrs["version"]) as fresh:
         _require(target, fresh, attrs)
         written = map_calls(
             executor, _stack_unit, target.tiles, progress, "stack", target.path, fresh, chosen, events
@@ -176,10 +174,10 @@ def _write_stack(
         for result in written:
             if isinstance(result, BaseException):
                 raise result
-        target.ledger(f"template/{name}").invalidate([tile.name for tile in target.tiles])
+        _record(target, name, attrs, [result["sums"] for result in written])
+    _strike_older(target, name)
     good = sum(result["good"] for result in written)
     spikes = sum(result["spikes"] for result in written)
-    _record(target, name, attrs, [result["sums"] for result in written])
     attrs = {**attrs, "spikes": spikes}
     return TemplateSummary(name, good / float(np.prod(target.shape)), attrs)
 
@@ -212,13 +210,13 @@ def _write_mosaic(
     made = make_mosaic(target, source, asked, attrs, warnings)
     arrays = {"flux": made.flux, "error": made.error, "mask": made.mask}
     written = []
-    with target.replacing(f"template/{name}") as fresh:
+    with target.replacing(f"template/{name}", attrs["version"]) as fresh:
         _require(target, fresh, attrs)
         for tile in target.tiles:
             cut = {part: values[tile.core] for part, values in arrays.items()}
             written.append(target.write(fresh, cut, tile.core))
-        target.ledger(f"template/{name}").invalidate([tile.name for tile in target.tiles])
-    _record(target, name, attrs, written)
+        _record(target, name, attrs, written)
+    _strike_older(target, name)
     return TemplateSummary(name, float((~made.mask).mean()), attrs, warnings)
 
 
@@ -230,9 +228,17 @@ def _require(target: Field, group: str, attrs: dict[str, Any]) -> None:
 
 
 def _record(target: Field, name: str, attrs: dict[str, Any], written: list[dict[str, list[int]]]) -> None:
-    """Say in the ledger what every tile of the template holds."""
+    """Say in the ledger what every tile of a version holds, before that becomes the template."""
     ledger = target.ledger(f"template/{name}")
     for tile, sums in zip(target.tiles, written, strict=True):
+        unit = template_unit(attrs["version"], tile)
         piece = written_entry(f"template/{name}", tile.core, sums)
-        ledger.record(tile.name, function_key("template", attrs, tile.name), {"written": [piece]})
+        ledger.record(unit, function_key("template", attrs, unit), {"written": [piece]})
+    ledger.flush()
+
+
+def _strike_older(target: Field, name: str) -> None:
+    """Forget the versions before, and any that a kill kept from becoming the template."""
+    ledger, kept = target.ledger(f"template/{name}"), template_records(target, name)
+    ledger.invalidate([unit for unit in ledger.records if unit not in kept])
     ledger.compact()

@@ -108,8 +108,7 @@ def _leftovers(
         for entry in entries(target.path)
         if entry.place.name.endswith(".partial") and now - entry.changed > LEFTOVER_SECONDS
     ]
-    for pattern in (".*.new", ".*.old", "template/.*.new", "template/.*.old"):
-        found += [_leftover(p, "half of a replaced table") for p in target.cube.glob(pattern)]
+    found += [_leftover(p, "left by a replacement") for p in target.unused_places()]
     found += _stale_parts(target)
     if keep_runs is not None:
         runs = folders(target.path / "runs")
@@ -153,10 +152,13 @@ def _of_method(target: Field, method: str) -> list[Leftover]:
 
 
 def _of_template(target: Field, template: str) -> list[Leftover]:
-    group = target.cube / "template" / template
-    if not group.exists():
+    if template not in target.replaced():
         raise FieldError(f"{target.path}: has no template {template!r}; list: survey template {target.path}")
-    paths = [group, target.path / "ledger" / f"template.{template}"]
+    group = f"template/{template}"
+    versions = target.versions(group)
+    paths: list[Location] = [target.path / "ledger" / f"template.{template}", target.cube / group]
+    if versions is not None:
+        paths += [versions.pointer, *versions.all()]
     return [_leftover(p, "template") for p in paths if p.exists()]
 
 

@@ -15,6 +15,7 @@ from survey.io.locations import Location
 from survey.io.store import Field
 from survey.run.upkeep import all_leases, ledgers
 from survey.stages import frame_table, place
+from survey.stages.template_records import template_records
 
 TABLES = ("frames", "stars", "registration", "psf")
 
@@ -79,9 +80,13 @@ def verify(path: str | Location, *, repair: bool = False) -> Verification:
     for name in TABLES:
         if target.has_table(name):
             found.problems += _check_table(target, name)
+    for name in target.replaced():
+        versions = target.versions(f"template/{name}")
+        if versions is not None and not versions.is_copied():
+            found.problems.append(Problem("", "", f"the plain copy of template {name} is not what it is"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for ledger in ledgers(target):
-            records = target.ledger(ledger).records
+            records = _records(target, ledger)
             checks = pool.map(lambda item: _check_unit(target, *item), records.items())
             for unit, wrong in zip(records, checks, strict=True):
                 if wrong is None:
@@ -95,12 +100,23 @@ def verify(path: str | Location, *, repair: bool = False) -> Verification:
     return found
 
 
+def _records(target: Field, ledger: str) -> dict[str, Record]:
+    """What a ledger says of the data that are there now."""
+    head, _, name = ledger.partition(".")
+    return template_records(target, name) if head == "template" else target.ledger(ledger).records
+
+
 def _repair(target: Field, found: Verification) -> None:
     """Place damaged images again, strike damaged results and what may have been made of damaged images."""
     for name in TABLES:
         if target.has_table(name) and not target.table_is_copied(name):
             target.copy_table(name)
             found.repaired.append(("tables", name))
+    for name in target.replaced():
+        versions = target.versions(f"template/{name}")
+        if versions is not None and not versions.is_copied():
+            versions.copy()
+            found.repaired.append(("templates", name))
     wanted: dict[str, set[str]] = {}
     for problem in found.problems:
         if problem.unit:

@@ -25,6 +25,7 @@ from survey.kernels._sfft_solve import CLIP_FRACTION, Solver, add_sums, check_er
 from survey.kernels.reference import ReferenceFit
 from survey.stages.calibrated import CalibratedTile, calibrated_frames, read_calibrated
 from survey.stages.protocol import Unit
+from survey.stages.template_records import template_records
 from survey.tiles import Tile, Window
 
 # Pixels beyond the kernel's reach that a cubic spline at a phase looks at.
@@ -154,7 +155,7 @@ def read_template(
         flux = reference.evaluate(np.zeros(1), np.zeros(1))[0]
         return reference, np.where(valid, flux, 0.0), ~valid, None
     check_template(field, config)
-    group = f"template/{name}"
+    group = field.live(f"template/{name}")
     flux, error, mask = (np.asarray(field.array(group, part)[window]) for part in ("flux", "error", "mask"))
     bad = mask.astype(bool) | ~np.isfinite(flux)
     variance = np.where(bad | ~np.isfinite(error), 0.0, error.astype(float) ** 2)
@@ -170,9 +171,8 @@ def check_template(field: Field, config: Config) -> None:
     way_out = 'make it by `survey template`, or set [subtraction] template = "reference"'
     if not field.has(group, "flux"):
         raise FieldError(f"{field.path}: has no {group}; {way_out}")
-    # In a bucket a kill may leave some tiles of the old template and some of the new one.
-    records = field.ledger(group).records
-    lacking = sum(tile.name not in records for tile in field.tiles)
+    # Its records are there before it takes the old one's place.
+    lacking = len(field.tiles) - len(template_records(field, name))
     if lacking:
         raise FieldError(
             f"{field.path}: {group} was not written whole: {lacking} of {len(field.tiles)} tiles have no "

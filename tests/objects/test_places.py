@@ -13,13 +13,27 @@ from survey.io.ledger import FieldBusyError, Lease, Ledger, holder_of
 from survey.io.locations import locate, zarr_place
 from survey.io.objects import StoreError
 from survey.io.store import Field, holds_frames, is_field, open_field
+from survey.io.versions import Versions
 from tests.objects.bucket_server import KEY_ID, SECRET
+from tests.objects.stores import OTHERS, other_store
 
 
-@pytest.fixture(params=["file", "object"])
-def place(request, tmp_path, bucket):
+@pytest.fixture(scope="module", params=["file", "object", *OTHERS])
+def root(request, tmp_path_factory):
+    """URL of a bucket, of each kind of store in turn; None for a file system."""
+    if request.param == "file":
+        yield None
+    elif request.param == "object":
+        yield request.getfixturevalue("bucket").url
+    else:
+        with other_store(request.param, tmp_path_factory.mktemp(request.param)) as url:
+            yield url
+
+
+@pytest.fixture
+def place(root, tmp_path):
     """An empty folder of either kind."""
-    return tmp_path if request.param == "file" else locate(f"{bucket.url}/{tmp_path.name}-{time.time_ns()}")
+    return tmp_path if root is None else locate(f"{root}/{tmp_path.name}-{time.time_ns()}")
 
 
 def test_files_are_written_found_and_removed(place):
@@ -63,17 +77,6 @@ def test_only_the_first_creates_and_only_who_knows_replaces(place):
     assert locations.replace(file, b"3", b"1")
     assert file.read_bytes() == b"3"
     assert not locations.replace(place / "none", b"1", b"")
-
-
-def test_a_swap_leaves_the_new_and_nothing_of_the_old(place):
-    for name in ("live/a", "live/gone", "fresh/a", "fresh/b/c"):
-        locations.write_atomic(place / name, name.encode())
-    locations.swap(place / "fresh", place / "live", place / "old")
-    assert (place / "live" / "a").read_bytes() == b"fresh/a"
-    assert sorted(str(e.place).removeprefix(str(place)) for e in locations.entries(place)) == [
-        "/live/a",
-        "/live/b/c",
-    ]
 
 
 def test_a_ledger_survives_and_compacts(place):
@@ -133,6 +136,65 @@ def test_tables_are_replaced_as_a_whole(place):
         assert list(tree["frames"]["frame_id"].values) == [f"f{i}" for i in range(n)]
     field.remove_table("frames")
     assert not holds_frames(place / "field")
+
+
+def write_version(field, version, value):
+    """Replace a template by one of a single value."""
+    with field.replacing("template/own", version) as fresh:
+        field.require_group(fresh, {"y": 16, "x": 16}, {"version": version})
+        field.write(fresh, {"flux": np.full((16, 16), value)}, (slice(0, 16), slice(0, 16)))
+
+
+def version_of(field):
+    """Version of the template and the values in it, as a process sees them that has just opened the field."""
+    field = Field.open(field.path)
+    values = np.unique(np.asarray(field.array("template/own", "flux")[...]))
+    return field.group_attrs("template/own")["version"], values.tolist()
+
+
+@pytest.mark.parametrize("moment", ["written", "replaced"])
+def test_a_killed_replacement_leaves_one_whole_version(place, monkeypatch, moment):
+    """Killed when the new one is written, it leaves the old one; when that has its place, the new one."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    attrs = {"tile_size": 8, "time_block": 4, "units": "count"}
+    field = Field.create(place / "field", (16, 16), attrs)
+    for number in (1, 2):
+        write_version(field, f"v{number}", number)
+        assert version_of(field) == (f"v{number}", [number])
+    with monkeypatch.context() as patch:
+        if moment == "written":
+            patch.setattr("survey.io.tables.swap", killed)
+            patch.setattr(Versions, "point", killed)
+        else:
+            patch.setattr("survey.io.locations.remove", killed)
+            patch.setattr(Versions, "copy", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_version(field, "v3", 3)
+    assert version_of(field) == (("v2", [2]) if moment == "written" else ("v3", [3]))
+    assert field.replaced() == ["own"]
+    write_version(field, "v4", 4)
+    assert version_of(field) == ("v4", [4])
+    tree = open_field(place / "field")
+    assert np.unique(tree["template/own/flux"]) == [4]
+    assert list(tree["template"].children) == ["own"], "readers who know Zarr only see no version"
+
+
+def test_a_reader_in_the_middle_of_a_version_finds_it_whole(bucket):
+    attrs = {"tile_size": 8, "time_block": 4, "units": "count"}
+    field = Field.create(f"{bucket.url}/reader-{time.time_ns()}", (16, 16), attrs)
+    write_version(field, "v1", 1)
+    flux = field.array("template/own", "flux")
+    write_version(field, "v2", 2)
+    assert np.unique(np.asarray(flux[...])) == [1]
+    versions = field.versions("template/own")
+    assert [p.name for p in field.unused_places()] == [".own.v1"]
+    (versions.plain / "flux" / "c" / "0" / "0").unlink()
+    assert not versions.is_copied()
+    versions.copy()
+    assert versions.is_copied()
 
 
 def test_arrays_are_the_same_bits(place):

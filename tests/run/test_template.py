@@ -162,23 +162,36 @@ def test_a_failed_template_leaves_the_old_one(field, tmp_path, monkeypatch):
     assert not list((field.cube / "template").glob(".*"))
 
 
-def test_what_a_killed_replacement_leaves_is_no_template(field, monkeypatch):
-    """In a bucket it may be a mixture: tiles of the old one, tiles of the new one."""
+@pytest.mark.parametrize("moment", ["survey.io.tables.swap", "survey.run.template._strike_older"])
+def test_a_killed_replacement_leaves_the_old_template_or_the_new_one(field, monkeypatch, moment):
     config = Config(method="sfft", subtraction={"template": "own"})
     make_template(field.path, "stack", "own", client="synchronous")
-    check_template(field, config)
+    before = arrays(field, "own")
 
-    def killed(fresh, live, old):
+    def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("survey.io.tables.swap", killed)
+        patch.setattr(moment, killed)
         with pytest.raises(KeyboardInterrupt):
             make_template(field.path, "stack", "own", client="synchronous", choice=Choice(count=5))
-    with pytest.raises(FieldError, match="template/own was not written whole: 4 of 4 tiles"):
-        check_template(Field.open(field.path), config)
+    target = Field.open(field.path)
+    check_template(target, config)
+    assert verify(field.path).problems == []
+    is_old = all(
+        np.array_equal(a, b, equal_nan=True) for a, b in zip(before, arrays(target, "own"), strict=True)
+    )
+    assert is_old == moment.endswith("swap")
+    assert len(target.group_attrs("template/own")["frames"]) == (24 if is_old else 5)
+
+
+def test_a_template_without_a_record_of_every_tile_is_refused(field):
+    config = Config(method="sfft", subtraction={"template": "own"})
     make_template(field.path, "stack", "own", client="synchronous")
-    check_template(Field.open(field.path), config)
+    ledger = field.ledger("template/own")
+    ledger.invalidate(sorted(ledger.records)[:1])
+    with pytest.raises(FieldError, match="template/own was not written whole: 1 of 4 tiles"):
+        check_template(Field.open(field.path), config)
 
 
 def test_one_writer_at_a_time(field):

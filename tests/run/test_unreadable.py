@@ -1,12 +1,103 @@
 """A shard of images that cannot be read: the rest goes on, and later all is as if nothing had been."""
 
+import shutil
+
+import numpy as np
 import pytest
 
 from survey.config import Config
 from survey.io.locations import folders, remove
 from survey.io.store import Field
-from survey.run.api import run
+from survey.run.api import create_field, run
+from survey.run.differences import RunError
+from survey.run.engine import Engine
+from survey.run.executor import InlineExecutor
+from survey.run.refinement import refine_frames
+from survey.simulate import simulate_field
 from tests.run.conftest import assert_same_bits
+
+# Four windows of 96 pixels, which overlap; the first 32 pixels are in the first alone.
+WIDE = 128
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A field of frames that nobody has refined."""
+    folder = tmp_path_factory.mktemp("wide")
+    simulate_field(folder / "frames", size=WIDE, frames=24, seed=3, events=0)
+    config = Config(grid={"tile": 32}, psf={"size": 11}, reference={"n_basis": 3})
+    create_field(folder / "field", [folder / "frames"], config, client="synchronous")
+    return folder / "field", config
+
+
+def corner(path):
+    """The shard of the field's first tile, and what is in it."""
+    shard = path / "cube.zarr" / "images" / "sky" / "flux" / "c" / "0" / "0" / "0"
+    return shard, shard.read_bytes()
+
+
+def refine(path, config):
+    """What failed of a refinement, and the scales that came of it."""
+    engine = Engine(Field.open(path), config, InlineExecutor())
+    refine_frames(engine)
+    engine.finish()
+    scales = Field.open(path).table("registration")["scale"].values
+    return [(f.stage, f.unit) for f in engine.failures], scales, len(engine.reports)
+
+
+def test_a_window_that_cannot_be_read_is_told_and_left_out(wide, tmp_path):
+    path, whole = tmp_path / "field", tmp_path / "whole"
+    for place in (path, whole):
+        shutil.copytree(wide[0], place)
+    failed, sound, _ = refine(whole, wide[1])
+    assert failed == []
+    shard, data = corner(path)
+    shard.write_bytes(b"x" * len(data))
+    failed, without, _ = refine(path, wide[1])
+    assert failed == [("refine 1", "window-0")]
+    assert not np.array_equal(without, sound)
+    np.testing.assert_allclose(without, sound, rtol=5e-3)
+    failed, again, done = refine(path, wide[1])
+    assert failed == [("refine again", "window-0")], "whoever runs again hears of it again"
+    assert done == 0
+    assert np.array_equal(again, without), "and what was made without it stands"
+    shard.write_bytes(data)
+    failed, mended, _ = refine(path, wide[1])
+    assert failed == []
+    assert np.array_equal(mended, sound)
+    assert refine(path, wide[1])[2] == 0
+
+
+def test_where_no_window_can_be_read_the_run_says_why(wide, tmp_path):
+    path = tmp_path / "field"
+    shutil.copytree(wide[0], path)
+    flux = path / "cube.zarr" / "images" / "sky" / "flux" / "c" / "0"
+    for y, x in ((0, 0), (0, 3), (3, 0), (3, 3)):
+        (flux / str(y) / str(x)).write_bytes(b"x" * 1000)
+    with pytest.raises(RunError, match=r"refine: .* \(read window-3\)"):
+        refine(path, wide[1])
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_without_a_shard_of_its_images(tmp_path):
+    """Refinement, differences and search do without it; once it is mended, all is as if nothing had been."""
+    simulate_field(tmp_path / "frames", size=WIDE, frames=72, seed=3, events=2)
+    config = Config(grid={"tile": 32}, psf={"size": 11})
+    whole, path = tmp_path / "whole", tmp_path / "field"
+    create_field(path, [tmp_path / "frames"], config, client="synchronous")
+    shutil.copytree(path, whole)
+    assert run(whole, client="synchronous").ok
+    shard, data = corner(path)
+    shard.write_bytes(b"x" * len(data))
+    for _ in range(2):
+        summary = run(path, client="synchronous")
+        assert summary.status == "failed"
+        assert {f.unit for f in summary.failures if f.stage.startswith("refine")} == {"window-0"}
+        assert 1 <= len({f.unit for f in summary.failures if f.stage == "oversampled"}) <= 4
+        assert summary.events >= 1
+    shard.write_bytes(data)
+    assert run(path, client="synchronous").ok
+    assert_same_bits(whole, path)
 
 
 @pytest.mark.slow
