@@ -169,10 +169,30 @@ class CpmSettings(Settings):
         "detector",
         description="detector: right where frames drift by less than about 8 px, as from space; sky: else",
     )
-    predictors: Literal["closest", "brightness", "similarity", "random"] = Field(
-        "closest", description="which of the allowed pixels predict a block of pixels"
+    predictors: Literal["closest", "brightness", "similarity", "l1", "random"] = Field(
+        "closest",
+        description="which of the allowed pixels predict a block; l1: those that L1 regression keeps",
     )
-    n_predictors: int = Field(200, ge=1, description="pixels that predict a block")
+    n_predictors: int | list[int] = Field(
+        200, description="pixels that predict a block; of several numbers the best is chosen for the field"
+    )
+    components: int | None = Field(
+        None, ge=1, description="so many principal components of the predictors stand for them; none: all"
+    )
+    time_order: int = Field(
+        0, ge=0, le=5, description="degree of a polynomial in time fitted along, without penalty"
+    )
+    weights: Literal["epoch", "pixel"] = Field(
+        "epoch",
+        description="epochs weigh alike for all pixels, or samples by their own errors (a pixel takes as "
+        "long as a block then)",
+    )
+    residuals: Literal["held-out", "in-sample"] = Field(
+        "held-out", description="in-sample residuals look better and have eaten of the signal"
+    )
+    leave_out: list[tuple[float, float]] = Field(
+        [], description="MJD intervals (of events) that are predicted and not trained on"
+    )
     exclusion: float = Field(10, ge=1, description="pixels between a pixel and those that predict it")
     row_column_exclusion: int = Field(
         4, ge=0, description="neighbouring rows and columns that predict a pixel neither"
@@ -194,6 +214,20 @@ class CpmSettings(Settings):
     max_variable: float = Field(
         0.05, ge=0, lt=1, description="largest share of pixels, the most variable, taken for variables"
     )
+
+    @property
+    def counts(self) -> list[int]:
+        """The numbers of predictors to choose from."""
+        return [self.n_predictors] if isinstance(self.n_predictors, int) else self.n_predictors
+
+    @model_validator(mode="after")
+    def _check(self) -> CpmSettings:
+        if not self.counts or min(self.counts) < 1:
+            raise ValueError(f"n_predictors = {self.n_predictors}: give one number >= 1, or several")
+        for first, last in self.leave_out:
+            if not first < last:
+                raise ValueError(f"leave_out: [{first}, {last}] does not begin before it ends")
+        return self
 
 
 class SubtractionSettings(Settings):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,25 +32,58 @@ def lattice_blocks(shape, target, block: int, origin: tuple[int, int]):
 
 def check_predicted(tile: Tile, used: NDArray[np.int64], blocks: list[Block]) -> None:
     """Raise if there were data to predict, and no pixel to predict any of them."""
-    dead = np.asarray(tile.bad.all(0)).reshape(tile.shape)
+    dead = np.asarray(tile.series.bad.all(1)).reshape(tile.series.shape)
     with_data = [b for b in blocks if not dead[slice(*b[0]), slice(*b[1])].all()]
     if with_data and not used.any():
         rows, columns = with_data[0]
         raise ValueError(
-            f"no pixel may predict the block at rows {rows}, columns {columns} of a {tile.shape} tile; "
-            "lower exclusion or row_column_exclusion, or give a larger halo"
+            f"no pixel may predict the block at rows {rows}, columns {columns} of a {tile.series.shape} "
+            "tile; lower exclusion or row_column_exclusion, or give a larger halo"
         )
 
 
-def block_scores(tile: Tile, blocks: list[Block]) -> Array:
-    """Logarithm of the mean square held-out residual of every pixel with data, (ridge, pixels).
+def spread(blocks: list[Block], count: int) -> list[Block]:
+    """So many of the blocks, from the first to the last."""
+    return [blocks[i] for i in np.unique(np.linspace(0, len(blocks) - 1, count).round().astype(int))]
+
+
+def block_scores(tile: Tile, blocks: list[Block], counts: Sequence[int]) -> Array:
+    """Logarithm of the mean square held-out residual of pixels with data, (count, ridge, pixels).
 
     Logarithms let every pixel count by its relative change.
     """
-    found = [tile.scores(rows, columns, RIDGE_GRID) for rows, columns in blocks]
-    return np.log(np.concatenate([np.zeros((len(RIDGE_GRID), 0)), *found], axis=1))
+    empty = np.zeros((len(RIDGE_GRID), 0))
+    found = [
+        np.concatenate([empty, *(tile.scores(rows, columns, n, RIDGE_GRID) for rows, columns in blocks)], 1)
+        for n in counts
+    ]
+    return np.log(np.stack(found))
 
 
-def best_ridge(scores: Array) -> float:
-    """The ridge of least mean score; 1 where nothing was scored."""
-    return RIDGE_GRID[int(np.argmin(scores.mean(1)))] if scores.size else 1.0
+def best(
+    totals: NDArray[np.floating], counts: Sequence[int], ridge: float | None = None
+) -> tuple[int, float] | None:
+    """Number of predictors and ridge of least mean score; None where nothing was scored.
+
+    Parameters
+    ----------
+    totals : array (count, ridge, 2)
+        Sums of scores, and pixels summed.
+    counts : sequence of int
+        The numbers of predictors scored.
+    ridge : float, optional
+        The ridge, where it is given: numbers are judged at the nearest of the grid.
+    """
+    if not totals[..., 1].all():
+        return None
+    scores = totals[..., 0] / totals[..., 1]
+    if ridge is not None:
+        nearest = int(np.argmin(np.abs(np.log(np.divide(RIDGE_GRID, ridge)))))
+        return counts[int(np.argmin(scores[:, nearest]))], float(ridge)
+    i, j = np.unravel_index(np.argmin(scores), scores.shape)
+    return counts[int(i)], RIDGE_GRID[int(j)]
+
+
+def summed(scores: Array) -> Array:
+    """Sums over pixels, and their number, (count, ridge, 2)."""
+    return np.stack([scores.sum(2), np.full(scores.shape[:2], float(scores.shape[2]))], axis=2)

@@ -16,8 +16,8 @@ Array = NDArray[np.float64]
 
 
 def held_out_squares(
-    x: Array, one: Array, y: Array, use: NDArray[np.bool_], folds: list[NDArray[np.int64]],
-    ridges: Sequence[float],
+    x: Array, free: Array, y: Array, use: NDArray[np.bool_], folds: list[NDArray[np.int64]],
+    ridges: Sequence[float], judged: slice = slice(None),
 ) -> Array:  # fmt: skip
     """Mean square held-out residual of every target for every ridge.
 
@@ -25,8 +25,8 @@ def held_out_squares(
     ----------
     x : array (n, rows)
         Whitened predictors.
-    one : array (rows,)
-        Whitened constant, not penalised.
+    free : array (rows, p)
+        Whitened columns that are not penalised.
     y : array (rows, targets)
         Whitened targets.
     use : bool array (rows, targets)
@@ -34,27 +34,29 @@ def held_out_squares(
     folds : list of int arrays
         Rows left out together.
     ridges : sequence of float, > 0
+    judged : slice
+        Which of the folds are held out; all rows are fitted.
 
     Returns
     -------
     array (ridges, targets)
     """
-    length = np.sqrt(one @ one)
-    unit = one / length
-    z = np.vstack([x - (x @ unit)[:, None] * unit, one])
-    cut = [(z[:, fold], y[fold]) for fold in folds]
-    grams = [zk @ zk.T for zk, _ in cut]
-    sides = [zk @ yk for zk, yk in cut]
-    gram, side = sum(grams), sum(sides)
-    penalty = np.append(np.ones(len(x)), 0.0)
-    squares = np.zeros((len(ridges), y.shape[1]))
-    for i, ridge in enumerate(ridges):
-        for fold, (zk, yk), g, b in zip(folds, cut, grams, sides, strict=True):
-            normal = gram - g
+    q = np.linalg.qr(free)[0]
+    z = np.vstack([x - (x @ q) @ q.T, q.T])
+    grams = [z[:, fold] @ z[:, fold].T for fold in folds]
+    gram, side = sum(grams), z @ y
+    penalty = np.repeat([1.0, 0.0], [len(x), q.shape[1]])
+    squares, count = np.zeros((len(ridges), y.shape[1])), np.zeros(y.shape[1])
+    for fold, g in list(zip(folds, grams, strict=True))[judged]:
+        zk, yk, seen = z[:, fold], y[fold], use[fold]
+        left, b = gram - g, side - zk @ yk
+        count += seen.sum(0)
+        for i, ridge in enumerate(ridges):
+            normal = left.copy()
             normal[np.diag_indices(len(z))] += ridge * penalty
             low, failed = dpotrf(normal.T, lower=1, overwrite_a=1)
             if failed:
                 raise np.linalg.LinAlgError(f"the normal matrix is singular at ridge {ridge}: give a larger")
-            a = dpotrs(low, side - b, lower=1)[0]
-            squares[i] += (np.where(use[fold], yk - zk.T @ a, 0.0) ** 2).sum(0)
-    return squares / np.maximum(use.sum(0), 1)
+            a = dpotrs(low, b, lower=1)[0]
+            squares[i] += (np.where(seen, yk - zk.T @ a, 0.0) ** 2).sum(0)
+    return squares / np.maximum(count, 1)

@@ -7,8 +7,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Choice = Literal["closest", "brightness", "similarity", "random"]
-CHOICES = ("closest", "brightness", "similarity", "random")
+from survey.kernels._group_lasso import select
+
+Choice = Literal["closest", "brightness", "similarity", "random", "l1"]
+CHOICES = ("closest", "brightness", "similarity", "random", "l1")
+# Of how many times as many pixels, the closest, L1 regression selects.
+_L1_POOL = 4
 
 
 def fitting_exclusion(
@@ -73,13 +77,14 @@ def choose_predictors(
     ----------
     choice : str
         ``closest``; ``brightness``: nearest in flux to the targets' median; ``similarity``: largest
-        correlation in time with the targets' mean; ``random``: the same draw for the same candidates.
+        correlation in time with the targets' mean; ``l1``: last to vanish under a growing L1 penalty;
+        ``random``: the same draw for the same candidates.
     n : int
         How many at most.
     candidates, distance : arrays (candidates,)
         From `allowed_predictors`.
-    series : array (time, pixels)
-        Normalised fluxes of all pixels.
+    series : array (pixels, time)
+        Normalised fluxes of all pixels in the training epochs.
     brightness : array (pixels,)
         Each pixel's median flux.
     targets : int array
@@ -92,10 +97,17 @@ def choose_predictors(
     elif choice == "brightness":
         rank = np.abs(brightness[candidates] - np.median(brightness[targets]))
     elif choice == "similarity":
-        mean = series[:, targets].mean(1)
-        others = series[:, candidates]
-        others = others - others.mean(0)
-        rank = -np.abs((mean - mean.mean()) @ others) / np.maximum(np.sqrt((others**2).sum(0)), 1e-300)
+        rank = -np.abs(_correlations(series[candidates], series[targets].mean(0)))
+    elif choice == "l1":
+        candidates = candidates[np.argsort(distance, kind="stable")[: _L1_POOL * n]]
+        return np.sort(candidates[select(series[candidates], series[targets], n)])
     else:
         rank = np.random.default_rng(len(candidates)).random(len(candidates))
     return np.sort(candidates[np.argsort(rank, kind="stable")[:n]])
+
+
+def _correlations(series: NDArray[np.float64], one: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Correlation of every series with one."""
+    series = series - series.mean(1, keepdims=True)
+    length = np.sqrt((series**2).sum(1))
+    return np.asarray(series @ (one - one.mean()) / np.maximum(length, 1e-300))

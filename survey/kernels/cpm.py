@@ -6,37 +6,45 @@ detector grid. Held-out residuals are the product: in-sample ones eat the signal
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from survey.kernels._cpm_blocks import (
     RIDGE_GRID,
-    best_ridge,
+    best,
     block_scores,
     check_predicted,
     lattice_blocks,
+    spread,
+    summed,
 )
-from survey.kernels._cpm_tile import Tile
-from survey.kernels._predictors import Choice, fitting_exclusion
-from survey.kernels._ridge import residual_matrix
+from survey.kernels._cpm_fill import FILL_REACH
+from survey.kernels._cpm_series import make_series
+from survey.kernels._cpm_single import CPMSolution, solve_cpm
+from survey.kernels._cpm_tile import Model, Tile
+from survey.kernels._predictors import CHOICES, Choice, fitting_exclusion
+
+__all__ = [
+    "FILL_REACH",
+    "RIDGE_GRID",
+    "CPMFit",
+    "CPMSolution",
+    "best",
+    "fit_cpm",
+    "ridge_scores",
+    "solve_cpm",
+]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Counts = int | Sequence[int]
 
-# Pixels, and blocks at least, on which the ridge is cross-validated.
-_CV_PIXELS, _CV_BLOCKS = 128, 4
-
-
-@dataclass(frozen=True)
-class CPMSolution:
-    """One target's ridge fit: prediction ``constant + predictors @ coefficients``."""
-
-    coefficients: Array
-    constant: float
-    prediction: Array
-    residual: Array
+# Blocks on which the ridge is cross-validated.
+_CV_BLOCKS, _CV_PIXELS = 4, 128
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,8 @@ class CPMFit:
     Attributes
     ----------
     prediction, residual : array
-        Residual ``flux - prediction`` with each epoch's fold held out; NaN where ``mask`` is set.
+        Residual ``flux - prediction`` with each epoch's fold held out (or not, on request); NaN where
+        ``mask`` is set.
     error : array
         1-sigma error of the residual: photon error, noise of the predictors and of the fit.
     mask : bool array
@@ -65,75 +74,13 @@ class CPMFit:
     n_predictors: NDArray[np.int64]
 
 
-def solve_cpm(
-    predictors: ArrayLike,
-    target: ArrayLike,
-    *,
-    ridge: float,
-    error: ArrayLike | None = None,
-    train: ArrayLike | None = None,
-    constant: bool = True,
-) -> CPMSolution:
-    """Ridge regression of one time series on others.
-
-    Minimises ``sum_train ((target - constant - predictors @ a) / error)^2 + ridge sum(a^2)``.
-
-    Parameters
-    ----------
-    predictors : array (time, n)
-    target : array (time,)
-    ridge : float
-        Penalty, in units of 1/predictors^2 where error is given, else target^2/predictors^2.
-    error : array (time,), optional
-        1-sigma errors of the target.
-    train : bool array (time,), optional
-        Epochs that enter the fit; the others are predicted all the same. Epochs whose target, error or
-        predictors are not finite never enter.
-    constant : bool
-        Fit an unpenalised constant.
-
-    Raises
-    ------
-    ValueError
-        If shapes do not match, the ridge is negative, or no epoch is left to train on.
-
-    References
-    ----------
-    Wang et al. 2017, eqs. 1-3.
-
-    Examples
-    --------
-    >>> x = np.array([[0.0], [1.0], [2.0]])
-    >>> solution = solve_cpm(x, [1.0, 3.0, 5.0], ridge=0.0)
-    >>> solution.coefficients.round(12).tolist(), round(solution.constant, 12)
-    ([2.0], 1.0)
-    """
-    x, y = np.asarray(predictors, float), np.asarray(target, float)
-    if x.ndim != 2 or y.shape != x.shape[:1]:
-        raise ValueError(f"predictors must be (time, n) and target (time,), not {x.shape} and {y.shape}")
-    if not ridge >= 0:
-        raise ValueError(f"ridge must be >= 0, not {ridge}")
-    sigma = np.ones_like(y) if error is None else np.broadcast_to(np.asarray(error, float), y.shape)
-    use = np.isfinite(y) & np.isfinite(sigma) & (sigma > 0) & np.isfinite(x).all(1)
-    if train is not None:
-        use &= np.asarray(train, bool)
-    if not use.any():
-        raise ValueError("no epoch is left to train on: all are masked, not finite or outside train")
-    weight = 1 / sigma[use]
-    one = weight if constant else None
-    r = residual_matrix((x[use] * weight[:, None]).T, one, float(ridge))
-    a, c = r.coefficients((y[use] * weight)[:, None])
-    prediction = x @ a[:, 0] + c[0]
-    return CPMSolution(a[:, 0], float(c[0]), prediction, y - prediction)
-
-
 def fit_cpm(
     flux: ArrayLike,
     error: ArrayLike,
     mask: ArrayLike,
     *,
     target: tuple[slice, slice] | None = None,
-    n_predictors: int = 400,
+    n_predictors: Counts = 400,
     exclusion: float = 16,
     row_column_exclusion: int = 10,
     predictors: Choice = "closest",
@@ -145,22 +92,31 @@ def fit_cpm(
     farthest: float | None = None,
     epoch_error: ArrayLike | None = None,
     origin: tuple[int, int] = (0, 0),
+    components: int | None = None,
+    time_order: int = 0,
+    time: ArrayLike | None = None,
+    weights: Literal["epoch", "pixel"] = "epoch",
+    held_out: bool = True,
 ) -> CPMFit:
     """Held-out prediction of every pixel of a window from other pixels of the same epochs.
 
     Parameters
     ----------
     flux, error, mask : array (time, y, x)
-        Frames as they were taken (detector grid); mask True = bad.
+        Frames as they were taken (detector grid); mask True = bad. Gaps of a predictor are filled from the
+        pixels around it; an epoch in which a predictor has no sample at all trains no target of its, and is
+        predicted from the others.
     target : tuple of slices (y, x), optional
         Window of pixels to predict; all by default.
-    n_predictors : int
-        How many pixels predict a block of targets (fewer where there are not as many).
+    n_predictors : int or sequence of int
+        How many pixels predict a block of targets (fewer where there are not as many); of several numbers
+        the best is chosen by cross-validation.
     exclusion, row_column_exclusion : float, int
         Predictors are at least ``exclusion`` pixels away and in none of the targets' rows and columns or
         the next ``row_column_exclusion``; both shrink in frames less than four exclusions wide.
-    predictors : {"closest", "brightness", "similarity", "random"}
-        How predictors are chosen among the allowed.
+    predictors : {"closest", "brightness", "similarity", "l1", "random"}
+        How predictors are chosen among the allowed. Similarity and l1 look at the targets in all training
+        epochs.
     ridge : float, optional
         In units of n_predictors x target variance; by default cross-validated over `RIDGE_GRID`.
     folds : int
@@ -173,11 +129,24 @@ def fit_cpm(
         Pixels that must not predict (known variables).
     farthest : float, optional
         Predictors are at most so many rows and columns away. With it the exclusions are taken as they are,
-        so that a pixel's prediction is the same in every tile that holds it and this halo.
+        so that a pixel's prediction is the same in every tile that holds it, this halo and two pixels more.
     epoch_error : array (time,), optional
-        Relative error of every epoch, median 1; by default measured in this tile.
+        Relative error of every epoch, median 1; by default measured in this tile. Epochs weigh by its
+        inverse square.
     origin : tuple of int (y, x)
         Where the arrays begin on the detector: blocks begin at multiples of ``block`` there.
+    components : int, optional
+        So many principal components of a block's predictors predict in their place.
+    time_order : int
+        Degree of a polynomial in time that is fitted with the predictors, without a penalty.
+    time : array (time,), optional
+        Times of the epochs, for the polynomial; by default they are equally spaced.
+    weights : {"epoch", "pixel"}
+        Weigh epochs alike for all pixels, or each target's samples by their own errors: no factorisation is
+        shared then, and a pixel takes as long as a block.
+    held_out : bool
+        False: residuals of a fit to all training epochs. They look better and have eaten of the signal; their
+        errors are upper limits.
 
     Raises
     ------
@@ -198,35 +167,44 @@ def fit_cpm(
     >>> bool(fit.residual.std() < 0.02)
     True
     """
-    tile = _prepare(
-        (flux, error, mask), (n_predictors, predictors, folds), train, exclude,
-        (exclusion, row_column_exclusion, farthest), epoch_error,
+    tile = _make_tile(
+        (flux, error, mask), train=train, exclude=exclude, exclusion=exclusion,
+        row_column_exclusion=row_column_exclusion, farthest=farthest, predictors=predictors, folds=folds,
+        epoch_error=epoch_error, components=components, time_order=time_order, time=time, weights=weights,
+        held_out=held_out,
     )  # fmt: skip
-    ny, nx = tile.shape
-    ys, xs, blocks = lattice_blocks(tile.shape, target, block, origin)
+    ny, nx = tile.series.shape
+    ys, xs, blocks = lattice_blocks((ny, nx), target, block, origin)
     tile.n_blocks = len(blocks)
-    if ridge is None:
-        sample = np.unique(
-            np.linspace(0, len(blocks) - 1, max(_CV_PIXELS // block**2, _CV_BLOCKS)).round().astype(int)
-        )
-        factor = best_ridge(block_scores(tile, [blocks[i] for i in sample]))
-    else:
-        factor = float(ridge)
-    prediction = np.full((len(tile.series), ny, nx), np.nan)
+    count, factor = _choose(tile, blocks, n_predictors, ridge, block)
+    prediction = np.full((len(tile.time), ny, nx), np.nan)
     variance, used = np.full_like(prediction, np.nan), np.zeros((ny, nx), np.int64)
     for rows, columns in blocks:
         where = (slice(None), slice(*rows), slice(*columns))
-        pixels = tile.pixels(rows, columns)
-        p, v, count = tile.predict(rows, columns, pixels, factor)
+        p, v, found = tile.predict(rows, columns, count, factor)
         shape = prediction[where].shape
         prediction[where], variance[where] = p.reshape(shape), v.reshape(shape)
-        used[where[1:]] = count
+        used[where[1:]] = found
     check_predicted(tile, used, blocks)
     window = (slice(None), slice(*ys[:2]), slice(*xs[:2]))
     prediction, variance = prediction[window], variance[window]
-    bad = tile.bad.reshape(-1, ny, nx)[window] | ~np.isfinite(prediction)
+    bad = tile.series.bad.T.reshape(-1, ny, nx)[window] | ~np.isfinite(prediction)
     residual = np.where(bad, np.nan, np.asarray(flux, float)[window] - prediction)
     return CPMFit(prediction, residual, np.sqrt(variance), bad, factor, used[window[1:]])
+
+
+def _choose(tile: Tile, blocks, n_predictors: Counts, ridge: float | None, block: int) -> tuple[int, float]:
+    """Number of predictors and ridge: as given, else the best on a few blocks."""
+    counts = _counts(n_predictors)
+    if ridge is not None and len(counts) == 1:
+        return counts[0], float(ridge)
+    sample = spread(blocks, max(_CV_PIXELS // block**2, _CV_BLOCKS))
+    totals = summed(block_scores(tile, sample, counts))
+    return best(totals, counts, ridge) or (counts[-1], ridge or 1.0)
+
+
+def _counts(n_predictors: Counts) -> list[int]:
+    return [n_predictors] if isinstance(n_predictors, int | np.integer) else [int(n) for n in n_predictors]
 
 
 def ridge_scores(
@@ -236,17 +214,10 @@ def ridge_scores(
     *,
     target: tuple[slice, slice] | None = None,
     lattice: int = 4,
-    n_predictors: int = 400,
-    exclusion: float = 16,
-    row_column_exclusion: int = 10,
-    predictors: Choice = "closest",
-    folds: int = 10,
+    n_predictors: Counts = 400,
     block: int = 4,
-    train: ArrayLike | None = None,
-    exclude: ArrayLike | None = None,
-    farthest: float | None = None,
-    epoch_error: ArrayLike | None = None,
     origin: tuple[int, int] = (0, 0),
+    **model: Any,
 ) -> Array:
     """How well each ridge of `RIDGE_GRID` predicts blocks on a lattice of the detector.
 
@@ -255,36 +226,61 @@ def ridge_scores(
 
     Returns
     -------
-    array (ridge, 2)
-        Sum of the logarithms of pixels' mean square held-out residuals, and number of pixels.
+    array (count, ridge, 2)
+        For every number of predictors and ridge: sum of the logarithms of pixels' mean square held-out
+        residuals, and number of pixels.
     """
-    tile = _prepare(
-        (flux, error, mask), (n_predictors, predictors, folds), train, exclude,
-        (exclusion, row_column_exclusion, farthest), epoch_error,
-    )  # fmt: skip
-    ys, xs, blocks = lattice_blocks(tile.shape, target, block, origin)
+    tile = _make_tile((flux, error, mask), **model)
+    ys, xs, blocks = lattice_blocks(tile.series.shape, target, block, origin)
     chosen = [
         (rows, columns)
         for rows, columns in blocks
         if rows[0] >= ys[0] and columns[0] >= xs[0]
         and not ((rows[0] + origin[0]) // block % lattice or (columns[0] + origin[1]) // block % lattice)
     ]  # fmt: skip
-    if not chosen:
-        return np.zeros((len(RIDGE_GRID), 2))
-    scores = block_scores(tile, chosen)
-    return np.column_stack([scores.sum(1), np.full(len(scores), scores.shape[1])])
+    return summed(block_scores(tile, chosen, _counts(n_predictors)))
 
 
-def _prepare(cube, model, train, exclude, exclusions, epoch_error) -> Tile:
-    """The tile with its exclusions; see `fit_cpm` for what it is made of."""
-    n_predictors, predictors, folds = model
-    n_time = np.shape(cube[0])[0] if np.ndim(cube[0]) else 0
-    given = None if epoch_error is None else np.broadcast_to(np.asarray(epoch_error, float), (n_time,))
-    flux, error, mask = cube
-    tile = Tile.prepare(flux, error, mask, train, exclude, predictors, n_predictors, folds, given)
-    exclusion, row_column_exclusion, farthest = exclusions
+def _make_tile(
+    cube: tuple[ArrayLike, ArrayLike, ArrayLike],
+    *,
+    exclusion: float = 16,
+    row_column_exclusion: int = 10,
+    farthest: float | None = None,
+    predictors: Choice = "closest",
+    folds: int = 10,
+    train: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
+    epoch_error: ArrayLike | None = None,
+    components: int | None = None,
+    time_order: int = 0,
+    time: ArrayLike | None = None,
+    weights: Literal["epoch", "pixel"] = "epoch",
+    held_out: bool = True,
+) -> Tile:
+    """The tile's series and model; see `fit_cpm` for what it is made of."""
+    shape, *others = (np.shape(a) for a in cube)
+    if len(shape) != 3 or any(other != shape for other in others):
+        raise ValueError(
+            f"flux, error and mask must have one (time, y, x) shape, not {shape}, {others[0]}, {others[1]}"
+        )
+    if predictors not in CHOICES:
+        raise ValueError(f"unknown predictors {predictors!r}; choose one of {', '.join(CHOICES)}")
+    if weights not in ("epoch", "pixel"):
+        raise ValueError(f"unknown weights {weights!r}; choose epoch or pixel")
+    n_time = shape[0]
+    epochs = np.nonzero(np.ones(n_time, bool) if train is None else np.asarray(train, bool))[0]
+    if folds < 2 or len(epochs) < 2 * folds:
+        raise ValueError(f"{len(epochs)} training epochs are too few for {folds} folds; lower folds (>= 2)")
     if farthest is None:
-        tile.exclusion = fitting_exclusion(tile.shape, exclusion, row_column_exclusion)
+        fitting = fitting_exclusion(shape[1:], exclusion, row_column_exclusion)
     else:
-        tile.exclusion, tile.farthest = (exclusion, row_column_exclusion), farthest
-    return tile
+        fitting = exclusion, row_column_exclusion
+    model = Model(
+        predictors, folds, components, time_order, weights, held_out, fitting,
+        np.inf if farthest is None else farthest,
+    )  # fmt: skip
+    given = None if epoch_error is None else np.broadcast_to(np.asarray(epoch_error, float), (n_time,))
+    series = make_series(cube, epochs, None if exclude is None else np.asarray(exclude, bool), given)
+    when = np.arange(n_time, dtype=float) if time is None else np.asarray(time, float)
+    return Tile(series, model, epochs, when)

@@ -4,8 +4,9 @@ On the detector grid, where flat-field errors stay in their pixels. Where frames
 pixels a detector pixel's series holds no one star, and the sky grid does better (`deploy/ARCHITECTURE.md`).
 
 A first pass predicts every pixel with one ridge and keeps the mean |difference| / photon error of each,
-and how well each ridge of a grid does on blocks that lie on a lattice of the field. From these one ridge
-and the variable pixels are chosen for the whole field; the second pass predicts without the variables.
+and how well each ridge of a grid, with each number of predictors asked for, does on blocks that lie on a
+lattice of the field. From these one ridge, one number and the variable pixels are chosen for the whole field;
+the second pass predicts without the variables.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from survey.config import Config
 from survey.io.store import Field
-from survey.kernels.cpm import RIDGE_GRID, CPMFit, fit_cpm, ridge_scores
+from survey.kernels.cpm import FILL_REACH, RIDGE_GRID, CPMFit, best, fit_cpm, ridge_scores
 from survey.stages.calibrated import CalibratedTile, calibrated_frames, read_calibrated
 from survey.stages.frame_table import stretches
 from survey.stages.protocol import Output, Stage, Unit, tile_units
@@ -56,8 +57,9 @@ class FirstPass:
     core : tuple of slice
     deviation : array (y, x)
         Mean |difference| / photon error of the core.
-    scores : array (ridge, 2)
-        Sum over the core's lattice blocks of the logarithm of squared residuals, and pixels summed.
+    scores : array (count, ridge, 2)
+        For every number of predictors and ridge: sum over the core's lattice blocks of the logarithm of
+        squared residuals, and pixels summed.
     """
 
     core: Window
@@ -71,19 +73,21 @@ class State:
 
     Parameters
     ----------
+    n_predictors : int
     ridge : float
     variable : bool array (y, x)
         Pixels of the field that must not predict.
     """
 
+    n_predictors: int
     ridge: float
     variable: NDArray[np.bool_]
 
 
 def tile_halo(config: Config) -> int:
-    """Pixels around a core from which its predictors are drawn."""
+    """Pixels around a core from which its predictors are drawn, and the gaps of these filled."""
     # A block at the core's edge begins up to a block before it.
-    return int(np.ceil(config.cpm.exclusion)) + config.cpm.reach + config.cpm.block
+    return int(np.ceil(config.cpm.exclusion)) + config.cpm.reach + config.cpm.block + FILL_REACH
 
 
 def read(field: Field, unit: Unit, config: Config) -> TileData:
@@ -100,55 +104,67 @@ def read(field: Field, unit: Unit, config: Config) -> TileData:
     return TileData(unit.tile, margin, samples, relative, stretches(frames))
 
 
+def _trains(data: TileData, config: Config) -> NDArray[np.bool_]:
+    """Epochs to train on: of frames without flags, outside the intervals that the settings leave out."""
+    train = data.samples.flags == 0
+    for first, last in config.cpm.leave_out:
+        train &= (data.samples.time < first) | (data.samples.time > last)
+    return train
+
+
 def _stretches(data: TileData, config: Config) -> Iterator[tuple[NDArray[np.int64], dict[str, Any]]]:
-    """Epochs of every campaign with data in this tile, and how the kernels are called for them.
+    """Epochs of every campaign, and how the kernels are called for them.
 
     Flagged frames are predicted and do not train. A campaign with too few epochs is left out where there
-    are others.
+    are others, and where there are no data in this tile.
     """
-    settings = config.cpm
-    numbers = np.unique(data.stretch)
-    train = (data.samples.flags == 0) & ~data.samples.mask.all((1, 2))
+    numbers, train = np.unique(data.stretch), _trains(data, config)
     for number in numbers:
         epochs = np.nonzero(data.stretch == number)[0]
-        count = int(train[epochs].sum())
-        if count == 0 or (count < 2 * settings.folds and len(numbers) > 1):
+        if train[epochs].sum() < 2 * config.cpm.folds and len(numbers) > 1:
             continue
-        yield epochs, _arguments(data, config, epochs)
+        if not data.samples.mask[epochs].all():
+            yield epochs, _arguments(data, config, epochs, train[epochs])
 
 
-def _arguments(data: TileData, config: Config, epochs: NDArray[np.int64]) -> dict[str, Any]:
+def _arguments(
+    data: TileData, config: Config, epochs: NDArray[np.int64], train: NDArray[np.bool_]
+) -> dict[str, Any]:
     settings, samples = config.cpm, data.samples
     return {
         "flux": samples.flux[epochs],
         "error": samples.error[epochs],
         "mask": samples.mask[epochs],
         "target": data.tile.inner(data.halo),
-        "n_predictors": settings.n_predictors,
         "exclusion": settings.exclusion,
         "row_column_exclusion": settings.row_column_exclusion,
         "predictors": settings.predictors,
         "folds": settings.folds,
         "block": settings.block,
         "farthest": settings.exclusion + settings.reach,
-        "train": samples.flags[epochs] == 0,
+        "train": train,
         "epoch_error": data.epoch_error[epochs],
         "origin": (data.samples.window[0].start, data.samples.window[1].start),
+        "components": settings.components,
+        "time_order": settings.time_order,
+        "time": samples.time[epochs],
+        "weights": settings.weights,
+        "held_out": settings.residuals == "held-out",
     }
 
 
-def _fit(data: TileData, config: Config, ridge: float, exclude: NDArray[np.bool_] | None) -> CPMFit:
+def _fit(data: TileData, config: Config, state: State, exclude: NDArray[np.bool_] | None) -> CPMFit:
     """The core predicted campaign by campaign; masked where none could be."""
     rows, columns = data.tile.core
     shape = (len(data.stretch), rows.stop - rows.start, columns.stop - columns.start)
     prediction, residual, error = (np.full(shape, np.nan) for _ in range(3))
     mask, used = np.ones(shape, bool), np.zeros(shape[1:], np.int64)
     for epochs, arguments in _stretches(data, config):
-        fit = fit_cpm(ridge=ridge, exclude=exclude, **arguments)
+        fit = fit_cpm(n_predictors=state.n_predictors, ridge=state.ridge, exclude=exclude, **arguments)
         prediction[epochs], residual[epochs], error[epochs] = fit.prediction, fit.residual, fit.error
         mask[epochs] = fit.mask
         used = np.maximum(used, fit.n_predictors)
-    return CPMFit(prediction, residual, error, mask, ridge, used)
+    return CPMFit(prediction, residual, error, mask, state.ridge, used)
 
 
 def _deviation(fit: CPMFit, data: TileData) -> NDArray[np.float32]:
@@ -162,45 +178,48 @@ def _deviation(fit: CPMFit, data: TileData) -> NDArray[np.float32]:
     return (pulls.sum(0) / np.maximum(good.sum(0), 1)).astype(np.float32)
 
 
+def _first(config: Config) -> State:
+    """What the first pass takes, and a pass that knows of no other."""
+    return State(config.cpm.counts[-1], config.cpm.ridge or FIRST_RIDGE, np.zeros((0, 0), bool))
+
+
 def partial(data: TileData, config: Config) -> FirstPass:
     """Deviations of the core's pixels, and how well each ridge does on its lattice blocks."""
-    first = config.cpm.ridge or FIRST_RIDGE
-    scores = np.zeros((len(RIDGE_GRID), 2))
-    if config.cpm.ridge is None:
+    settings = config.cpm
+    scores = np.zeros((len(settings.counts), len(RIDGE_GRID), 2))
+    if settings.ridge is None or len(settings.counts) > 1:
         for _, arguments in _stretches(data, config):
-            scores += ridge_scores(lattice=LATTICE, **arguments)
+            scores += ridge_scores(lattice=LATTICE, n_predictors=settings.counts, **arguments)
     rows, columns = data.tile.core
     deviation = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.float32)
-    if config.cpm.two_passes:
-        deviation = _deviation(_fit(data, config, first, None), data)
+    if settings.two_passes:
+        deviation = _deviation(_fit(data, config, _first(config), None), data)
     return FirstPass(data.tile.core, deviation, scores)
 
 
 def combine(partials: list[FirstPass], config: Config) -> State:
-    """One ridge for the field, and its variable pixels."""
+    """One ridge and number of predictors for the field, and its variable pixels."""
     shape = tuple(max(p.core[axis].stop for p in partials) for axis in (0, 1))
     deviation = np.zeros(shape, np.float32)
     for p in partials:
         deviation[p.core] = p.deviation
+    settings, first = config.cpm, _first(config)
     total = np.sum([p.scores for p in partials], axis=0)
-    ridge = config.cpm.ridge or FIRST_RIDGE
-    if config.cpm.ridge is None and total[:, 1].all():
-        ridge = RIDGE_GRID[int(np.argmin(total[:, 0] / total[:, 1]))]
+    count, ridge = best(total, settings.counts, settings.ridge) or (first.n_predictors, first.ridge)
     seen = deviation[deviation > 0]
-    limit = config.cpm.variable
+    limit = settings.variable
     if len(seen):
-        limit = max(limit, float(np.quantile(seen, 1 - config.cpm.max_variable, method="higher")))
-    return State(float(ridge), deviation > limit)
+        limit = max(limit, float(np.quantile(seen, 1 - settings.max_variable, method="higher")))
+    return State(count, ridge, deviation > limit)
 
 
 def apply(data: TileData, state: State | None, config: Config) -> Output:
-    """Held-out residuals of the core."""
+    """Residuals of the core, held out unless the settings say otherwise."""
     window = data.samples.window
-    ridge = config.cpm.ridge or FIRST_RIDGE if state is None else state.ridge
     exclude = None if state is None else state.variable[window]
-    fit = _fit(data, config, ridge, exclude)
+    fit = _fit(data, config, state or _first(config), exclude)
     bad = fit.mask | ~np.isfinite(fit.error)
-    untrained = np.broadcast_to((data.samples.flags != 0)[:, None, None], bad.shape)
+    untrained = np.broadcast_to(~_trains(data, config)[:, None, None], bad.shape)
     arrays = {
         "flux": np.where(bad, np.nan, fit.residual).astype(np.float32),
         "error": np.where(bad, np.nan, fit.error).astype(np.float32),
@@ -221,5 +240,5 @@ def apply(data: TileData, state: State | None, config: Config) -> Output:
 
 
 STAGE = Stage(
-    "cpm", 4, lambda config: config.cpm, tile_units, read, partial=partial, combine=combine, apply=apply
+    "cpm", 5, lambda config: config.cpm, tile_units, read, partial=partial, combine=combine, apply=apply
 )

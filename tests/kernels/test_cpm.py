@@ -6,8 +6,9 @@ from numpy.testing import assert_allclose
 from scipy.special import erf
 
 from survey.kernels._cpm_folds import held_out_squares
+from survey.kernels._held_out import fill_missing, held_out, in_sample
 from survey.kernels._predictors import allowed_predictors, choose_predictors, fitting_exclusion
-from survey.kernels._ridge import fill_missing, held_out, residual_matrix
+from survey.kernels._ridge import residual_matrix
 from survey.kernels.cpm import fit_cpm, ridge_scores, solve_cpm
 
 
@@ -54,41 +55,80 @@ def test_solve_cpm__errors_are_clear():
         solve_cpm(np.zeros((3, 2)), np.zeros(3), ridge=1, train=np.zeros(3, bool))
 
 
-@pytest.mark.parametrize("shape", [(60, 12), (40, 90)])
-def test_held_out__equals_refits(shape):
+def refit(z, y, ridge, n_free, train):
+    """Inverse normal matrix and coefficients of a fit to some rows, the last columns not penalised."""
+    penalty = ridge * np.diag(np.repeat([1.0, 0.0], [z.shape[1] - n_free, n_free]))
+    inverse = np.linalg.inv(z[train].T @ z[train] + penalty)
+    return inverse, inverse @ z[train].T @ y[train]
+
+
+# Fewer predictors than rows, more, and folds longer than there are predictors.
+@pytest.mark.parametrize("shape", [(60, 14), (40, 90), (120, 6)])
+@pytest.mark.parametrize("order", [0, 2])
+def test_held_out__equals_refits(shape, order):
     """Residuals of a fold, with and without missing samples, are those of a fit that never saw it."""
     rng = np.random.default_rng(3)
     x = rng.normal(1, 1, shape)
-    one = rng.uniform(0.5, 1, shape[0])
+    weight = rng.uniform(0.5, 1, shape[0])
+    free = weight[:, None] * np.vander(np.linspace(-1, 1, shape[0]), order + 1)
     y = rng.normal(size=(shape[0], 3))
     missing = np.zeros(y.shape, bool)
     missing[[2, 7, 30], 1] = True
-    r = residual_matrix(x.T, one, 2.0)
+    missing[5:25, 2] = True
+    r = residual_matrix(x.T, free, 2.0)
     folds = np.array_split(np.arange(shape[0]), 5)
-    residual, variance = held_out(r, fill_missing(r, y, missing), missing, folds)
-    z = np.column_stack([x, one])
-    penalty = 2.0 * np.eye(z.shape[1])
-    penalty[-1, -1] = 0
+    residual, variance = held_out(r, r.fit(y).residual, missing, folds)
+    z = np.column_stack([x, free])
     for fold in folds:
         for j in range(3):
             train = ~missing[:, j]
             train[fold] = False
-            normal = z[train].T @ z[train] + penalty
-            expected = y[fold, j] - z[fold] @ np.linalg.solve(normal, z[train].T @ y[train, j])
-            seen = ~missing[fold, j]
-            assert_allclose(residual[fold, j][seen], expected[seen], atol=1e-9)
-            weights = z[fold] @ np.linalg.solve(normal, z[train].T)
+            inverse, a = refit(z, y[:, j], 2.0, order + 1, train)
+            assert_allclose(residual[fold, j], y[fold, j] - z[fold] @ a, atol=1e-9)
+            weights = z[fold] @ inverse @ z[train].T
             assert_allclose(variance[fold, j], 1 + (weights**2).sum(1), rtol=1e-8)
 
 
-def test_held_out_squares__are_those_of_the_residual_matrix():
+@pytest.mark.parametrize("shape", [(60, 14), (40, 90)])
+def test_missing_rows_leave_the_fit_and_dropped_predictors_too(shape):
+    rng = np.random.default_rng(8)
+    x, y, free = rng.normal(1, 1, shape), rng.normal(size=(shape[0], 2)), np.ones((shape[0], 1))
+    missing = np.zeros(y.shape, bool)
+    missing[4:9, 1] = True
+    r = residual_matrix(x.T, free, 2.0)
+    fitted = r.fit(fill_missing(r, y, missing))
+    z = np.column_stack([x, free])
+    for j in range(2):
+        _, a = refit(z, y[:, j], 2.0, 1, ~missing[:, j])
+        assert_allclose(fitted.coefficients[:, j], a[:-1], atol=1e-9)
+        assert_allclose(fitted.free[0, j], a[-1], atol=1e-9)
+    inverse, _ = refit(z, y[:, 0], 2.0, 1, np.ones(shape[0], bool))
+    assert_allclose(r.inverse_columns(np.array([1, 5])), inverse[:-1, [1, 5]], atol=1e-9)
+
+
+def test_in_sample__is_the_plain_residual():
+    rng = np.random.default_rng(9)
+    x, y, free = rng.normal(size=(50, 7)), rng.normal(size=(50, 2)), np.ones((50, 1))
+    r = residual_matrix(x.T, free, 3.0)
+    residual, variance = in_sample(r, r.fit(y).residual, np.array_split(np.arange(50), 4))
+    z = np.column_stack([x, free])
+    inverse, a = refit(z, y, 3.0, 1, np.ones(50, bool))
+    matrix = np.eye(50) - z @ inverse @ z.T
+    assert_allclose(residual, y - z @ a, atol=1e-12)
+    assert_allclose(variance[:, 0], (matrix @ matrix).diagonal(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("order", [0, 2])
+def test_held_out_squares__are_those_of_the_residual_matrix(order):
     rng = np.random.default_rng(6)
     x, y = rng.normal(1, 1, (20, 90)), rng.normal(size=(90, 4))
-    one, use = rng.uniform(0.5, 1, 90), rng.random((90, 4)) < 0.8
+    free = rng.uniform(0.5, 1, (90, 1)) * np.vander(np.linspace(-1, 1, 90), order + 1)
+    use = rng.random((90, 4)) < 0.8
     folds = np.array_split(np.arange(90), 7)
-    got = held_out_squares(x, one, y, use, folds, [0.3, 30.0])
+    got = held_out_squares(x, free, y, use, folds, [0.3, 30.0])
     for ridge, found in zip([0.3, 30.0], got, strict=True):
-        residual, _ = held_out(residual_matrix(x, one, ridge), y, np.zeros(y.shape, bool), folds)
+        r = residual_matrix(x, free, ridge)
+        residual, _ = held_out(r, r.fit(y).residual, np.zeros(y.shape, bool), folds)
         expected = np.where(use, residual, 0.0) ** 2
         assert_allclose(found, expected.sum(0) / use.sum(0), rtol=1e-9)
 
@@ -193,12 +233,12 @@ def test_fit_cpm__window_does_not_change_a_pixel():
     np.testing.assert_array_equal(small.residual, large.residual[:, 4:8, 8:12])
 
 
-@pytest.mark.parametrize("choice", ["closest", "brightness", "similarity", "random"])
+@pytest.mark.parametrize("choice", ["closest", "brightness", "similarity", "l1", "random"])
 def test_predictors__respect_the_exclusions(choice):
     rng = np.random.default_rng(4)
     usable = rng.random((60, 60)) < 0.9
     candidates, distance = allowed_predictors(usable, (28, 32), (30, 34), 16, 10)
-    series, brightness = rng.normal(size=(50, 3600)), rng.random(3600)
+    series, brightness = rng.normal(size=(3600, 50)), rng.random(3600)
     chosen = choose_predictors(
         choice, 200, candidates, distance, series, brightness, np.array([28 * 60 + 30])
     )
@@ -272,4 +312,4 @@ def test_ridge_scores__tiles_add_up_to_the_field():
         for rows in ((0, 20), (20, 48))
     ]
     assert_allclose(parts[0] + parts[1], whole, rtol=1e-9)
-    assert whole[0, 1] == 9 * 64
+    assert (whole[0, :, 1] == 9 * 32).all()

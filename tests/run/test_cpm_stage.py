@@ -54,14 +54,64 @@ def difference(mock, size, config):
     return flux, error, state
 
 
-def test_results_do_not_depend_on_the_tiles(mock):
+def lose_samples(mock):
+    """Cosmic rays, a trail, an epoch without the right half, one without anything."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    mock.mask[rng.random(mock.mask.shape) < 1e-3] = True
+    mock.mask[40, np.abs(y - x) < 3] = True
+    mock.mask[61, :, 32:] = True
+    mock.mask[80] = True
+
+
+@pytest.mark.parametrize("lose", [None, lose_samples])
+def test_results_do_not_depend_on_the_tiles(lose):
+    mock = make_mock()
+    if lose is not None:
+        lose(mock)
     first, first_error, state = difference(mock, 64, settings())
+    whole = np.arange(EPOCHS) != 61  # where most of the predictors are gone, so are those that they predict
+    assert np.isfinite(first[whole][~mock.mask[whole]]).all()
+    assert np.isfinite(first[61][~mock.mask[61]]).mean() > 0.5
     for size in (20, 32):  # 20 cuts blocks of 8
         flux, error, other = difference(mock, size, settings())
         assert other.ridge == state.ridge
         np.testing.assert_array_equal(other.variable, state.variable)
         assert_allclose(flux, first, atol=1e-6)
         assert_allclose(error, first_error, rtol=1e-5)
+
+
+def test_one_of_several_numbers_of_predictors_and_epochs_of_an_event(mock):
+    """The number is the field's; the epochs left out are predicted, flagged, and bend nothing."""
+    few, many = settings(n_predictors=[8, 80]), settings(n_predictors=80)
+    data = [tile_data(mock, tile, few) for tile in tile_grid(SHAPE, 32)]
+    state = cpm.combine([cpm.partial(d, few) for d in data], few)
+    assert state.n_predictors == 80
+    assert state.ridge == difference(mock, 64, many)[2].ridge
+    event = settings(ridge=1.0, two_passes=False, leave_out=[(20, 29)])
+    altered = make_mock()
+    altered.flux[20:30, 24, 30] += 0.5
+    plain, changed = (
+        cpm.apply(tile_data(m, tile_grid(SHAPE, 64)[0], event), None, event).arrays[cpm.GROUP]
+        for m in (mock, altered)
+    )
+    moved = changed["flux"] - plain["flux"]
+    assert_allclose(moved[20:30, 24, 30], 0.5, rtol=1e-5)
+    assert np.abs(moved[:20]).max() < 1e-6
+    assert plain["fit_mask"][20:30].all()
+    assert not plain["fit_mask"][:20].any()
+
+
+def test_residuals_of_a_fit_that_saw_them_on_request(mock):
+    data = tile_data(mock, tile_grid(SHAPE, 64)[0], settings())
+    held, seen = (
+        cpm.apply(data, None, settings(residuals=kind, ridge=0.1)).arrays[cpm.GROUP]
+        for kind in ("held-out", "in-sample")
+    )
+    assert np.median(seen["flux"].std(0)) < 0.7 * np.median(held["flux"].std(0))
+    assert 0.9 < np.median((held["flux"] / held["error"]).std(0)) < 1.1
+    # 80 noisy predictors of 120 epochs: coefficients made for noise count as if they brought it
+    assert 0.7 < np.median((seen["flux"] / seen["error"]).std(0)) < 1.05
 
 
 def test_the_variable_is_found_and_does_not_predict(mock):
