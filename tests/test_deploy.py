@@ -15,6 +15,20 @@ def test_slurm_settings_are_settings():
     assert cluster.slurm.workers_per_job == 16
 
 
+def test_kubernetes_takes_the_manifests():
+    """Every resource against the schema of the release that the package knows, unknown properties refused."""
+    validate = pytest.importorskip(
+        "kubernetes_validate", reason="needs kubernetes-validate, of the extra `dev`"
+    )
+    yaml = pytest.importorskip("yaml")
+    found = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "survey.yaml").read_text()))
+    for resource in found:
+        validate.validate(resource, "1.33", strict=True)
+    found[-1]["spec"]["template"]["spec"]["containers"][0]["memory"] = "3Gi"
+    with pytest.raises(validate.ValidationError):
+        validate.validate(found[-1], "1.33", strict=True)
+
+
 def test_kubernetes_manifests_talk_tls_only_and_run_without_root():
     yaml = pytest.importorskip("yaml")
     found = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "survey.yaml").read_text()))

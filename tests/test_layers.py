@@ -23,8 +23,21 @@ ALLOWED = {
     "run": {"run", "stages", "templates", "io", "kernels", "schema", "config", "tiles"},
     "progress": set(),
     "demo": {"run", "simulate", "report", "io", "config", "progress"},
+    "service": {"service", "run", "io"},
     "driver": {"run", "report", "config", "io"},
-    "cli": {"cli", "run", "simulate", "report", "io", "config", "progress", "stages", "templates", "demo"},
+    "cli": {
+        "cli",
+        "service",
+        "run",
+        "simulate",
+        "report",
+        "io",
+        "config",
+        "progress",
+        "stages",
+        "templates",
+        "demo",
+    },
     "__init__": {"run", "simulate", "config", "io"},
 }
 HEAVY = {"dask", "distributed", "xarray", "zarr"}

@@ -9,6 +9,7 @@ from survey.cli import (  # noqa: F401  (commands join main)
     pairs,
     results,
     running,
+    service,
     simulated,
     stages,
     templates,

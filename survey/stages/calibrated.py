@@ -179,9 +179,19 @@ def read_calibrated(
     )
 
 
+def psf_widths(frames: xr.Dataset) -> tuple[float, float]:
+    """FWHM of the sharp frames and of the broad ones (5 and 95 %), pixels; NaN where they are unknown."""
+    fwhm = frames["psf_fwhm"].values
+    fwhm = fwhm[np.isfinite(fwhm)]
+    if len(fwhm) < 2:
+        return np.nan, np.nan
+    narrow, broad = np.quantile(fwhm, (0.05, 0.95))
+    return float(narrow), float(broad)
+
+
 def outlook(field: Field) -> Outlook:
     """What of a field's frames decides how much memory its tiles take."""
     frames = field.frames()
     epochs = frames.sizes["time"]
     shifts = all(frame_map(frames, k).is_translation(field.shape) for k in range(epochs))
-    return Outlook(epochs, own_phases=not shifts)
+    return Outlook(epochs, own_phases=not shifts, psf_widths=psf_widths(frames))

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from survey.config import Config
 from survey.io.store import Field
 from survey.kernels.cpm import FILL_REACH, RIDGE_GRID, CPMFit, best, fit_cpm, ridge_scores
+from survey.stages import forecast
 from survey.stages.calibrated import CalibratedTile, calibrated_frames, read_calibrated
 from survey.stages.frame_table import stretches
-from survey.stages.protocol import Output, Stage, Unit, tile_units
+from survey.stages.protocol import Outlook, Output, Stage, Unit, tile_units
 from survey.tiles import Tile, Window
 
 GROUP, VARIABILITY = "difference/cpm", "variability/cpm"
@@ -239,6 +240,19 @@ def apply(data: TileData, state: State | None, config: Config) -> Output:
     return Output({GROUP: arrays, VARIABILITY: {"deviation": deviation}}, region, payload=payload)
 
 
+def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
+    """Forecast of a tile and all that may predict it."""
+    return forecast.predicted(unit, outlook, tile_halo(config))
+
+
 STAGE = Stage(
-    "cpm", 5, lambda config: config.cpm, tile_units, read, partial=partial, combine=combine, apply=apply
+    "cpm",
+    5,
+    lambda config: config.cpm,
+    tile_units,
+    read,
+    partial=partial,
+    combine=combine,
+    apply=apply,
+    memory=memory,
 )

@@ -23,7 +23,7 @@ from survey.kernels._sfft_pass import Planes, Scene, Sums, pad_variance, sweep
 from survey.kernels._sfft_samples import Samples, block_side
 from survey.kernels._sfft_solve import CLIP_FRACTION, Solver, add_sums, check_error, check_pixels
 from survey.kernels.reference import ReferenceFit
-from survey.stages.calibrated import CalibratedTile, calibrated_frames, read_calibrated
+from survey.stages.calibrated import CalibratedTile, calibrated_frames, psf_widths, read_calibrated
 from survey.stages.protocol import Unit
 from survey.stages.template_records import template_records
 from survey.tiles import Tile, Window
@@ -88,13 +88,13 @@ def units(field: Field, config: Config) -> list[Unit]:
 
 def kernel_size(field: Field, config: Config) -> int:
     """Edge of the kernel in pixels: as set, or from how much the frames' PSFs differ."""
-    if config.subtraction.kernel_size is not None:
-        return config.subtraction.kernel_size
-    fwhm = calibrated_frames(field)["psf_fwhm"].values
-    fwhm = fwhm[np.isfinite(fwhm)]
-    if len(fwhm) < 2:
+    return config.subtraction.kernel_size or kernel_edge(*psf_widths(calibrated_frames(field)))
+
+
+def kernel_edge(narrow: float, broad: float) -> int:
+    """Edge of the kernel that makes the one PSF, by its FWHM, of the other; 7 where nobody knows them."""
+    if not np.isfinite(narrow) or not np.isfinite(broad):
         return 7
-    narrow, broad = np.quantile(fwhm, (0.05, 0.95))
     sigma = np.sqrt(max(broad**2 - narrow**2, 0.0)) / 2.355
     return int(min(2 * max(1, int(np.ceil(3 * sigma))) + 1, _WIDEST))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,10 +44,13 @@ class Outlook:
     epochs : int
     own_phases : bool
         Whether every sample has a phase of its own (rotation, distortion), not every frame one for all.
+    psf_widths : tuple of float
+        FWHM of the sharpest and of the broadest frames, pixels; NaN where they are unknown.
     """
 
     epochs: int
     own_phases: bool = False
+    psf_widths: tuple[float, float] = (math.nan, math.nan)
 
     def samples(self, tile: Tile, halo: int) -> int:
         """Samples of a tile and its halo."""

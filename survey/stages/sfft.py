@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from survey.config import Config
+from survey.stages import forecast
 from survey.stages.matching import BlockData, evaluate, partial, read, settings, units
 from survey.stages.protocol import Output, Stage
 
@@ -80,4 +81,14 @@ def finish(data: BlockData, arrays: dict[str, Any], group: str) -> Output:
     return Output({group: arrays}, region, payload=payload)
 
 
-STAGE = Stage("sfft", 4, settings, units, read, partial, lambda partials, config: partials, apply)
+STAGE = Stage(
+    "sfft",
+    4,
+    settings,
+    units,
+    read,
+    partial,
+    lambda partials, config: partials,
+    apply,
+    memory=forecast.matching,
+)

@@ -19,7 +19,7 @@ from survey.run.engine import Engine
 from survey.run.executor import DaskExecutor
 from survey.run.worker import execute
 from survey.simulate import simulate_field
-from survey.stages import detect, frame_table, place, psf
+from survey.stages import detect, frame_table, matching, place, psf
 from survey.stages.calibrated import outlook
 from survey.stages.protocol import STAGES, tile_units
 from survey.tiles import Tile
@@ -33,20 +33,19 @@ def seed(tmp_path_factory):
     return seed_field(tmp_path_factory.mktemp("seed"))
 
 
-def measure(path, stage):
+def measure(path, stage, step=None):
     """Forecast and measured peak above the import baseline of the stage's middle unit, in a fresh process."""
     code = "import sys; from tests.benchmarks.test_memory import child; child(*sys.argv[1:])"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(path), stage], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(path), stage, step or ""], capture_output=True, text=True, check=True
     )
     found = json.loads(done.stdout)
-    print(
-        f"{stage} {found['what']}: forecast {found['forecast']:.0f} MB, measured {found['measured']:.0f} MB"
-    )
+    label = f"{stage} {step or ''} {found['what']}"
+    print(f"{label}: forecast {found['forecast']:.0f} MB, measured {found['measured']:.0f} MB")
     return found["forecast"], found["measured"]
 
 
-def child(path, name):
+def child(path, name, step):
     """Once on a small piece, so that compiled kernels are loaded, then on the unit."""
     field = Field.open(path)
     config = make_config(field.attrs["config"])
@@ -62,7 +61,13 @@ def child(path, name):
         small = replace(unit, tile=Tile(0, y, y + 24, x, x + 24))
     if name == "detect":
         state = detect.prepare(field, psf.load(field), config)
-    step = "partial" if stage.gathers else "apply"
+    step = step or ("partial" if stage.gathers else "apply")
+    if name == "sfft" and step == "apply":
+        # A kernel of one pixel for every frame.
+        model = matching.model_of(field, config)
+        unity = np.zeros((model.n_kernel + 1, model.n_poly))
+        unity[model.n_kernel // 2, 0] = 1.0
+        state = [matching.FrameKernel(unity, 0.0) for _ in range(unit.items[1] - unit.items[0])]
     execute(str(path), name, step, small, config, state, "k")
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -84,6 +89,25 @@ def test_forecast_of_tiles_is_within_a_quarter(seed, tmp_path, tile, epochs):
     for stage in ("oversampled", "detect"):
         forecast, measured = measure(field.path, stage)
         assert abs(forecast / measured - 1) < 0.25
+
+
+@pytest.mark.parametrize(("tile", "epochs"), SIZES)
+def test_forecast_of_other_methods_is_within_a_quarter(seed, tmp_path, tile, epochs):
+    """cpm on a tile and its halo of 32 pixels; sfft on a block of 32 frames, by a flat reference."""
+    shape = (3 * tile, 3 * tile)
+    field = wide_field(tmp_path / "field", seed, shape, tile, epochs)
+    settings = {**field.attrs["config"], "cpm": {"grid": "sky"}, "subtraction": {"kernel_size": 7}}
+    field.root.attrs["config"] = make_config(settings).model_dump(mode="json")
+    flat = np.zeros((*shape, 6, 6), np.float32)
+    flat[..., 0, 0] = 1.0
+    field.write("reference", {"coefficients": flat}, (slice(0, shape[0]), slice(0, shape[1])))
+    field.require_group("difference/cpm", {"time": epochs, "y": shape[0], "x": shape[1]})
+    field.require_group("variability/cpm", {"time": epochs, "y": shape[0], "x": shape[1]})
+    field.require_group("difference/sfft", {"time": epochs, "y": shape[0], "x": shape[1]})
+    for stage in ("cpm", "sfft"):
+        found = [measure(field.path, stage, step) for step in ("partial", "apply")]
+        highest = max(measured for _, measured in found)
+        assert abs(found[0][0] / highest - 1) < 0.25
 
 
 @pytest.mark.parametrize("epochs", [96, 384, 1000])

@@ -57,7 +57,7 @@ def wide_field(path, seed, shape, tile, epochs, *, filled=None):
             "mask": np.zeros(size, bool),
             "dq": np.zeros(size, np.uint32),
         }
-        field.write("images/sky", arrays, (slice(k, k + 1), *window))
+        field.write("images/sky", arrays, (k, *window))
         ledger.record(f"{place.prefix('sky')}epochs-{k.start:06d}-{k.stop:06d}-rows-00000", "noise")
     ledger.flush()
     return field

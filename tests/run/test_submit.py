@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from survey.cli import main
-from survey.config import ClusterSettings
+from survey.config import ClusterSettings, Config
 from survey.io.certificates import CertificateError, make_certificates
 from survey.io.files import write_json
 from survey.run.clusters import ClusterError, remote_client
@@ -66,25 +66,72 @@ def test_a_scheduler_with_certificates_refuses_strangers(tmp_path):
             assert client.run_on_scheduler(lambda dask_scheduler: 1) == 1
 
 
-@pytest.mark.slow
-def test_submitted_over_tls_outlives_its_submitter_and_equals_a_local_run(finished, tmp_path):
-    """The submitting process ends at once; the field is a local run's bit for bit."""
-    certs, field = tmp_path / "certs", tmp_path / "field"
+@pytest.fixture
+def tls_cluster(tmp_path):
+    """A scheduler and two workers that talk TLS: its address and the folder of certificates."""
+    certs = tmp_path / "certs"
     make_certificates(certs)
     with Processes(tmp_path / "cluster") as cluster:
         cluster.start_scheduler("--protocol=tls", *tls_options(certs, "scheduler"))
         for _ in range(2):
             cluster.start_worker(*tls_options(certs, "worker"))
-        config = settings_file(tmp_path, finished.frames)
-        where = ["--scheduler", cluster.address, "--tls", certs]
-        done = survey("submit", config, "-o", field, *where, "--no-report")
-        assert done.returncode == 0, done.stderr
-        folder = field / "runs" / done.stdout.strip()
-        wait_for(ended(folder), 150, "the end of the run")
+        yield cluster.address, certs
+
+
+@pytest.mark.slow
+def test_submitted_over_tls_outlives_its_submitter_and_equals_a_local_run(finished, tmp_path, tls_cluster):
+    """The submitting process ends at once; the field is a local run's bit for bit."""
+    field, (address, certs) = tmp_path / "field", tls_cluster
+    config = settings_file(tmp_path, finished.frames)
+    done = survey("submit", config, "-o", field, "--scheduler", address, "--tls", certs, "--no-report")
+    assert done.returncode == 0, done.stderr
+    folder = field / "runs" / done.stdout.strip()
+    wait_for(ended(folder), 150, "the end of the run")
     state = run_state(folder)
     assert state["state"] == "done", (folder / "log.txt").read_text()
-    assert state["settings"]["cluster"]["scheduler"] == cluster.address
+    assert state["settings"]["cluster"]["scheduler"] == address
     assert_same_bits(finished.path, field)
+
+
+@pytest.mark.slow
+def test_a_run_over_tls_equals_a_local_one(finished, tmp_path, tls_cluster):
+    """`survey run` stays in the terminal; without certificates it is told how to get them."""
+    field, (address, certs) = tmp_path / "field", tls_cluster
+    command = ("run", settings_file(tmp_path, finished.frames), "-o", field, "--scheduler", address)
+    refused = survey(*command, "--no-report")
+    assert refused.returncode == 1
+    assert "survey certs" in refused.stderr
+    done = survey(*command, "--tls", certs, "--no-report")
+    assert done.returncode == 0, done.stderr
+    assert_same_bits(finished.path, field)
+
+
+@pytest.mark.parametrize(
+    ("command", "called"),
+    [
+        (("ingest", "x.fits", "-o", "FIELD"), "survey.run.api.append_frames"),
+        (("run", "FIELD"), "survey.run.api.run"),
+        (("watch", "night", "-o", "FIELD"), "survey.run.watch.watch"),
+        (("template", "FIELD", "--from", "stack"), "survey.run.template.make_template"),
+        (("nn2", "FIELD"), "survey.run.nn2.run_nn2"),
+        (("submit", "FIELD"), "survey.run.submit.submit"),
+    ],
+)
+def test_whoever_takes_a_scheduler_takes_certificates(finished, tmp_path, monkeypatch, command, called):
+    class Called(Exception):
+        pass
+
+    def remember(*args, **kwargs):
+        found = [a for a in (*args, *kwargs.values()) if isinstance(a, Config | ClusterSettings)]
+        raise Called(*(getattr(a, "cluster", a) for a in found))
+
+    monkeypatch.setattr(called, remember)
+    words = [str(finished.path) if word == "FIELD" else word for word in command]
+    options = ["--scheduler", "tls://127.0.0.1:1", "--tls", str(tmp_path), "--workers", "3"]
+    result = CliRunner().invoke(main, [*words, *options])
+    assert isinstance(result.exception, Called), result.output
+    (cluster,) = result.exception.args
+    assert (cluster.scheduler, cluster.tls, cluster.workers) == ("tls://127.0.0.1:1", str(tmp_path), 3)
 
 
 @pytest.mark.slow

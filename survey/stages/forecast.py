@@ -1,0 +1,43 @@
+"""What the stages of other methods take in memory: forecasts, with coefficients measured for them.
+
+Measured by tests/benchmarks/test_memory.py, in bytes, above what a worker holds with everything imported.
+"""
+
+from __future__ import annotations
+
+from survey.config import Config
+from survey.stages.matching import SPLINE_REACH, kernel_edge
+from survey.stages.protocol import Outlook, Unit
+
+# cpm: a sample of core and halo (calibrated, normalised, whitened, squared), one of the core (predicted and
+# written), and the rest.
+CPM = {"sample": 95, "phase": 16, "core": 40, "least": 20e6}
+# sfft: a sample of the block in core and halo, and the rest, while sums are made and while it is subtracted.
+SUMS = {"sample": 20, "phase": 16, "least": 25e6}
+SUBTRACTED = {"sample": 52, "phase": 16, "least": 18e6}
+
+
+def predicted(unit: Unit, outlook: Outlook, halo: int) -> float:
+    """Forecast of a tile of cpm, and of all around it that may predict it."""
+    assert unit.tile is not None
+    each = CPM["sample"] + (CPM["phase"] if outlook.own_phases else 0)
+    return (
+        each * outlook.samples(unit.tile, halo) + CPM["core"] * outlook.samples(unit.tile, 0) + CPM["least"]
+    )
+
+
+def matching(unit: Unit, outlook: Outlook, config: Config) -> float:
+    """Forecast of a tile and a block of frames: their samples, and every frame's sums while it makes them."""
+    assert unit.tile is not None
+    first, last = unit.items[:2]
+    settings = config.subtraction
+    edge = settings.kernel_size or kernel_edge(*outlook.psf_widths)
+    samples = Outlook(last - first).samples(unit.tile, edge // 2 + SPLINE_REACH)
+    order = max(settings.kernel_order, settings.flux_order, settings.background_order)
+    matrix = 8 * ((edge**2 + 1) * (order + 1) * (order + 2) // 2) ** 2
+
+    def taken(bytes_of: dict[str, float]) -> float:
+        each = bytes_of["sample"] + (bytes_of["phase"] if outlook.own_phases else 0)
+        return each * samples + bytes_of["least"]
+
+    return max(taken(SUMS) + matrix * (last - first), taken(SUBTRACTED))
