@@ -101,6 +101,13 @@ class PixelMap:
 
     def is_translation(self, shape: tuple[int, int]) -> bool:
         """Whether the map is a pure shift to `TRANSLATION_TOLERANCE` over an image of this shape."""
+        if self.order == 1:
+            # Linear: extreme in the corners. Asked of every frame of every tile, hence without arrays.
+            (_, xx, xy), (_, yx, yy) = self.coefficients.tolist()
+            width, height = shape[1] - 1, shape[0] - 1
+            along_x = abs(xx / self.scale - 1) * width + abs(xy / self.scale) * height
+            along_y = abs(yx / self.scale) * width + abs(yy / self.scale - 1) * height
+            return max(along_x, along_y) < TRANSLATION_TOLERANCE
         ys, xs = (np.array([0.0, n - 1.0]) for n in shape)
         x, y = np.meshgrid(np.append(xs, xs.mean()), np.append(ys, ys.mean()))
         xd, yd = self.evaluate(x, y)

@@ -104,7 +104,7 @@ def light_curve(
     if relative:
         return relative_table(relative_light_curve(field, model, item, config))
     half = config.photometry.size // 2 + 2
-    data = photometry.read_window(field, _window(field, item, half), config, ())
+    data = photometry.read_window(field, _window(field, item, half), config)
     measured = photometry.measure(data, model, item, config)
     columns = {name: measured[name] for name in ("time", "flux", "error", "flags")}
     zero_point = field.attrs.get("zero_point")

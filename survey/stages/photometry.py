@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xarray as xr
 from numpy.typing import NDArray
 
 from survey.config import Config
@@ -58,9 +59,15 @@ def units(field: Field, config: Config, objects: Sequence[dict[str, Any]]) -> li
     return found
 
 
-def read_window(field: Field, window: Window, config: Config, objects: tuple[dict[str, Any], ...]) -> Window3:
-    """Read differences and reference of a window."""
-    frames = calibrated_frames(field)
+def read_window(
+    field: Field,
+    window: Window,
+    config: Config,
+    objects: tuple[dict[str, Any], ...] = (),
+    frames: xr.Dataset | None = None,
+) -> Window3:
+    """Read differences and reference of a window; ``frames`` is the calibrated table where it is known."""
+    frames = calibrated_frames(field) if frames is None else frames
     arrays = read_difference(field, window, frames, config, ("flux", "error", "mask", "fit_mask"))
     coefficients = None
     if field.has("reference", "coefficients"):
@@ -83,9 +90,10 @@ def read(field: Field, unit: Unit, config: Config) -> list[Window3]:
     """Differences around the tile's objects, with a margin for stars at its edge."""
     assert unit.tile is not None
     margin = tile_halo(config)
+    frames = calibrated_frames(field)
     places = [(item["y"], item["x"]) for item in unit.items]
     return [
-        read_window(field, window, config, tuple(unit.items[i] for i in served))
+        read_window(field, window, config, tuple(unit.items[i] for i in served), frames)
         for window, served in object_windows(unit.tile.window(margin, field.shape), places, margin)
     ]
 

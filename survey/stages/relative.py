@@ -78,9 +78,7 @@ def _total_flux(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[str, Any]]:
     """PSF flux of differences plus reference flux, and its error."""
     half = config.photometry.size // 2 + 2
-    found = measure(
-        read_window(field, _cut(field, item["y"], item["x"], half), config, ()), psf, item, config
-    )
+    found = measure(read_window(field, _cut(field, item["y"], item["x"], half), config), psf, item, config)
     return found["flux"] + found["reference_flux"], found["error"], found
 
 
@@ -150,7 +148,7 @@ def _difference_aperture(
     """
     aperture = _Aperture.of(fwhm)
     window = _cut(field, found["y"], found["x"], aperture.half)
-    data = read_window(field, window, config, ())
+    data = read_window(field, window, config)
     place = (found["y"] - window[0].start, found["x"] - window[1].start)
     arrays = data.arrays
     flux, error = aperture.measure(
