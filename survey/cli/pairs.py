@@ -72,7 +72,7 @@ def _comparison(rows: list[dict[str, object]]) -> object:
     """One row a template: its scatter, and NN2's over it."""
     from astropy.table import Table
 
-    from survey.run.nn2 import compare_with_templates
+    from survey.stages.nn2_compare import compare_with_templates
 
     found, epochs = compare_with_templates(rows)
     names = rows[0]["frame_id"]

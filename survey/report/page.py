@@ -18,6 +18,7 @@ from survey.report.data import ReportData, load, read_json
 from survey.report.events import events
 from survey.report.markup import date, duration, fixed, number
 from survey.report.methods import methods
+from survey.report.nn2 import nn2
 from survey.report.noise import noise
 from survey.report.pictures import pictures
 from survey.report.quality import quality
@@ -91,6 +92,7 @@ def render(data: ReportData) -> str:
         ("events", "Events", events(data)),
         ("truth", "Truth", comparison(data)),
         ("methods", "Methods", methods(data, residuals)),
+        ("nn2", "All pairs", nn2(data)),
         ("target", "Target", target(data)),
         ("noise", "Errors", noise(data, residuals)),
         ("frames", "Frames", quality(data, residuals)),

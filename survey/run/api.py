@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,7 +15,7 @@ from survey.run.engine import Engine, Progress, Silent
 from survey.run.executor import connect
 from survey.run.ingest import IngestSummary, ingest
 from survey.run.pipeline import Pipeline, RunError
-from survey.run.record import RunSummary, new_run_id, summarise_stages, write_record
+from survey.run.record import RunSummary, begin, new_run_id, recorded
 from survey.run.results import write_relative
 from survey.run.targets import read_targets
 from survey.stages.frame_table import flag_table
@@ -133,9 +132,7 @@ def run(
     """
     config = config or stored_config(path)
     progress = progress or Silent()
-    summary = RunSummary(new_run_id(), str(path), config.method)
-    summary.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    started = time.monotonic()
+    summary, clock = begin(path, config.method)
     path = absolute(locate(path))  # workers have working directories of their own
     # What the client combines must not depend on its BLAS threads either.
     with threadpool_limits(1), connect(config.cluster, client) as executor:
@@ -152,35 +149,16 @@ def run(
         field = Field.open(path)
         config = _for_epochs(field, config, progress)
         engine = Engine(field, config, executor, progress, (f"difference/{config.method}", summary.run_id))
-        try:
-            with _leases(field, config, summary.run_id):
-                if rebuild:
-                    with field.lease("images", summary.run_id):
-                        _forget(field, config)
-                targets = read_targets(field, config)
-                pipeline = Pipeline(engine, targets)
-                summary.events = len(pipeline.run())
-                if config.photometry.relative and targets and not engine.failures:
-                    write_relative(field, config, targets[0])
-                engine.finish()
-            summary.status = "failed" if engine.failures or summary.failures else "done"
-        except KeyboardInterrupt:
-            summary.status = "interrupted"
-            raise
-        except Exception as error:
-            summary.status = "failed"
-            from survey.run.engine import Failure
-
-            engine.failures.append(Failure("run", "", f"{type(error).__name__}: {error}"))
-            if not isinstance(error, RunError):
-                raise
-        finally:
-            summary.failures += engine.failures
-            summary.warnings += engine.warnings
-            summary.computed, summary.skipped = len(engine.reports), engine.skipped
-            summary.stages = summarise_stages(engine.reports)
-            summary.seconds = time.monotonic() - started
-            write_record(field.path, summary, config, engine.reports)
+        with recorded(summary, engine, clock, told=RunError), _leases(field, config, summary.run_id):
+            if rebuild:
+                with field.lease("images", summary.run_id):
+                    _forget(field, config)
+            targets = read_targets(field, config)
+            pipeline = Pipeline(engine, targets)
+            summary.events = len(pipeline.run())
+            if config.photometry.relative and targets and not engine.failures:
+                write_relative(field, config, targets[0])
+            engine.finish()
     return summary
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from survey.config import Config
@@ -16,17 +14,17 @@ from survey.io.files import read_parquet, write_parquet
 from survey.io.locations import Location, absolute, locate
 from survey.io.store import Field
 from survey.kernels.frame_quality import FrameFlag
-from survey.kernels.nn2_templates import TemplateComparison, compare_templates
 from survey.run.api import stored_config
 from survey.run.differences import RunError
 from survey.run.engine import Engine, Progress, Silent, stage_key
 from survey.run.executor import connect
 from survey.run.identity import images_key
 from survey.run.ingest import place_grid
-from survey.run.record import RunSummary, new_run_id, summarise_stages, write_record
+from survey.run.record import RunSummary, begin, recorded
 from survey.run.targets import read_targets
 from survey.stages import nn2, nn2_psf, psf
 from survey.stages.calibrated import calibrated_frames
+from survey.stages.nn2_compare import nn2_path
 from survey.stages.nn2_cutouts import pair_grid
 from survey.stages.nn2_pairs import BLOCK
 from survey.stages.nn2_plan import Group, epoch_pairs, object_groups, pair_units
@@ -76,32 +74,16 @@ def run_nn2(
     """
     config, progress = config or stored_config(path), progress or Silent()
     path = absolute(locate(path))
-    summary = RunSummary(new_run_id(), str(path), config.method)
-    summary.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    started = time.monotonic()
+    summary, clock = begin(path, config.method)
     with threadpool_limits(1), connect(config.cluster, client) as executor:
         field = Field.open(path)
         engine = Engine(field, config, executor, progress, (LEASE, summary.run_id))
-        try:
-            with field.lease(LEASE, summary.run_id):
-                found = objects_of(field, config) if objects is None else [dict(o) for o in objects]
-                work = AllPairs(engine, found)
-                summary.events = work.run()
-                summary.failed_pairs = work.failed_pairs
-                engine.finish()
-            summary.status = "failed" if engine.failures else "done"
-        except KeyboardInterrupt:
-            summary.status = "interrupted"
-            raise
-        except Exception:
-            summary.status = "failed"
-            raise
-        finally:
-            summary.failures += engine.failures
-            summary.computed, summary.skipped = len(engine.reports), engine.skipped
-            summary.stages = summarise_stages(engine.reports)
-            summary.seconds = time.monotonic() - started
-            write_record(field.path, summary, config, engine.reports)
+        with recorded(summary, engine, clock), field.lease(LEASE, summary.run_id):
+            found = objects_of(field, config) if objects is None else [dict(o) for o in objects]
+            work = AllPairs(engine, found)
+            summary.events = work.run()
+            summary.failed_pairs = work.failed_pairs
+            engine.finish()
     return summary
 
 
@@ -247,11 +229,6 @@ class AllPairs:
         return STAGES[stage].combine([reports[unit.name].result for unit, _ in keyed], self.config)
 
 
-def nn2_path(field: Field, method: str) -> Location:
-    """File of NN2's light curves."""
-    return field.path / nn2.FOLDER / f"{method}.parquet"
-
-
 def nn2_light_curves(path: str | Location, method: str = "oversampled") -> list[dict[str, Any]]:
     """Rows of NN2's light curves: ``time``, ``flux``, ``error``, ``flags``, and the pairs they came of.
 
@@ -265,25 +242,6 @@ def nn2_light_curves(path: str | Location, method: str = "oversampled") -> list[
         raise RunError(f"{path}: no NN2 light curves yet; `survey nn2 {path}`")
     rows: list[dict[str, Any]] = read_parquet(file).to_pylist()
     return rows
-
-
-def compare_with_templates(rows: Sequence[Mapping[str, Any]]) -> tuple[TemplateComparison, NDArray[np.int64]]:
-    """NN2 beside every single template, from the pairs that its light curves carry.
-
-    Returns
-    -------
-    comparison : TemplateComparison
-        Scatter about a constant.
-    epochs : int array
-        Frames of the field that are its templates.
-    """
-    epochs = np.unique(np.concatenate([[*r["pair_template"], *r["pair_image"]] for r in rows])).astype(int)
-    flux = np.array([r["flux"] for r in rows], float)[:, epochs]
-    difference, error = np.full((2, len(rows), len(epochs), len(epochs)), np.nan)
-    for k, row in enumerate(rows):
-        at = (k, np.searchsorted(epochs, row["pair_template"]), np.searchsorted(epochs, row["pair_image"]))
-        difference[at], error[at] = row["pair_flux"], row["pair_error"]
-    return compare_templates(flux, difference, error), epochs
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,8 @@ import platform
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -16,7 +17,7 @@ from typing import Any
 from survey.config import Config
 from survey.io.files import write_json
 from survey.io.locations import Location, write_atomic
-from survey.run.engine import Failure
+from survey.run.engine import Engine, Failure
 from survey.run.worker import UnitReport
 
 PACKAGES = ("survey", "numpy", "scipy", "numba", "astropy", "sep", "zarr", "xarray", "dask", "distributed")
@@ -79,6 +80,50 @@ class RunSummary:
 def new_run_id() -> str:
     """A name that sorts by time; a submitted run keeps the one it was given."""
     return RUN_ID.get() or time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:6]
+
+
+def begin(path: Location | str, method: str) -> tuple[RunSummary, float]:
+    """Summary of a run that starts now, and the clock's reading for `recorded`."""
+    summary = RunSummary(new_run_id(), str(path), method)
+    summary.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return summary, time.monotonic()
+
+
+@contextmanager
+def recorded(
+    summary: RunSummary, engine: Engine, clock: float, *, told: type[Exception] | tuple[()] = ()
+) -> Iterator[None]:
+    """See a run to its end: its status, what failed and its record are kept, however the block is left.
+
+    Parameters
+    ----------
+    summary : RunSummary
+        Filled here, besides what the block itself adds.
+    engine : Engine
+        Whose reports, failures and warnings are the run's.
+    clock : float
+        What `begin` read.
+    told : exception type
+        Errors that the summary tells and that go no further; all others are raised again.
+    """
+    try:
+        yield
+        summary.status = "failed" if engine.failures or summary.failures else "done"
+    except KeyboardInterrupt:
+        summary.status = "interrupted"
+        raise
+    except Exception as error:
+        summary.status = "failed"
+        engine.failures.append(Failure("run", "", f"{type(error).__name__}: {error}"))
+        if not isinstance(error, told):
+            raise
+    finally:
+        summary.failures += engine.failures
+        summary.warnings += engine.warnings
+        summary.computed, summary.skipped = len(engine.reports), engine.skipped
+        summary.stages = summarise_stages(engine.reports)
+        summary.seconds = time.monotonic() - clock
+        write_record(engine.target.path, summary, engine.config, engine.reports)
 
 
 def versions() -> dict[str, str]:

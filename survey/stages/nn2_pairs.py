@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from survey.config import Config
 from survey.io.store import Field
-from survey.kernels.pair_flux import common_position, copies_scale, empty_places, point_fluxes
+from survey.kernels.pair_flux import copies_scale, empty_places, point_fluxes
+from survey.kernels.pair_position import common_position
 from survey.kernels.psf import EffectivePSF
 from survey.stages import nn2_psf
 from survey.stages.calibrated import calibrated_frames
@@ -26,6 +27,8 @@ BLOCK = 16
 # Epochs that a position is fitted on, at most, and pairs of each.
 POSITION_EPOCHS = 24
 POSITION_PARTNERS = 4
+# Half width, in FWHM, of the stamps that a position is fitted on.
+CORE = 1.4
 SCHEMA = pa.schema(
     [
         ("object_id", pa.string()),
@@ -114,7 +117,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """The objects' fluxes in one difference, their errors scaled by what copies scatter."""
     diff = found.difference
-    places, half = data.places(image), stamp_half(diff.psf)
+    places, half = data.places(image), stamp_half(data.psfs[image])
     flux, noise = point_fluxes(diff, places[:, 0], places[:, 1], half)
     scale, bias, count = 1.0, np.nan, 0
     if errors == "copies":
@@ -146,12 +149,14 @@ def fit_positions(data: PairData, state: None, config: Config) -> Output:
     """
     shifts: dict[str, list[float]] = {}
     found: list[tuple[int, Subtracted]] = []
+    used: list[tuple[int, int]] = []
     for a, b in data.pairs:
         template, image = orders(data, int(a), int(b), "sharper")[0]
         try:
             found.append((image, difference(data, template, image, config)))
         except ValueError:
             continue
+        used.append((template, image))
     for item in data.group.objects:
         if not item.get("refine", True) or not found:
             continue
@@ -159,7 +164,8 @@ def fit_positions(data: PairData, state: None, config: Config) -> Output:
         place = np.array([data.cutouts.place(k, item["y"], item["x"]) for k in ks])
         turn = np.array([data.cutouts.turn(k, item["y"], item["x"]) for k in ks])
         images = [sub.difference for _, sub in found]
-        shift, error = common_position(images, place, turn, stamp_half(images[0].psf))
+        half = [int(np.clip(round(CORE * data.psfs[image].fwhm), 3, 12)) for image, _ in found]
+        shift, error = common_position(images, place, turn, half, frames=np.array(used))
         if np.isfinite(error):
             shifts[item["object_id"]] = [item["y"] + shift[0], item["x"] + shift[1], error]
     return Output(payload={"positions": shifts})
@@ -186,7 +192,7 @@ def settings(config: Config) -> dict[str, Any]:
     return config.nn2.model_dump(include={"subtract", "direction", "kernel", "errors"}) | {"block": BLOCK}
 
 
-STAGE = Stage("nn2_pairs", 2, settings, lambda field, config: [], read, apply=apply, memory=memory)
+STAGE = Stage("nn2_pairs", 3, settings, lambda field, config: [], read, apply=apply, memory=memory)
 POSITIONS = Stage(
-    "nn2_positions", 2, settings, lambda field, config: [], read_positions, apply=fit_positions, memory=memory
+    "nn2_positions", 3, settings, lambda field, config: [], read_positions, apply=fit_positions, memory=memory
 )

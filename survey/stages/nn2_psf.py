@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xarray as xr
 from numpy.typing import NDArray
 
 from survey.config import Config
@@ -26,20 +27,38 @@ EDGE = 513
 MAX_STARS = 30
 MIN_STARS = 5
 OVERSAMPLING = 2
+Places = NDArray[np.float64]
+# A frame that tells stars from galaxies has at least this share of the median frame's flux scale.
+CLEAR = 0.7
+# Logarithm of the widths' ratio up to which a source is a star.
+SAME_WIDTH = 0.12
 
 
 @dataclass
 class Block:
-    """Middles of a block of frames, and the widths that the frames' table knows."""
+    """Middles of a block of frames and of the frame that tells stars from galaxies.
+
+    ``fwhm`` are the widths that the frames' table knows, ``stars`` (n, 2) reference positions (y, x).
+    """
 
     cutouts: Cutouts
     fwhm: NDArray[np.float64]
+    stars: Places
 
 
 def units(field: Field, config: Config) -> list[Unit]:
-    """One unit a block of epochs."""
-    n = field.frames().sizes["time"]
-    return [Unit(unit_name(first), items=(first, min(first + BLOCK, n))) for first in range(0, n, BLOCK)]
+    """One unit a block of epochs; its items are the first, the end, and the frame that shows the stars."""
+    frames = calibrated_frames(field)
+    n, sharp = frames.sizes["time"], sharpest(frames)
+    return [Unit(unit_name(k), items=(k, min(k + BLOCK, n), sharp)) for k in range(0, n, BLOCK)]
+
+
+def sharpest(frames: xr.Dataset) -> int:
+    """The sharpest frame among those that no cloud dims."""
+    scale, fwhm = frames["scale"].values, frames["psf_fwhm"].values
+    usable = (frames["flags"].values == 0) & (scale > CLEAR * np.nanmedian(scale))
+    fwhm = np.where(np.isfinite(fwhm) & (fwhm > 0), fwhm, np.inf)
+    return int(np.argmin(np.where(usable, fwhm, np.inf if usable.any() else fwhm)))
 
 
 def unit_name(epoch: int) -> str:
@@ -48,22 +67,51 @@ def unit_name(epoch: int) -> str:
 
 
 def read(field: Field, unit: Unit, config: Config) -> Block:
-    """The middle of the field in every frame of the block."""
+    """The middle of the field in every frame of the block, and the stars in it."""
     frames = calibrated_frames(field)
-    epochs = np.arange(*unit.items)
+    first, end, sharp = unit.items
+    epochs = np.arange(first, end)
     middle = (field.shape[0] // 2, field.shape[1] // 2)
     size = 2 * (min(EDGE, *field.shape) // 2) + 1
-    cutouts = read_cutouts(field, frames, epochs, middle, size, pair_grid(field))
-    return Block(cutouts, frames["psf_fwhm"].values[epochs])
+    grid = pair_grid(field)
+    shown = read_cutouts(field, frames, np.array([sharp]), middle, size, grid)
+    cutouts = read_cutouts(field, frames, epochs, middle, size, grid)
+    return Block(cutouts, frames["psf_fwhm"].values[epochs], find_places(shown))
+
+
+def find_places(shown: Cutouts) -> Places:
+    """Reference positions (n, 2) of what looks like a star in a frame, brightest first."""
+    flux, error, mask = shown.flux[0], shown.error[0], shown.mask[0]
+    if mask.mean() > 0.9:
+        return np.zeros((0, 2))
+    found = find_stars(flux, error, mask, threshold=20, max_stars=8 * MAX_STARS)
+    # A neighbour's light is fitted along; a star at the edge or saturated is none.
+    stars = found.select((found.flags & ~int(StarFlag.BLENDED)) == 0)
+    stars = stars.select(point_like(stars.fwhm))
+    x, y = shown.maps[0].inverse(stars.x + shown.corner[0, 1], stars.y + shown.corner[0, 0])
+    return np.column_stack([y, x])
+
+
+def point_like(widths: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which widths are those of stars: stars share one, while galaxies and blends are wide in many ways."""
+    if len(widths) < MIN_STARS:
+        return np.ones(len(widths), bool)
+    left = np.sort(np.log(widths))
+    # The densest half of what is left, again and again, until few are left: the mode.
+    while len(left) > MIN_STARS:
+        half = (len(left) + 1) // 2
+        start = int(np.argmin(left[half - 1 :] - left[: len(left) - half + 1]))
+        left = left[start : start + half]
+    return np.abs(np.log(widths) - left.mean()) < SAME_WIDTH
 
 
 def apply(data: Block, state: None, config: Config) -> Output:
     """PSFs of the block's frames as a table."""
     rows: list[dict[str, Any]] = []
-    for k, epoch in enumerate(data.cutouts.epochs):
-        psf, stars = frame_psf(
-            data.cutouts.flux[k], data.cutouts.error[k], data.cutouts.mask[k], data.fwhm[k]
-        )
+    cuts = data.cutouts
+    for k, epoch in enumerate(cuts.epochs):
+        places = np.array([cuts.place(k, y, x) for y, x in data.stars]).reshape(-1, 2)
+        psf, stars = frame_psf(cuts.flux[k], cuts.error[k], cuts.mask[k], data.fwhm[k], places)
         samples = psf.samples[0, 0]
         rows.append(
             {
@@ -80,31 +128,25 @@ def apply(data: Block, state: None, config: Config) -> Output:
 
 
 def frame_psf(
-    flux: NDArray[Any], error: NDArray[Any], mask: NDArray[np.bool_], fwhm: float
+    flux: NDArray[Any], error: NDArray[Any], mask: NDArray[np.bool_], fwhm: float, places: Places
 ) -> tuple[EffectivePSF, int]:
-    """Effective PSF of a frame from its stars, and how many; a Gaussian and 0 where they are few."""
+    """Effective PSF of a frame from its stars at places (n, 2), and how many; a Gaussian and 0 where few."""
     known = float(fwhm) if np.isfinite(fwhm) and fwhm > 0 else 2.5
-    if mask.mean() > 0.9:
-        return gaussian_epsf(known), 0
-    found = find_stars(flux, error, mask, threshold=20, max_stars=4 * MAX_STARS)
-    # A neighbour's light is fitted along; a star at the edge or saturated is none.
-    stars = found.select((found.flags & ~int(StarFlag.BLENDED)) == 0)
     size = 2 * int(np.clip(np.ceil(2.2 * known), 4, 15)) + 1
-    side = size + 4
-    reach = side // 2
-    inside = (np.minimum(stars.y, stars.x) > reach) & (
-        np.maximum(stars.y, stars.x) < flux.shape[0] - 1 - reach
-    )
-    stars = stars.select(np.flatnonzero(inside)[:MAX_STARS])
-    if len(stars) < MIN_STARS:
+    reach = (size + 4) // 2
+    y, x = places.T
+    inside = (np.minimum(y, x) > reach) & (np.maximum(y, x) < flux.shape[0] - 1 - reach)
+    row, column = (np.where(inside, np.rint(v), 0).astype(int) for v in (y, x))
+    y, x = (v[np.flatnonzero(inside & ~mask[row, column])[:MAX_STARS]] for v in (y, x))
+    if len(y) < MIN_STARS:
         return gaussian_epsf(known), 0
     try:
         psf = build_epsf(
-            stamps_at(flux, stars.y, stars.x, reach, np.nan),
-            stamps_at(error, stars.y, stars.x, reach, np.inf),
-            stamps_at(mask, stars.y, stars.x, reach, True),
-            stars.y - np.rint(stars.y),
-            stars.x - np.rint(stars.x),
+            stamps_at(flux, y, x, reach, np.nan),
+            stamps_at(error, y, x, reach, np.inf),
+            stamps_at(mask, y, x, reach, True),
+            y - np.rint(y),
+            x - np.rint(x),
             oversampling=OVERSAMPLING,
             size=size,
             neighbours=6,
@@ -112,7 +154,7 @@ def frame_psf(
         )
     except ValueError:  # too few of the stars can be used
         return gaussian_epsf(known), 0
-    return psf, len(stars)
+    return psf, len(y)
 
 
 def load(field: Field, config: Config, epochs: NDArray[np.int64]) -> dict[int, EffectivePSF]:
@@ -122,8 +164,11 @@ def load(field: Field, config: Config, epochs: NDArray[np.int64]) -> dict[int, E
         path = field.path / FOLDER / f"{config.method}.parts" / f"{name}.parquet"
         for row in read_parquet(path).to_pylist():
             samples = np.array(row["samples"]).reshape(row["side"], row["side"])
-            found[row["epoch"]] = EffectivePSF(samples, row["oversampling"])
+            psf = EffectivePSF(samples, row["oversampling"])
+            # Measuring it takes longer than subtracting a pair.
+            psf.__dict__["fwhm"] = row["fwhm"]
+            found[row["epoch"]] = psf
     return {int(k): found[int(k)] for k in epochs}
 
 
-STAGE = Stage("nn2_psf", 1, lambda config: {"edge": EDGE, "stars": MAX_STARS}, units, read, apply=apply)
+STAGE = Stage("nn2_psf", 2, lambda config: {"edge": EDGE, "stars": MAX_STARS}, units, read, apply=apply)

@@ -11,6 +11,7 @@ from scipy.ndimage import binary_dilation, maximum_filter
 from scipy.signal import fftconvolve
 
 from survey.hotpants import HotpantsError, find_hotpants, subtract_hotpants
+from survey.kernels.decorrelate import decorrelate
 from survey.kernels.pair_flux import Difference
 from survey.kernels.psf import EffectivePSF
 from survey.kernels.sfft import subtract_sfft
@@ -129,7 +130,8 @@ def _sfft(
     variance = fftconvolve(np.pad(template.error**2, edge, mode="edge"), shape**2, mode="same")
     error = np.sqrt(image.error**2 + np.maximum(variance[edge:-edge, edge:-edge], 0.0))
     mask = image.mask | binary_dilation(template.mask, np.ones((edge, edge), bool))
-    return Subtracted(Difference(difference, error, mask, image.psf), level, scale)
+    found = Difference(difference, error, mask, image.psf)
+    return Subtracted(decorrelate(found, shape, image.error, template.error), level, scale)
 
 
 def bright_peaks(plane: Plane, out: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -9,8 +9,9 @@ from survey.config import make_config
 from survey.io.store import Field
 from survey.kernels.stars import StarFlag, find_stars
 from survey.run.api import create_field
-from survey.run.nn2 import compare_with_templates, nn2_light_curves, run_nn2
+from survey.run.nn2 import nn2_light_curves, run_nn2
 from survey.stages.calibrated import calibrated_frames, read_calibrated
+from survey.stages.nn2_compare import compare_with_templates
 
 LOG = logging.getLogger(__name__)
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -24,14 +24,16 @@ from survey.kernels.nn2_templates import compare_templates
 from survey.run.api import create_field
 from survey.run.differences import RunError
 from survey.run.executor import InlineExecutor
-from survey.run.nn2 import compare_with_templates, nn2_light_curves, run_nn2
+from survey.run.nn2 import nn2_light_curves, run_nn2
 from survey.run.progress import Silent, StoppedError
 from survey.run.record import RunSummary
 from survey.run.targets import sky_to_pixel
 from survey.run.upkeep import unlock
-from survey.simulate.nn2 import ZERO_POINT
-from survey.simulate.nn2_images import simulate_nn2_images
+from survey.simulate.nn2 import PAPER_RATIO, SEEING, ZERO_POINT
+from survey.simulate.nn2_images import PIXEL, simulate_nn2_images
+from survey.simulate.pairs import draw_stars
 from survey.stages import nn2_pairs
+from survey.stages.nn2_compare import compare_with_templates
 from survey.stages.nn2_plan import epoch_pairs, object_groups, pair_blocks, pair_units
 from survey.stages.nn2_scales import combine as combine_scales
 from survey.stages.protocol import Unit
@@ -44,6 +46,7 @@ FEW = (0, 4, 7, 12, 10, 3)
 
 
 def made(folder, **options):
+    folder.mkdir(exist_ok=True)
     sim = simulate_nn2_images(folder, **options)
     path = folder / "field"
     create_field(path, sim.paths, client="synchronous")
@@ -318,18 +321,16 @@ def test_positions__a_bright_one_is_found(small):
     group = object_groups(moved, config.nn2.cell, config.nn2.margin)[0]
     data = nn2_pairs.read_positions(Field.open(path), Unit("unit", items=(group, np.arange(6))), config)
     for k, flux in enumerate((0, 40_000, 10_000, 30_000, 0, 20_000)):
-        y, x = data.cutouts.place(k, true["y"], true["x"])
-        row, column = round(y), round(x)
-        stamp = data.psfs[k].evaluate(np.array([y - row]), np.array([x - column]), 31)[0]
-        data.cutouts.flux[k, row - 15 : row + 16, column - 15 : column + 16] += flux * stamp
+        star = [*data.cutouts.place(k, true["y"], true["x"]), flux]
+        draw_stars(data.cutouts.flux[k], np.array([star]), SEEING[sorted(FEW)[k]] / PIXEL)
     found = nn2_pairs.fit_positions(data, None, config).payload["positions"]
     assert set(found) == {"free"}
     y, x, error = found["free"]
     off = np.hypot(y - true["y"], x - true["x"])
     LOG.info("position off by %.4f, error %.4f px", off, error)
-    # Measured 0.009: what is left of the host galaxy pulls it, the less the brighter the object.
-    assert error < 0.002
-    assert off < 0.02
+    # What is left of the host galaxy pulls it, frame by frame, and the error knows of it.
+    assert error < 0.03
+    assert off < 3 * error
 
 
 def test_positions__are_fitted_where_asked(small):
@@ -372,21 +373,31 @@ def test_nothing_to_measure_is_an_error(small):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_sixteen_observations__nn2_beats_most_of_its_templates(tmp_path):
-    path, objects, truth, _ = made(tmp_path, size=200, n_stars=60, spacing=36, seed=0)
+@pytest.mark.timeout(3600)
+def test_sixteen_observations__nn2_beats_every_template_as_in_the_paper(tmp_path):
+    """75 supernovae in their hosts, in three fields of the paper's seeing and zero points."""
+    found = [
+        matrices_of(*made(tmp_path / str(seed), size=200, n_stars=60, spacing=36, seed=seed)[:3])
+        for seed in range(3)
+    ]
+    table = compare_templates(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    nn2, off = np.nanmedian(table.nn2_rms), table.ratio - PAPER_RATIO
+    ratio = nn2 / np.nanmedian(table.template_rms)
+    LOG.info("NN2 %.1f, ratio to pooled templates %.3f, to each %s", nn2, ratio, table.ratio.round(3))
+    assert ratio < 0.95
+    assert np.sum(nn2 < table.median_rms) >= 15
+    assert np.sum(table.ratio < 1) >= 15
+    # 75 objects fix a ratio to 0.02 to 0.04; measured: 0.024 off in the median, the clouded observation 0.17.
+    assert np.median(np.abs(off)) < 0.04
+    assert np.abs(np.delete(off, 3)).max() < 0.1
+
+
+def matrices_of(path, objects, truth):
+    """Run NN2; its fluxes, the pairs' differences and errors, and the true fluxes."""
     assert run_nn2(path, Config(), objects=objects, client="synchronous").ok
     rows = nn2_light_curves(path)
-    flux = np.array([r["flux"] for r in rows])
     difference, sigma = np.full((2, len(rows), 16, 16), np.nan)
     for k, row in enumerate(rows):
         difference[k, row["pair_template"], row["pair_image"]] = row["pair_flux"]
         sigma[k, row["pair_template"], row["pair_image"]] = row["pair_error"]
-    table = compare_templates(flux, difference, sigma, truth)
-    ratio = np.nanmedian(table.nn2_rms) / np.nanmedian(table.template_rms)
-    LOG.info("NN2 %.1f, ratio to pooled templates %.3f, to each %s", np.nanmedian(table.nn2_rms), ratio,
-             table.ratio.round(3))  # fmt: skip
-    # Measured: 0.831 pooled, 12 of 16 templates beaten; four sharp ones scatter less, observation 7 by far.
-    assert ratio < 0.95
-    assert np.median(table.ratio) < 1
-    assert table.ratio[3] < 0.8
+    return np.array([r["flux"] for r in rows]), difference, sigma, truth
