@@ -247,6 +247,11 @@ class SubtractionSettings(Settings):
     ridge: float = Field(1e-6, gt=0)
     clip: float = Field(5.0, gt=0, description="sigma beyond which a pixel leaves the fit of the kernel")
     passes: int = Field(3, ge=1, le=8, description="of fit, weighting and clipping")
+    psf: Literal["auto", "frames", "field"] = Field(
+        "auto",
+        description="zogy: whose PSF a frame has; auto: its own stars', the field's where that is narrower "
+        "than two pixels",
+    )
     hotpants: str | None = Field(None, description="path of the external program; none: on the PATH")
     timeout: float = Field(600.0, gt=0, description="seconds that program may take for a frame")
 
@@ -383,7 +388,7 @@ class Config(Settings):
     5.0
     """
 
-    method: Literal["oversampled", "cpm", "sfft"] = Field(
+    method: Literal["oversampled", "cpm", "sfft", "zogy", "hotpants"] = Field(
         "oversampled",
         description="how differences are made; a field holds those of several methods side by side",
     )

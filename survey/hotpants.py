@@ -60,8 +60,8 @@ def find_hotpants(path: str | Path | None = None) -> str:
     found = shutil.which(wanted)
     if found is None:
         raise HotpantsError(
-            f"{wanted!r} is no program here: install HOTPANTS (Debian's package `hotpants`, or "
-            "github.com/acbecker/hotpants), give its path by executable=… or "
+            f"{wanted!r} is no program here: install HOTPANTS (github.com/acbecker/hotpants, "
+            "or your system's package), give its path by executable=… or "
             "$HOTPANTS, or use method 'sfft', which needs no other program"
         )
     return found

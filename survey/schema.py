@@ -80,6 +80,24 @@ ARRAYS: tuple[ArraySpec, ...] = (
         "difference/<method>", "version", ("time",), "int16", "", "how often the reference had been added to"
     ),
     ArraySpec(
+        "difference/<method>",
+        "kernel",
+        ("time", "kernel_y", "kernel_x", "kernel_term"),
+        "float64",
+        "",
+        "matching kernel of each frame, polynomials over the grid",
+        float("nan"),
+    ),
+    ArraySpec(
+        "difference/<method>",
+        "kernel_background",
+        ("time", "kernel_background_term"),
+        "float64",
+        "flux",
+        "sky that was fitted with the kernel, polynomials over the grid",
+        float("nan"),
+    ),
+    ArraySpec(
         "variability/<method>", "deviation", _IMAGE, "float32", "", "mean |difference| / photon error in time"
     ),
     ArraySpec("search/<method>", "significance", _IMAGE, "float32", "", "S/N of the largest |S/N| in time"),

@@ -18,7 +18,7 @@ CLIP_FRACTION = 0.05
 # The weights need the kernel of the pass before: two more passes than the first.
 MIN_PASSES = 3
 # A first kernel, which only serves the weights, needs no more blocks than this.
-_ENOUGH_BLOCKS = 1024
+_ENOUGH_BLOCKS = 256
 # Where fewer pixels than this fraction change sides, the old normal matrix serves the new weights.
 _SAME_MATRIX = 1e-3
 # Part of the template's noise that stays in the normal matrix at least.

@@ -58,8 +58,14 @@ def match_sums(
     return Match(weighted @ design.T, weighted @ target, design.shape[1])
 
 
-def solve_match(match: Match) -> tuple[float, tuple[float, float], Array]:
+def solve_match(match: Match, *, sky: bool = True) -> tuple[float, tuple[float, float], Array]:
     """Ratio, shift (dy, dx) and the raw solution.
+
+    Parameters
+    ----------
+    sky : bool
+        Whether the skies may differ. Where they are known, what PSFs do not hold of the wings must not pass
+        for sky.
 
     Raises
     ------
@@ -70,9 +76,11 @@ def solve_match(match: Match) -> tuple[float, tuple[float, float], Array]:
         raise ValueError(
             f"{match.pixels} star pixels are too few for flux ratio and shift; give flux_ratio and shift"
         )
-    scale = np.sqrt(np.maximum(np.diag(match.matrix), 1e-300))
-    matrix = match.matrix / np.outer(scale, scale) + 1e-12 * np.eye(4)
-    solution = np.linalg.solve(matrix, match.gradient / scale) / scale
+    n = 4 if sky else 3
+    scale = np.sqrt(np.maximum(np.diag(match.matrix)[:n], 1e-300))
+    matrix = match.matrix[:n, :n] / np.outer(scale, scale) + 1e-12 * np.eye(n)
+    solution: Array = np.zeros(4)
+    solution[:n] = np.linalg.solve(matrix, match.gradient[:n] / scale) / scale
     ratio = float(solution[0])
     if not ratio > 0:
         raise ValueError(f"flux ratio {ratio:.3g}: the images do not show the same stars; check their WCS")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -90,6 +91,7 @@ def subtract_zogy(
     flux_ratio: float | None = None,
     shift: tuple[float, float] | None = None,
     shift_error: float | tuple[float, float] | None = None,
+    sky: Literal["measured", "given"] = "measured",
     tile: int | None = None,
     overlap: int | None = None,
     grow: int = 2,
@@ -99,7 +101,7 @@ def subtract_zogy(
     Parameters
     ----------
     image, template : array (y, x)
-        On one grid; skies are measured and taken away. Pixels that are not finite are bad. Where both are
+        On one grid. Pixels that are not finite are bad. Where both are
         float32 the work is done in float32, else in float64.
     image_psf, template_psf : array (k, k) or callable (y, x) -> array (k, k)
         PSF centred on the middle pixel, odd k; a callable gives it at a position.
@@ -115,6 +117,8 @@ def subtract_zogy(
         Positions in the image less those in the template, pixels; fitted by default.
     shift_error : float or (dy, dx), optional
         Registration noise, pixels; by default what the tiles' own shifts scatter by.
+    sky : {'measured', 'given'}
+        Whether skies are measured and taken away, or both images come without.
     tile : int, optional
         Edge of a tile's core, over which a PSF is constant: 96 where a PSF varies, else 512.
     overlap : int, optional
@@ -148,16 +152,18 @@ def subtract_zogy(
     if len(shape) != 2 or np.shape(template) != shape:
         raise ValueError(f"image and template must have one (y, x) shape, not {shape}, {np.shape(template)}")
     dtype = working_type(image, template)
-    new = _prepare(image, mask, error, image_gain, image_psf, dtype, "image")
+    if sky not in ("measured", "given"):
+        raise ValueError(f"sky {sky!r} is not measured or given")
+    new = _prepare(image, mask, error, image_gain, image_psf, dtype, "image", sky)
     reference = _prepare(
-        template, template_mask, template_error, template_gain, template_psf, dtype, "template"
+        template, template_mask, template_error, template_gain, template_psf, dtype, "template", sky
     )
     varies = callable(image_psf) or callable(template_psf)
     reach = max(max(side.psf_at(shape[0] / 2, shape[1] / 2).shape) for side in (new, reference))
     cells = _cells(shape, tile or (96 if varies else 512), overlap if overlap is not None else reach)
     # a first guess fills bad pixels well enough to fit the match, which then fills them for good
     tiles = [_tile(new, reference, cell, flux_ratio or 1.0) for cell in cells]
-    match = _match(tiles, cells, new, reference, flux_ratio, shift, shift_error)
+    match = _match(tiles, cells, new, reference, flux_ratio, shift, shift_error, fit_sky=sky == "measured")
     bad = binary_dilation(new.bad | reference.bad, iterations=grow) if grow else new.bad | reference.bad
     planes = [np.full(shape, np.nan, dtype) for _ in range(4)]
     psf = None
@@ -221,17 +227,22 @@ def _prepare(
     psf: PSF,
     dtype: np.dtype,
     name: str,
+    sky: str,
 ) -> _Side:
     values = np.array(image, dtype)
     bad = ~np.isfinite(values) | as_mask(mask, values.shape)
     if bad.all():
         raise ValueError(f"no good pixel in the {name}")
-    sky = sky_of(values, bad, order=2)
-    whole = Background(sky.level, sky.rms, sky.level_error, sky.coefficients, values.shape[:2], sky.n_meshes)
-    values -= (whole.surface() if whole.order else np.asarray(whole.level)).astype(dtype)
+    found = sky_of(values, bad, order=2) if sky == "measured" or error is None else None
+    if found is not None and sky == "measured":
+        whole = Background(
+            found.level, found.rms, found.level_error, found.coefficients, values.shape[:2], found.n_meshes
+        )
+        values -= (whole.surface() if whole.order else np.asarray(whole.level)).astype(dtype)
     if error is None:
+        assert found is not None
         photons = 0 if gain is None else np.maximum(values, 0) / dtype.type(gain)
-        variance = np.asarray(dtype.type(sky.rms**2) + photons * np.ones_like(values))
+        variance = np.asarray(dtype.type(found.rms**2) + photons * np.ones_like(values))
     else:
         variance = np.broadcast_to(np.asarray(error, dtype), values.shape) ** 2
         bad |= ~np.isfinite(variance) | (variance <= 0)
@@ -258,6 +269,8 @@ def _match(
     ratio: float | None,
     shift: tuple[float, float] | None,
     shift_error: float | tuple[float, float] | None,
+    *,
+    fit_sky: bool,
 ) -> ZogyMatch:
     """Flux ratio, shift and registration noise: given, or fitted to all tiles together."""
     if isinstance(shift_error, float | int):
@@ -278,7 +291,7 @@ def _match(
         total = sums[0]
         for part in sums[1:]:
             total = total + part
-        found, moved, guess = solve_match(total)
+        found, moved, guess = solve_match(total, sky=fit_sky)
     if shift_error is None:
         shift_error = _scatter(sums)
     return ZogyMatch(found if ratio is None else ratio, moved if shift is None else shift, shift_error)

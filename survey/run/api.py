@@ -14,6 +14,7 @@ from survey.io.store import Field, FieldError, holds_frames, is_field
 from survey.run.engine import Engine, Progress, Silent
 from survey.run.executor import connect
 from survey.run.ingest import IngestSummary, ingest
+from survey.run.pairwise import check_program
 from survey.run.pipeline import Pipeline, RunError
 from survey.run.record import RunSummary, begin, new_run_id, recorded
 from survey.run.results import write_relative
@@ -129,6 +130,8 @@ def run(
     ------
     FieldBusyError
         If another run writes the field.
+    HotpantsError
+        If the method is hotpants and there is no such program.
     """
     config = config or stored_config(path)
     progress = progress or Silent()
@@ -138,6 +141,7 @@ def run(
     with threadpool_limits(1), connect(config.cluster, client) as executor:
         if executor.dashboard:
             progress.message(f"dashboard: {executor.dashboard}")
+        check_program(config, executor)
         if frames:
             taken = ingest(
                 path, frames, config, executor, progress=progress, strict=strict, run_id=summary.run_id

@@ -19,8 +19,13 @@ class RunError(RuntimeError):
 class Differences(Protocol):
     """Makes ``difference/<method>``; the pipeline searches and measures it whatever the method."""
 
+    units: list[Unit]
+
     def groups(self) -> tuple[str, ...]:
         """Groups of the store that its stages write."""
+
+    def sizes(self) -> Mapping[str, int]:
+        """Lengths of dimensions that only its arrays have."""
 
     def key(self, unit: Unit, events: Sequence[Event] = ()) -> str:
         """Key that a tile's differences carry when they are made, or made again without events."""

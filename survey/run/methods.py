@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from survey.run.differences import Differences, Waiting
 from survey.run.engine import stage_key
 from survey.run.oversampled import OversampledDifferences
+from survey.run.pairwise import PairDifferences
 from survey.run.subtraction import SubtractionDifferences
 from survey.run.worker import function_key
 from survey.stages.events import Event
@@ -32,6 +33,10 @@ class StageDifferences:
         method = self.pipeline.config.method
         also = ("variability/cpm",) if method == "cpm" else ()
         return (f"difference/{method}", *also)
+
+    def sizes(self) -> Mapping[str, int]:
+        """None."""
+        return {}
 
     def _unit_key(self, unit: Unit) -> str:
         inputs: dict[str, Any] = {"images": self.pipeline.images}
@@ -71,4 +76,6 @@ def differences_of(pipeline: Pipeline) -> Differences:
         return OversampledDifferences(pipeline)
     if method == "sfft":
         return SubtractionDifferences(pipeline)
+    if method in ("zogy", "hotpants"):
+        return PairDifferences(pipeline)
     return StageDifferences(pipeline, method, uses_reference=False)

@@ -42,7 +42,7 @@ class OversampledDifferences:
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
+        self.pipeline, self.units = pipeline, pipeline.units
         self.epochs = int(pipeline.frames.sizes["time"])
         self._images = {self.epochs: pipeline.images}
         self._keys: dict[tuple[str, int, tuple[int, ...]], str] = {}
@@ -55,6 +55,10 @@ class OversampledDifferences:
     def groups(self) -> tuple[str, ...]:
         """Differences and the reference."""
         return "difference/oversampled", "reference"
+
+    def sizes(self) -> Mapping[str, int]:
+        """None."""
+        return {}
 
     def key(self, unit: Unit, events: Sequence[Event] = ()) -> str:
         """Of the images, of how the tile came about, and of the events left out."""

@@ -16,11 +16,11 @@ from survey.run.ingest import place_grid
 from survey.run.methods import differences_of
 from survey.run.oversampled import OversampledDifferences
 from survey.run.refinement import refine_frames
-from survey.stages import candidates, detect, oversampled, photometry, psf
+from survey.stages import candidates, detect, difference_psf, oversampled, photometry, psf
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.differences import drift
 from survey.stages.events import Event, touching
-from survey.stages.methods import method_of
+from survey.stages.methods import TEMPLATE_METHODS, method_of
 from survey.stages.protocol import STAGES, Unit, tile_units
 from survey.tiles import Tile
 
@@ -126,15 +126,19 @@ class Pipeline:
         n = self.config.reference.n_basis
         sizes = {"time": self.frames.sizes["time"], "y": height, "x": width, "ky": n, "kx": n}
         sizes |= {"my": 2 * n - 1, "mx": 2 * n - 1}
+        sizes |= self.differences.sizes()
         for group in (*self.differences.groups(), f"search/{self.config.method}"):
             self._make_room(group, sizes)
 
     def _make_room(self, group: str, sizes: Mapping[str, int]) -> None:
         """Make a group's arrays or let them grow; those of another number of polynomials are made anew."""
         if not self.field.fits(group, sizes):
-            self.engine.ledger(self.config.method).invalidate(unit.name for unit in self.units)
+            self.engine.ledger(self.config.method).invalidate(unit.name for unit in self.differences.units)
             self.field.remove_group(group)
-        self.field.require_group(group, sizes)
+        attrs = {}
+        if group == f"difference/{self.config.method}" and self.config.method in TEMPLATE_METHODS:
+            attrs["template"] = self.config.subtraction.template
+        self.field.require_group(group, sizes, attrs)
 
     def _prepare_base(self) -> Pipeline:
         """The reference and PSF that other methods lean on, made as far as they are missing."""
@@ -229,7 +233,7 @@ class Pipeline:
             return self._candidate_units(), search
         events = self._events()
         self._touch(events)
-        return self._photometry_units(events), model
+        return self._photometry_units(events), difference_psf.load(self.field, self.config)
 
     def _searched(self, with_candidates: bool = True) -> bool:
         """Whether reference, PSF, detection and candidates are all there already."""
@@ -392,7 +396,7 @@ class Pipeline:
         self.engine.submit(
             "photometry",
             keyed,
-            state=psf.load(self.field),
+            state=difference_psf.load(self.field, self.config),
             after=lambda unit: self._futures(refit, unit, margin),
         )
 

@@ -14,7 +14,7 @@ from survey.io.locations import Location
 from survey.io.store import Field
 from survey.kernels.psf import psf_magnitudes
 from survey.run.targets import TargetError, pixel_to_sky, sky_to_pixel
-from survey.stages import photometry, psf
+from survey.stages import difference_psf, photometry
 from survey.stages.photometry import FLAG_KEPT_OUT_OF_FIT
 from survey.stages.relative import RelativeLightCurve, relative_light_curve
 from survey.tiles import Window
@@ -99,7 +99,8 @@ def light_curve(
     config = make_config({**field.attrs["config"], "method": method}, source=f"settings stored in {path}")
     if not field.has_table("psf"):
         raise ResultError(f"{path}: no differences yet; `survey run {path}`")
-    model = psf.load(field)
+    config = difference_psf.as_subtracted(field, config)
+    model = difference_psf.load(field, config)
     item = _item(field, method, event, ra, dec, x, y)
     if relative:
         return relative_table(relative_light_curve(field, model, item, config))
@@ -145,7 +146,7 @@ def relative_table(found: RelativeLightCurve) -> Table:
 
 def write_relative(field: Field, config: Config, item: dict[str, Any]) -> None:
     """Keep a target's relative light curve beside the field, for the report."""
-    table = relative_table(relative_light_curve(field, psf.load(field), item, config))
+    table = relative_table(relative_light_curve(field, difference_psf.load(field, config), item, config))
     document: dict[str, Any] = {name: np.asarray(table[name]).tolist() for name in table.colnames}
     # Samples kept out of the reference's fit are good data.
     flags = np.asarray(table["flags"]) & ~FLAG_KEPT_OUT_OF_FIT

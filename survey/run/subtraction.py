@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from survey.run.differences import RunError, Waiting
 from survey.run.engine import stage_key
@@ -23,8 +23,22 @@ _BYTES = 512 * 2**20
 Keyed = tuple[tuple[int, int], Unit, str]
 
 
+class FrameFits(Protocol):
+    """What is fitted to the frames of a block: fed with the tiles' sums in their order, pass by pass."""
+
+    @property
+    def state(self) -> Any:
+        """What the tiles are told of the frames, so far."""
+
+    def add(self, tile: Any) -> None:
+        """Sums of one more tile."""
+
+    def step(self) -> None:
+        """A pass has ended."""
+
+
 class SubtractionDifferences:
-    """Methods whose stage sums normal equations of every frame: sfft, and zogy, whose PSFs it matches.
+    """Methods whose stage sums normal equations of every frame over all tiles, then subtracts tile by tile.
 
     Where the reference is the template, events bend it: they are taken out of it and all is subtracted again.
     The ledger remembers of such differences under ``searched`` the key of those in which the events were
@@ -42,7 +56,30 @@ class SubtractionDifferences:
         """Differences alone."""
         return (f"difference/{self.pipeline.config.method}",)
 
+    def sizes(self) -> Mapping[str, int]:
+        """Those of the kernels, which are kept with the differences."""
+        model = matching.model_of(self.pipeline.field, self.pipeline.config)
+        return matching.kernel_sizes(model)
+
+    @property
+    def passes(self) -> int:
+        """Times that the tiles' sums are made before they are subtracted."""
+        return self.pipeline.config.subtraction.passes
+
+    def _fits(self, span: tuple[int, int]) -> FrameFits:
+        """What is fitted to the frames of a block."""
+        field, config = self.pipeline.field, self.pipeline.config
+        return matching.FrameFits(matching.model_of(field, config), span[1] - span[0], config)
+
+    def _frame_bytes(self) -> int:
+        """What one frame's sums of one tile take."""
+        return matching.bytes_of_sums(self.pipeline.field, self.pipeline.config)
+
     def _unit_key(self, unit: Unit) -> str:
+        return stage_key(self.stage.name, self.pipeline.config, unit.name, self._inputs())
+
+    def _inputs(self) -> dict[str, Any]:
+        """Keys of what the differences are made of."""
         pipeline, name = self.pipeline, self.pipeline.config.subtraction.template
         inputs: dict[str, Any] = {"images": pipeline.images}
         if name == "reference":
@@ -50,7 +87,7 @@ class SubtractionDifferences:
         else:
             # whoever writes a template anew gives it other attributes
             inputs["template"] = pipeline.field.group_attrs(f"template/{name}")
-        return stage_key(self.stage.name, pipeline.config, unit.name, inputs)
+        return inputs
 
     def key(self, unit: Unit, events: Sequence[Event] = ()) -> str:
         """One for all, as every tile depends on the sums of all: of the differences that were searched.
@@ -104,16 +141,23 @@ class SubtractionDifferences:
         }
         engine.skip(len(keyed) - sum(len(units) for units in missing.values()))
         for group in self._groups(missing):
-            fits = self._kernels({span: missing[span] for span in group})
+            fits = self._fitted({span: missing[span] for span in group})
             for span in group:
+                self._keep(span, fits[span])
                 engine.submit(
-                    self.stage.name, missing[span], state=fits[span].kernels, label=label, note=lambda _: note
+                    self.stage.name, missing[span], state=fits[span].state, label=label, note=lambda _: note
                 )
             engine.collect()
 
+    def _keep(self, span: tuple[int, int], fit: FrameFits) -> None:
+        """Write what was fitted to the frames of a block beside their differences."""
+        model = matching.model_of(self.pipeline.field, self.pipeline.config)
+        for name, values in matching.kernel_arrays(model, fit.state).items():
+            self.pipeline.field.array(self.groups()[0], name)[slice(*span)] = values
+
     def _groups(self, blocks: Mapping[tuple[int, int], Any]) -> list[list[tuple[int, int]]]:
         """Blocks that go through their passes together, as many as the client's memory takes."""
-        size = matching.bytes_of_sums(self.pipeline.field, self.pipeline.config)
+        size = self._frame_bytes()
         groups: list[list[tuple[int, int]]] = []
         room = 0.0
         for span, units in blocks.items():
@@ -128,18 +172,16 @@ class SubtractionDifferences:
     def _parts(self, keyed: Sequence[Keyed]) -> list[Sequence[Keyed]]:
         """Units as many at a time as the client's memory takes, one at least."""
         longest = max(span[1] - span[0] for span, _, _ in keyed)
-        size = matching.bytes_of_sums(self.pipeline.field, self.pipeline.config) * longest
+        size = self._frame_bytes() * longest
         count = max(1, _BYTES // size)
         return [keyed[i : i + count] for i in range(0, len(keyed), count)]
 
-    def _kernels(self, blocks: Mapping[tuple[int, int], list[tuple[Unit, str]]]) -> dict[Any, Any]:
-        """Kernels of every frame of some blocks."""
-        field, config = self.pipeline.field, self.pipeline.config
-        model = matching.model_of(field, config)
-        fits = {span: matching.FrameFits(model, span[1] - span[0], config) for span in blocks}
-        for _ in range(config.subtraction.passes):
+    def _fitted(self, blocks: Mapping[tuple[int, int], list[tuple[Unit, str]]]) -> dict[Any, FrameFits]:
+        """Kernels, or what else is fitted, of every frame of some blocks."""
+        fits = {span: self._fits(span) for span in blocks}
+        for _ in range(self.passes):
             keyed = [
-                (span, Unit(unit.name, unit.tile, (*span, tuple(fits[span].kernels))), key)
+                (span, Unit(unit.name, unit.tile, (*span, fits[span].state)), key)
                 for span, units in blocks.items()
                 for unit, key in units
             ]

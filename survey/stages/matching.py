@@ -8,6 +8,7 @@ rotation or shear places there they span what polynomials of its detector coordi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,10 +23,12 @@ from survey.kernels._sfft_inputs import make_samples
 from survey.kernels._sfft_pass import Planes, Scene, Sums, pad_variance, sweep
 from survey.kernels._sfft_samples import Samples, block_side
 from survey.kernels._sfft_solve import CLIP_FRACTION, Solver, add_sums, check_error, check_pixels
+from survey.kernels.pixelmap import n_terms
 from survey.kernels.reference import ReferenceFit
 from survey.stages.calibrated import CalibratedTile, calibrated_frames, psf_widths, read_calibrated
 from survey.stages.protocol import Unit
 from survey.stages.template_records import template_records
+from survey.stages.template_share import TemplateShare, read_share
 from survey.tiles import Tile, Window
 
 # Pixels beyond the kernel's reach that a cubic spline at a phase looks at.
@@ -56,8 +59,8 @@ class BlockData:
     reference : ReferenceFit or None
         The oversampled reference, where that is the template.
     template, template_bad, template_variance : arrays (y, x)
-    leverage, kept_out : arrays (time, y, x) or None
-        What the reference took of each sample, and the samples it never saw.
+    share : TemplateShare or None
+        What the frames put into the reference, in the tile's core.
     kernels : list of FrameKernel
         Of every frame, so far.
     """
@@ -71,8 +74,7 @@ class BlockData:
     template: NDArray[np.float64]
     template_bad: NDArray[np.bool_]
     template_variance: NDArray[np.float64] | None
-    leverage: NDArray[np.float64] | None = None
-    kept_out: NDArray[np.bool_] | None = None
+    share: TemplateShare | None = None
     kernels: list[FrameKernel] = field(default_factory=list)
 
 
@@ -119,9 +121,7 @@ def read(field: Field, unit: Unit, config: Config) -> BlockData:
         first, unit.tile, samples, unit.tile.inner(halo), model, *read_template(field, window, config)
     )
     if data.reference is not None:
-        region = (slice(first, last), *window)
-        data.leverage = np.asarray(field.array("difference/oversampled", "leverage")[region], float)
-        data.kept_out = np.asarray(field.array("difference/oversampled", "fit_mask")[region])
+        data.share = read_share(field, (slice(first, last), *unit.tile.core))
     kernels = unit.items[2] if len(unit.items) > 2 else ()
     data.kernels = list(kernels) or [FrameKernel() for _ in range(last - first)]
     return data
@@ -262,6 +262,11 @@ class FrameFits:
         self._solvers = [Solver(model, config.subtraction.ridge) for _ in range(count)]
         self._totals: list[Sums | None] = [None] * count
 
+    @property
+    def state(self) -> list[FrameKernel]:
+        """The kernels so far."""
+        return list(self.kernels)
+
     def add(self, tile: list[Sums | None]) -> None:
         """Sums of one more tile, in the tiles' order."""
         for k, sums in enumerate(tile):
@@ -286,6 +291,34 @@ class FrameFits:
                 self.kernels[k] = replace(kernel, failed=str(problem))
 
 
+def kernel_sizes(model: KernelModel) -> dict[str, int]:
+    """Lengths of the dimensions of what is kept of a kernel."""
+    return {
+        "kernel_y": model.kernel_shape[0],
+        "kernel_x": model.kernel_shape[1],
+        "kernel_term": n_terms(max(model.kernel_order, model.flux_order)),
+        "kernel_background_term": n_terms(model.background_order),
+    }
+
+
+def kernel_arrays(model: KernelModel, kernels: Sequence[FrameKernel]) -> dict[str, NDArray[np.float64]]:
+    """What is kept of the kernels of a block of frames; NaN where there is none."""
+    size = kernel_sizes(model)
+    n = len(kernels)
+    arrays = {
+        "kernel": np.full((n, *model.kernel_shape, size["kernel_term"]), np.nan),
+        "kernel_background": np.full((n, size["kernel_background_term"]), np.nan),
+    }
+    for k, kernel in enumerate(kernels):
+        if kernel.failed is None and kernel.coefficients is not None:
+            found = model.kernel(kernel.coefficients)
+            arrays["kernel"][k], arrays["kernel_background"][k] = (
+                found.coefficients,
+                found.background_coefficients,
+            )
+    return arrays
+
+
 def bytes_of_sums(field: Field, config: Config) -> int:
     """What one frame's sums of one tile take."""
     model = model_of(field, config)
@@ -294,7 +327,7 @@ def bytes_of_sums(field: Field, config: Config) -> int:
 
 def settings(config: Config) -> dict[str, Any]:
     """The kernel's, and the reference's where that is the template."""
-    own = config.subtraction.model_dump(mode="json", exclude={"hotpants", "timeout"})
+    own = config.subtraction.model_dump(mode="json", exclude={"hotpants", "timeout", "psf"})
     if config.subtraction.template == "reference":
         own["reference"] = config.reference.model_dump(mode="json")
     return own

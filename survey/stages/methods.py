@@ -43,8 +43,14 @@ METHODS: dict[str, Method] = {
         Method("oversampled", "a Legendre reference over the sub-pixel phases", linear_reference=True),
         Method("cpm", "every pixel predicted from pixels too far away to share its stars"),
         Method("sfft", "a template matched by a polynomial kernel", linear_reference=True),
+        Method("zogy", "the proper difference from a template, by both PSFs", linear_reference=True),
+        Method("hotpants", "a template matched by the external program", linear_reference=True),
     )
 }
+
+
+# Methods that subtract the template which ``[subtraction]`` names.
+TEMPLATE_METHODS = frozenset({"sfft", "zogy", "hotpants"})
 
 
 def method_of(config: Config) -> Method:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt, map_coordinates, maximum_filter, spline_filter
 
 from survey.io.store import Field
+from survey.kernels.continuous import spline_at
 from survey.kernels.pixelmap import PixelMap, nearest_pixels
 from survey.stages.calibrated import Grid, frame_map, outlook, read_calibrated
 
@@ -66,20 +66,8 @@ class Cutouts:
         xi, yi = self.maps[i].evaluate(*sky)
         at = np.array([yi - self.corner[i, 0], xi - self.corner[i, 1]])
         bad = self.mask[i]
-        filled = self.flux[i]
-        if bad.any() and not bad.all():
-            # The spline rings about a step: holes take the value of the nearest good pixel.
-            nearest = distance_transform_edt(bad, return_distances=False, return_indices=True)
-            filled = filled[tuple(nearest)]
-        flux = map_coordinates(
-            spline_filter(filled, 3, mode="mirror"), at, order=3, mode="mirror", prefilter=False
-        )
-        variance = np.where(bad, 0.0, self.error[i]) ** 2
-        error = np.sqrt(np.maximum(map_coordinates(variance, at, order=1, mode="nearest"), 0.0))
-        # A spline reaches two pixels about a sample.
-        spoilt = maximum_filter(bad, size=5, mode="constant", cval=True)
-        mask = map_coordinates(spoilt.astype(np.uint8), at, order=0, mode="constant", cval=1).astype(bool)
-        return flux, error, mask
+        flux, variance, off = spline_at(self.flux[i], np.where(bad, 0.0, self.error[i]) ** 2, bad, at)
+        return flux, np.sqrt(variance), off
 
 
 def pair_grid(field: Field) -> Grid:

@@ -26,6 +26,8 @@ BLOCK = 8
 EDGE = 513
 MAX_STARS = 30
 MIN_STARS = 5
+# FWHM within which a frame's PSF is looked at: beyond, a single frame's stars drown in noise.
+REACH = 2.2
 OVERSAMPLING = 2
 Places = NDArray[np.float64]
 # A frame that tells stars from galaxies has at least this share of the median frame's flux scale.
@@ -81,15 +83,20 @@ def read(field: Field, unit: Unit, config: Config) -> Block:
 
 def find_places(shown: Cutouts) -> Places:
     """Reference positions (n, 2) of what looks like a star in a frame, brightest first."""
-    flux, error, mask = shown.flux[0], shown.error[0], shown.mask[0]
+    y, x = star_places(shown.flux[0], shown.error[0], shown.mask[0]).T
+    x, y = shown.maps[0].inverse(x + shown.corner[0, 1], y + shown.corner[0, 0])
+    return np.column_stack([y, x])
+
+
+def star_places(flux: NDArray[Any], error: NDArray[Any], mask: NDArray[np.bool_]) -> Places:
+    """Pixels (n, 2) as (y, x) of what looks like a star in an image, brightest first."""
     if mask.mean() > 0.9:
         return np.zeros((0, 2))
     found = find_stars(flux, error, mask, threshold=20, max_stars=8 * MAX_STARS)
     # A neighbour's light is fitted along; a star at the edge or saturated is none.
     stars = found.select((found.flags & ~int(StarFlag.BLENDED)) == 0)
     stars = stars.select(point_like(stars.fwhm))
-    x, y = shown.maps[0].inverse(stars.x + shown.corner[0, 1], stars.y + shown.corner[0, 0])
-    return np.column_stack([y, x])
+    return np.column_stack([stars.y, stars.x])
 
 
 def point_like(widths: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -128,11 +135,19 @@ def apply(data: Block, state: None, config: Config) -> Output:
 
 
 def frame_psf(
-    flux: NDArray[Any], error: NDArray[Any], mask: NDArray[np.bool_], fwhm: float, places: Places
+    flux: NDArray[Any],
+    error: NDArray[Any],
+    mask: NDArray[np.bool_],
+    fwhm: float,
+    places: Places,
+    reach_fwhm: float = REACH,
 ) -> tuple[EffectivePSF, int]:
-    """Effective PSF of a frame from its stars at places (n, 2), and how many; a Gaussian and 0 where few."""
+    """Effective PSF of a frame from its stars at places (n, 2), and how many; a Gaussian and 0 where few.
+
+    It ends ``reach_fwhm`` FWHM from its middle.
+    """
     known = float(fwhm) if np.isfinite(fwhm) and fwhm > 0 else 2.5
-    size = 2 * int(np.clip(np.ceil(2.2 * known), 4, 15)) + 1
+    size = 2 * int(np.clip(np.ceil(reach_fwhm * known), 4, 15)) + 1
     reach = (size + 4) // 2
     y, x = places.T
     inside = (np.minimum(y, x) > reach) & (np.maximum(y, x) < flux.shape[0] - 1 - reach)

@@ -16,9 +16,11 @@ from survey.io.files import read_parquet, write_parquet
 from survey.io.locations import Location
 from survey.io.store import Field
 from survey.kernels.psf import EffectivePSF, fit_psf_flux, refine_position, stamp_psf
-from survey.kernels.reference import ReferenceFit
-from survey.stages.calibrated import calibrated_frames, phases
+from survey.stages.calibrated import calibrated_frames, phases, read_calibrated
+from survey.stages.difference_psf import DifferencePSF
 from survey.stages.differences import object_windows, read_difference
+from survey.stages.matching import read_template
+from survey.stages.methods import TEMPLATE_METHODS
 from survey.stages.protocol import Output, Stage, Unit
 from survey.tiles import Window
 
@@ -27,6 +29,15 @@ FLAG_NO_DATA = 1
 FLAG_BAD_PIXEL = 2
 FLAG_KEPT_OUT_OF_FIT = 4
 FLAG_FRAME = 8
+
+
+@dataclass
+class Template:
+    """What was subtracted, at phase 0; arrays (y, x)."""
+
+    flux: NDArray[np.float64]
+    bad: NDArray[np.bool_]
+    variance: NDArray[np.float64] | None
 
 
 @dataclass
@@ -39,8 +50,7 @@ class Window3:
     phase_x: NDArray[np.float64]
     time: NDArray[np.float64]
     frame_flags: NDArray[np.int64]
-    coefficients: NDArray[np.float64] | None
-    extension: float
+    template: Template | None
     objects: tuple[dict[str, Any], ...]
 
 
@@ -69,9 +79,11 @@ def read_window(
     """Read differences and reference of a window; ``frames`` is the calibrated table where it is known."""
     frames = calibrated_frames(field) if frames is None else frames
     arrays = read_difference(field, window, frames, config, ("flux", "error", "mask", "fit_mask"))
-    coefficients = None
+    template = None
     if field.has("reference", "coefficients"):
-        coefficients = np.asarray(field.array("reference", "coefficients")[window], np.float64)
+        template = Template(*read_template(field, window, template_settings(config))[1:])
+    if field.has(f"difference/{config.method}", "kernel"):
+        arrays["error"] = _without_model(field, window, frames, config, template)
     phase_y, phase_x = phases(frames, window, field.shape)
     return Window3(
         window,
@@ -80,10 +92,34 @@ def read_window(
         phase_x,
         frames["time"].values,
         frames["flags"].values,
-        coefficients,
-        config.reference.extension,
+        template,
         objects,
     )
+
+
+def template_settings(config: Config) -> Config:
+    """Settings whose template is the one that the method subtracts."""
+    if config.method in TEMPLATE_METHODS:
+        return config
+    own = config.subtraction.model_copy(update={"template": "reference"})
+    return config.model_copy(update={"subtraction": own})
+
+
+def _without_model(
+    field: Field, window: Window, frames: xr.Dataset, config: Config, template: Template | None
+) -> NDArray[np.float32]:
+    """Errors (time, y, x) without the share of the model that counts as error in bright stars.
+
+    That share says how far single pixels of a star may be off. As a weight it takes the star's core, where
+    its own light changes, out of the fit of its flux.
+    """
+    error = read_calibrated(field, window, frames).error
+    leverage = np.asarray(field.array(f"difference/{config.method}", "leverage")[(slice(None), *window)])
+    error = error / np.sqrt(np.clip(1 - leverage, 1e-3, 1))
+    if template is not None and template.variance is not None:
+        kernels = np.asarray(field.array(f"difference/{config.method}", "kernel")[...])[..., 0]
+        error = np.sqrt(error**2 + np.nansum(kernels**2, axis=(1, 2))[:, None, None] * template.variance)
+    return np.asarray(error, np.float32)
 
 
 def read(field: Field, unit: Unit, config: Config) -> list[Window3]:
@@ -98,7 +134,7 @@ def read(field: Field, unit: Unit, config: Config) -> list[Window3]:
     ]
 
 
-def measure(data: Window3, psf: EffectivePSF, item: dict[str, Any], config: Config) -> dict[str, Any]:
+def measure(data: Window3, psf: DifferencePSF, item: dict[str, Any], config: Config) -> dict[str, Any]:
     """Light curve of one object.
 
     Returns
@@ -127,7 +163,7 @@ def measure(data: Window3, psf: EffectivePSF, item: dict[str, Any], config: Conf
             flux,
             error,
             mask,
-            psf,
+            psf.base,
             py,
             px,
             (y, x),
@@ -138,14 +174,14 @@ def measure(data: Window3, psf: EffectivePSF, item: dict[str, Any], config: Conf
         if fit.converged:
             y, x = float(fit.y), float(fit.x)
             position_error = float(np.sqrt(np.trace(fit.covariance) / 2))
-    model = stamp_psf(psf, py, px, y, x, flux.shape[1:], origin=origin)
+    model = psf.stamps(py, px, y, x, (flux.shape[1], flux.shape[2]), origin)
     values, sigma = fit_psf_flux(flux, error, mask, model, background=config.photometry.background)
     core = model >= 0.1 * model.max(axis=(1, 2), keepdims=True)
     flags = np.where(np.isfinite(values), 0, FLAG_NO_DATA)
     flags |= np.where((mask & core).any(axis=(1, 2)), FLAG_BAD_PIXEL, 0)
     flags |= np.where((fit_mask & core).any(axis=(1, 2)), FLAG_KEPT_OUT_OF_FIT, 0)
     flags |= np.where(data.frame_flags != 0, FLAG_FRAME, 0)
-    ref_flux, ref_error = _reference_flux(data, psf, (y, x), cut, origin, error)
+    ref_flux, ref_error = _reference_flux(data, psf.base, (y, x), cut, origin, error)
     return {
         "y": y,
         "x": x,
@@ -174,24 +210,22 @@ def _reference_flux(
     origin: tuple[float, float],
     error: NDArray[Any],
 ) -> tuple[float, float]:
-    """PSF flux of the object in the reference itself, on a local background."""
-    if data.coefficients is None:
+    """PSF flux of the object in the template itself, on a local background."""
+    if data.template is None:
         return np.nan, np.nan
-    local = data.coefficients[cut[1:]]
-    valid = np.any(local != 0, axis=(2, 3))
-    fit = ReferenceFit(local, np.zeros(valid.shape, int), np.zeros(valid.shape), valid, data.extension)
     zero = np.zeros(1)
-    image = fit.evaluate(zero, zero)
+    bad = data.template.bad[cut[1:]][None]
+    image = np.where(bad, np.nan, data.template.flux[cut[1:]])
     with np.errstate(invalid="ignore", divide="ignore"):
         weight = np.nansum(1.0 / np.asarray(error, float) ** 2, axis=0)
         sigma = np.where(weight > 0, 1.0 / np.sqrt(weight), np.inf)[None]
-    bad = ~np.isfinite(image) | ~np.isfinite(sigma)
+    bad = bad | ~np.isfinite(sigma)
     model = stamp_psf(psf, zero, zero, *position, image.shape[1:], origin=origin)
     flux, flux_error = fit_psf_flux(image, np.where(bad, 1.0, sigma), bad, model, background=True)
     return float(flux[0]), float(flux_error[0])
 
 
-def apply(data: list[Window3], state: EffectivePSF, config: Config) -> Output:
+def apply(data: list[Window3], state: DifferencePSF, config: Config) -> Output:
     """Light curves of the tile's objects, as one table file."""
     rows = [
         {**_identity(item), **measure(window, state, item, config)}
@@ -243,4 +277,4 @@ def gather(field: Field, config: Config, names: Sequence[str]) -> None:
     write_parquet(field.light_curves_path(config.method), table)
 
 
-STAGE = Stage("photometry", 1, lambda config: config.photometry, lambda field, config: [], read, apply=apply)
+STAGE = Stage("photometry", 2, lambda config: config.photometry, lambda field, config: [], read, apply=apply)

@@ -4,6 +4,7 @@ from survey.stages import (
     candidates,
     cpm,
     detect,
+    hotpants,
     nn2,
     nn2_carried,
     nn2_pairs,
@@ -15,12 +16,14 @@ from survey.stages import (
     psf,
     refine,
     sfft,
+    zogy,
 )
 
 __all__ = [
     "candidates",
     "cpm",
     "detect",
+    "hotpants",
     "nn2",
     "nn2_carried",
     "nn2_pairs",
@@ -32,4 +35,5 @@ __all__ = [
     "psf",
     "refine",
     "sfft",
+    "zogy",
 ]

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from survey.config import Config
 from survey.io.store import Field
 from survey.kernels.aperture import EnsembleLightCurve, aperture_flux, ensemble_light_curve
-from survey.kernels.psf import EffectivePSF
-from survey.kernels.reference import ReferenceFit
 from survey.stages.calibrated import read_calibrated
+from survey.stages.difference_psf import DifferencePSF
 from survey.stages.photometry import measure, read_window
 from survey.tiles import Window
 
@@ -74,7 +73,7 @@ def _cut(field: Field, y: float, x: float, half: int) -> Window:
 
 
 def _total_flux(
-    field: Field, psf: EffectivePSF, item: dict[str, Any], config: Config
+    field: Field, psf: DifferencePSF, item: dict[str, Any], config: Config
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[str, Any]]:
     """PSF flux of differences plus reference flux, and its error."""
     half = config.photometry.size // 2 + 2
@@ -154,21 +153,16 @@ def _difference_aperture(
     flux, error = aperture.measure(
         arrays["flux"], arrays["error"], arrays["mask"], data.phase_y, data.phase_x, place
     )
-    assert data.coefficients is not None
-    valid = np.any(data.coefficients != 0, axis=(2, 3))
-    fit = ReferenceFit(
-        data.coefficients, np.zeros(valid.shape, int), np.zeros(valid.shape), valid, data.extension
-    )
+    assert data.template is not None
     zero = np.zeros(1)
-    image = fit.evaluate(zero, zero)
-    bad = ~np.isfinite(image)
+    image, bad = data.template.flux[None], data.template.bad[None]
     reference, _ = aperture.measure(np.where(bad, 0.0, image), np.ones_like(image), bad, zero, zero, place)
     found["reference_flux"] = float(reference[0])
     return flux + reference[0], error
 
 
 def relative_light_curve(
-    field: Field, psf: EffectivePSF, item: dict[str, Any], config: Config
+    field: Field, psf: DifferencePSF, item: dict[str, Any], config: Config
 ) -> RelativeLightCurve:
     """Ensemble-corrected light curve of one position.
 
@@ -181,7 +175,7 @@ def relative_light_curve(
     stars = comparison_stars(field, item["y"], item["x"])
     items = [item, *({"y": y, "x": x, "refine": False} for y, x in stars)]
     curves = [_total_flux(field, psf, it, config) for it in items]
-    if np.nanstd(field.frames()["psf_fwhm"].values) > STEADY * fwhm:
+    if not psf.matched and np.nanstd(field.frames()["psf_fwhm"].values) > STEADY * fwhm:
         curves = [(*_difference_aperture(field, c[2], config, fwhm), c[2]) for c in curves]
     target = curves[0][2]
     places = [(c[2]["y"], c[2]["x"]) for c in curves]

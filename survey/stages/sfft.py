@@ -16,16 +16,16 @@ from survey.config import Config
 from survey.stages import forecast
 from survey.stages.matching import BlockData, evaluate, partial, read, settings, units
 from survey.stages.protocol import Output, Stage
+from survey.stages.template_share import empty, without_own
 
 GROUP = "difference/sfft"
-# A pixel that fits its samples this closely says nothing of any one of them.
-MAX_LEVERAGE = 0.98
 
 
 def apply(data: BlockData, state: Any, config: Config) -> Output:
     """Subtract the matched template from every frame of the block."""
     data.kernels = state if state is not None else data.kernels
-    arrays = empty(data)
+    rows, columns = data.inner
+    arrays = empty((len(data.samples.time), rows.stop - rows.start, columns.stop - columns.start))
     for k, kernel in enumerate(data.kernels):
         if kernel.failed is not None:
             continue
@@ -34,34 +34,9 @@ def apply(data: BlockData, state: Any, config: Config) -> Output:
         flux = (scene.image - planes.convolved)[where]
         # what the kernel is known to miss in bright stars counts as error
         missed = (kernel.model_error or 0.0) * np.maximum(planes.convolved[where], 0)
-        error, bad = np.sqrt(planes.variance[where] + missed**2), bad[where]
-        fit_mask = planes.fit_mask[where]
-        if data.leverage is not None and data.kept_out is not None:
-            leverage, kept_out = data.leverage[k][where], data.kept_out[k][where]
-            bad = bad | (leverage > MAX_LEVERAGE)
-            rest = np.where(bad, 1.0, 1 - leverage)
-            # kept out: the reference never saw the sample
-            flux, error = flux / np.where(kept_out, 1.0, rest), error / np.sqrt(rest)
-            fit_mask = fit_mask | kept_out
-            arrays["leverage"][k] = np.where(bad, 0.0, leverage)
-        arrays["flux"][k] = np.where(bad, np.nan, flux)
-        arrays["error"][k] = np.where(bad, np.nan, error)
-        arrays["mask"][k] = bad
-        arrays["fit_mask"][k] = fit_mask & ~bad
+        error = np.sqrt(planes.variance[where] + missed**2)
+        without_own(arrays, k, flux, error, bad[where], planes.fit_mask[where], data.share)
     return finish(data, arrays, GROUP)
-
-
-def empty(data: BlockData) -> dict[str, Any]:
-    """Arrays of the unit's core, all masked."""
-    rows, columns = data.inner
-    shape = (len(data.samples.time), rows.stop - rows.start, columns.stop - columns.start)
-    return {
-        "flux": np.full(shape, np.nan, np.float32),
-        "error": np.full(shape, np.nan, np.float32),
-        "mask": np.ones(shape, bool),
-        "fit_mask": np.zeros(shape, bool),
-        "leverage": np.zeros(shape, np.float32),
-    }
 
 
 def finish(data: BlockData, arrays: dict[str, Any], group: str) -> Output:
@@ -83,7 +58,7 @@ def finish(data: BlockData, arrays: dict[str, Any], group: str) -> Output:
 
 STAGE = Stage(
     "sfft",
-    4,
+    5,
     settings,
     units,
     read,

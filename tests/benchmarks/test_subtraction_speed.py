@@ -1,12 +1,19 @@
 """Time of the subtractions on one core (issue 5, point 8)."""
 
+import json
 import logging
+import os
+import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.fft import irfft2, rfft2
 
+from survey.kernels._sfft_fit import KernelModel
+from survey.kernels._sfft_pass import Scene, blocks_of, sweep
+from survey.kernels._sfft_samples import ShiftedSamples
 from survey.kernels.sfft import subtract_sfft
 from survey.kernels.zogy import subtract_zogy
 from survey.simulate.pairs import moffat, simulate_pair
@@ -69,3 +76,55 @@ def test_zogy_1024():
     )  # fmt: skip
     LOG.info("zogy 1024^2: %.2f s", seconds)
     assert seconds <= 2
+
+
+@pytest.mark.skipif(
+    "SURVEY_PEERS" not in os.environ, reason="SURVEY_PEERS names no Python with sfft and stdpipe"
+)
+def test_peers_1024(tmp_path):
+    """The authors' SFFT from PyPI and STDPipe on the same pair in the same run; chi2 by the true noise."""
+    pair = simulate_pair(seed=1)
+    sky = pair.noiseless - np.median(pair.noiseless)
+    star = (sky > 5 * np.median(pair.error)) & ~pair.mask & ~pair.template_mask
+    for y, x, *_ in pair.transients:
+        star[max(int(y) - 10, 0) : int(y) + 11, max(int(x) - 10, 0) : int(x) + 11] = False
+    error = np.hypot(pair.error, 0.8 * pair.template_error)
+    names = ("image", "template", "mask", "template_mask", "gain", "template_gain")
+    np.savez(tmp_path / "pair.npz", error=error, star=star, **{name: getattr(pair, name) for name in names})
+    images, kwargs = of(pair, np.float64)
+    ours = best(lambda: subtract_sfft(*images, **kwargs), 2)
+    s = subtract_sfft(*images, **kwargs)
+    LOG.info("ours: %.2f s, chi2 in stars %.2f", ours, np.nanmean((s.difference / error)[star] ** 2))
+    for name in ("sfft", "stdpipe"):
+        done = subprocess.run(
+            [os.environ["SURVEY_PEERS"], Path(__file__).with_name("peers.py"), name, tmp_path / "pair.npz"],
+            capture_output=True, text=True, check=True, timeout=800, env={**os.environ, "PYTHONPATH": ""},
+        )  # fmt: skip
+        found = json.loads(done.stdout.splitlines()[-1])
+        LOG.info("%s: %.2f s, chi2 in stars %.2f", name, found["seconds"], found["chi2"])
+        assert found["seconds"] > ours
+
+
+@pytest.mark.parametrize("side", [7, 15])
+def test_assembly_by_fourier_transforms_would_be_slower(side):
+    """Normal sums of any weights by correlations, their transforms alone, against blocks (1024^2, order 2).
+
+    With weights w the sums are ``sum_p w P_b P_b' R(p - a) R(p - a')``: for each of the lags a - a' one
+    transform of R R(. - lag), and an inverse one for each of the 15 products of polynomials. Hu et al.'s
+    27 transforms need one weight for all pixels.
+    """
+    pair = simulate_pair(seed=1)
+    model = KernelModel((side, side), 2, 1, 2, pair.image.shape)
+    samples = ShiftedSamples(pair.template - 150.0, (side, side))
+    scene = Scene(pair.image - 300.0, pair.error**2, pair.mask)
+    # a part of the blocks tells the time of all
+    corners = blocks_of(pair.image.shape, 32)[::4]
+    blocks = best(lambda: sweep(model, samples, scene, None, corners=corners), 2)
+    blocks *= len(blocks_of(pair.image.shape, 32)) / len(corners)
+    forward = best(lambda: rfft2(pair.image))
+    transformed = rfft2(pair.image)
+    inverse = best(lambda: irfft2(transformed, pair.image.shape))
+    lags = ((2 * side - 1) ** 2 + 1) // 2
+    transforms = lags * (forward + 15 * inverse)
+    LOG.info("kernel of %d: blocks %.2f s, transforms at least %.1f s", side, blocks, transforms)
+    assert transforms > 3 * blocks

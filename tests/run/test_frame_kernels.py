@@ -45,7 +45,7 @@ def test_sums_of_a_few_tiles_at_a_time_give_the_same_bits(monkeypatch):
     kernels = []
     for room in (800 * 2 * 3, 800 * 2 * 7, 1):
         monkeypatch.setattr(subtraction, "_BYTES", room)
-        fits = found._kernels(blocks)
+        fits = found._fitted(blocks)
         kernels.append([kernel.coefficients.tobytes() for kernel in fits[0, 2].kernels])
     assert gathered == [3, 3, 1] * 3 + [7] * 3 + [1] * 21
     assert kernels[0] == kernels[1] == kernels[2]

@@ -23,13 +23,17 @@ def test_every_method_can_be_asked_for():
     assert set(choice.type.choices) == set(METHODS)
 
 
+# HOTPANTS is another program, see test_pairwise.
+OTHERS = sorted(set(METHODS) - {"oversampled", "hotpants"})
+
+
 @pytest.fixture(scope="module")
 def others(finished, tmp_path_factory):
     """A copy of the finished field on which the other methods were run as well."""
     path = tmp_path_factory.mktemp("methods") / "field"
     shutil.copytree(finished.path, path)
     summaries = {}
-    for method in sorted(set(METHODS) - {"oversampled"}):
+    for method in OTHERS:
         summaries[method] = run(path, settings(method), client="synchronous")
     return path, summaries
 
@@ -42,7 +46,7 @@ def settings(method, grid="sky"):
     return config
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"oversampled"}))
+@pytest.mark.parametrize("method", OTHERS)
 def test_a_method_finds_the_events(finished, others, method):
     path, summaries = others
     assert summaries[method].ok, summaries[method].failures

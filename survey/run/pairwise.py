@@ -1,0 +1,156 @@
+"""Differences of methods that know the PSFs: zogy, and the external program HOTPANTS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from survey.config import Config
+from survey.hotpants import find_hotpants
+from survey.kernels.psf import EffectivePSF
+from survey.run.differences import RunError, Waiting
+from survey.run.engine import stage_key
+from survey.run.executor import Executor
+from survey.run.identity import images_key
+from survey.run.ingest import place_grid
+from survey.run.subtraction import FrameFits, SubtractionDifferences
+from survey.stages import nn2_psf, psf, zogy
+from survey.stages.difference_psf import template_psf
+from survey.stages.nn2_cutouts import pair_grid
+from survey.stages.pairwise import FrameState, Shared
+from survey.stages.protocol import Unit
+
+if TYPE_CHECKING:
+    from survey.run.pipeline import Pipeline
+
+
+def check_program(config: Config, executor: Executor) -> None:
+    """Raise `HotpantsError` if the settings want HOTPANTS and the machine that would run it has none."""
+    if config.method != "hotpants":
+        return
+    call = executor.submit(find_hotpants, config.subtraction.hotpants, name="hotpants")
+    for _, _, error in executor.completed([call]):
+        if error is not None:
+            raise error
+
+
+class _Known:
+    """Frames of which nothing is fitted."""
+
+    def __init__(self, state: Shared) -> None:
+        self.state = state
+
+    def add(self, tile: Any) -> None:
+        """There are no sums."""
+
+    def step(self) -> None:
+        """Nor passes."""
+
+
+class PairDifferences(SubtractionDifferences):
+    """Every frame is subtracted on its own pixels, of which a field of turned frames keeps the images."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        field = pipeline.field
+        self._grid = pair_grid(field)
+        if self._grid != "sky":
+            place_grid(pipeline.engine, self._grid)
+        self._images = images_key(field, pipeline.frames, self._grid)
+        self._field_psf = psf.load(field) if field.has_table("psf") else None
+        self._template_psf: EffectivePSF | None = None
+        super().__init__(pipeline)
+
+    @property
+    def passes(self) -> int:
+        """None for the program, which fits each tile itself."""
+        return 0 if self.pipeline.config.method == "hotpants" else super().passes
+
+    def _psf_key(self) -> str:
+        """Identity of the field's PSF."""
+        assert self.pipeline.base is not None
+        return self.pipeline.base.psf_key()
+
+    def _own_psfs(self) -> bool:
+        """Whether the frames' own PSFs are wanted."""
+        config = self.pipeline.config
+        return (
+            config.method == "zogy" and self._field_psf is not None and zogy.own_psfs(config, self._field_psf)
+        )
+
+    def _psf_units(self) -> list[tuple[Unit, str]]:
+        """Blocks of frames whose PSFs are measured, with their keys."""
+        pipeline = self.pipeline
+        return [
+            (
+                u,
+                stage_key(
+                    "nn2_psf", pipeline.config, u.name, {"images": self._images, "epochs": list(u.items)}
+                ),
+            )
+            for u in nn2_psf.units(pipeline.field, pipeline.config)
+        ]
+
+    def _inputs(self) -> dict[str, Any]:
+        """Images on the frames' own pixels, and PSFs, besides the template."""
+        inputs = super()._inputs() | {"images": self._images, "psf": self._psf_key()}
+        if self._own_psfs():
+            inputs["psfs"] = [key for _, key in self._psf_units()]
+        return inputs
+
+    def submit(self) -> Waiting:
+        """PSFs first, as far as they are wanted and missing."""
+        if self._own_psfs():
+            engine, keyed = self.pipeline.engine, self._psf_units()
+            engine.submit("nn2_psf", keyed, label="psf of frames")
+            engine.collect()
+            if not all(engine.ledger("nn2_psf").has(unit.name, key) for unit, key in keyed):
+                raise RunError(f"no PSFs of the frames: {engine.failures[-1].reason}")
+        return super().submit()
+
+    def _fits(self, span: tuple[int, int]) -> FrameFits:
+        """Ratio and shift of the block's frames; for the program nothing but their PSFs."""
+        pipeline, epochs = self.pipeline, np.arange(*span)
+        own = nn2_psf.load(pipeline.field, pipeline.config, epochs) if self._own_psfs() else {}
+        shared = Shared([FrameState(own.get(int(k))) for k in epochs], self._psf_of_template())
+        return zogy.FrameMatches(shared) if self.passes else _Known(shared)
+
+    def _psf_of_template(self) -> EffectivePSF | None:
+        """The field's for its reference; that of its own stars for another template."""
+        if self.pipeline.config.subtraction.template == "reference" or not self._own_template_psf():
+            return self._field_psf
+        if self._template_psf is None:
+            self._template_psf = template_psf(self.pipeline.field, self.pipeline.config)
+        return self._template_psf
+
+    def _own_template_psf(self) -> bool:
+        """The program is told a template's width; zogy its PSF, unless all frames have the field's."""
+        return self.pipeline.config.method == "hotpants" or self._own_psfs()
+
+    def sizes(self) -> Mapping[str, int]:
+        """There are no kernels to keep."""
+        return {}
+
+    def _keep(self, span: tuple[int, int], fit: FrameFits) -> None:
+        """Nothing: ratio and shift are within a frame's calibration."""
+
+    def _frame_bytes(self) -> int:
+        """A few sums of four parameters."""
+        return 256
+
+    def _tell_failed(self) -> None:
+        """Warn of frames that could not be subtracted somewhere; raise if none could anywhere."""
+        engine, name = self.pipeline.engine, self.stage.name
+        payloads = engine.payloads(name, self.units)
+        failed = [(k, why) for payload in payloads for k, why in payload["failed"]]
+        if not failed:
+            return
+        frames = sorted({k for k, _ in failed})
+        text = (
+            f"{name}: {len(frames)} of {self.pipeline.frames.sizes['time']} frames could not be subtracted "
+            f"in every tile and are masked there ({len(failed)} times); frame {failed[0][0]}: {failed[0][1]}"
+        )
+        if not any(payload["samples"] for payload in payloads):
+            raise RunError(text)
+        engine.warn(text)

@@ -1,0 +1,140 @@
+"""What a point source looks like in the differences of every epoch.
+
+One PSF serves the oversampled reference and cpm. A matched template was convolved with a kernel a frame, so
+that a source shows its kernel * PSF; in a proper difference, nearly the frame's own PSF.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from survey.config import Config
+from survey.io.store import Field
+from survey.kernels.psf import EffectivePSF, stamp_psf
+from survey.kernels.subtraction import MatchingKernel
+from survey.stages import nn2_psf, psf
+from survey.stages.matching import read_template
+
+Array = NDArray[np.float64]
+# Edge of the middle of a template in which its PSF's stars are looked for.
+MIDDLE = nn2_psf.EDGE
+# A template's wings are seen further out than a frame's.
+TEMPLATE_REACH = 3.5
+
+
+@dataclass(frozen=True)
+class DifferencePSF:
+    """PSF of the differences.
+
+    Attributes
+    ----------
+    base : EffectivePSF
+        Of the template.
+    frames : sequence of EffectivePSF, optional
+        Of every frame, where its difference shows that.
+    kernels : array (time, ky, kx, n_terms), optional
+        Matching kernels as `MatchingKernel` holds them; NaN in frames without one.
+    shape : tuple of int
+        (y, x) of the field, over which the kernels' polynomials run.
+    """
+
+    base: EffectivePSF
+    frames: Sequence[EffectivePSF] | None = None
+    kernels: Array | None = None
+    shape: tuple[int, int] = (1, 1)
+
+    @property
+    def matched(self) -> bool:
+        """Whether every frame's difference is known to have a PSF of its own."""
+        return self.frames is not None or self.kernels is not None
+
+    def kernel_at(self, y: float, x: float) -> Array | None:
+        """Kernels (time, ky, kx) at a position."""
+        if self.kernels is None:
+            return None
+        model = MatchingKernel(np.moveaxis(self.kernels, 0, -2), np.zeros(1), self.shape)
+        terms = model.terms(x, y, self.kernels.shape[-1])
+        return np.asarray(self.kernels @ terms)
+
+    def stamps(
+        self,
+        phase_y: ArrayLike,
+        phase_x: ArrayLike,
+        y: float,
+        x: float,
+        shape: tuple[int, int],
+        origin: tuple[float, float] = (0.0, 0.0),
+    ) -> Array:
+        """Stamps (time, y, x) of a source of unit flux at (y, x), as `stamp_psf` makes them."""
+        if self.frames is not None:
+            py, px = np.asarray(phase_y, float), np.asarray(phase_x, float)
+            parts = [
+                stamp_psf(own, py[k : k + 1], px[k : k + 1], y, x, shape, origin)
+                for k, own in enumerate(self.frames)
+            ]
+            return np.concatenate(parts)
+        kernels = self.kernel_at(y, x)
+        if kernels is None:
+            return stamp_psf(self.base, phase_y, phase_x, y, x, shape, origin)
+        size_y, size_x = kernels.shape[1:]
+        total = np.zeros((len(kernels), *shape))
+        for i in range(size_y):
+            for j in range(size_x):
+                # template(p - a): its star lies a further on
+                at = (y + i - size_y // 2, x + j - size_x // 2)
+                part = stamp_psf(self.base, phase_y, phase_x, *at, shape, origin)
+                total += np.nan_to_num(kernels[:, i, j])[:, None, None] * part
+        total[np.isnan(kernels).any(axis=(1, 2))] = 0.0
+        return total
+
+
+def as_subtracted(field: Field, config: Config) -> Config:
+    """Settings with the template that the method's differences say they were made with."""
+    group = f"difference/{config.method}"
+    name = field.group_attrs(group).get("template") if field.has(group) else None
+    if not isinstance(name, str):
+        return config
+    own = config.subtraction.model_copy(update={"template": name})
+    return config.model_copy(update={"subtraction": own})
+
+
+def load(field: Field, config: Config) -> DifferencePSF:
+    """PSF of ``difference/<method>``."""
+    if config.method == "zogy":
+        return _of_frames(field, config)
+    group = f"difference/{config.method}"
+    if not field.has(group, "kernel"):
+        return DifferencePSF(psf.load(field))
+    kernels = np.asarray(field.array(group, "kernel")[...], float)
+    return DifferencePSF(template_psf(field, config), kernels=kernels, shape=field.shape)
+
+
+def _of_frames(field: Field, config: Config) -> DifferencePSF:
+    """Frames' own PSFs, as far as the run has measured them."""
+    epochs = np.arange(field.frames().sizes["time"])
+    try:
+        own = nn2_psf.load(field, config, epochs)
+    except FileNotFoundError:  # all frames have the field's
+        return DifferencePSF(psf.load(field))
+    return DifferencePSF(psf.load(field), frames=[own[int(k)] for k in epochs])
+
+
+def template_psf(field: Field, config: Config) -> EffectivePSF:
+    """The field's PSF for its reference; for another template that of the template's own stars."""
+    name = config.subtraction.template
+    if name == "reference":
+        return psf.load(field)
+    half = min(MIDDLE, *field.shape) // 2
+    window = tuple(slice(n // 2 - half, n // 2 + half) for n in field.shape)
+    _, flux, bad, variance = read_template(field, (window[0], window[1]), config)
+    error = np.sqrt(variance) if variance is not None else np.zeros(flux.shape)
+    usable = ~bad & (error > 0)
+    known = field.group_attrs(f"template/{name}").get("psf_fwhm")
+    width = float(known) if isinstance(known, float | int) else np.nan
+    error = np.where(usable, error, 1.0)
+    places = nn2_psf.star_places(flux, error, ~usable)
+    return nn2_psf.frame_psf(flux, error, ~usable, width, places, TEMPLATE_REACH)[0]

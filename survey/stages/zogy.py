@@ -1,0 +1,145 @@
+"""Proper differences (Zackay, Ofek & Gal-Yam 2016) of every frame from a template, with known PSFs.
+
+A frame's PSF is that of its own stars, or the field's; flux ratio and shift of each frame come from the
+stars of all tiles together, after which every tile is subtracted alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from survey.config import Config
+from survey.kernels._zogy_match import Match, match_sums, solve_match
+from survey.kernels._zogy_tile import TilePair, matched_pair
+from survey.kernels.psf import EffectivePSF
+from survey.kernels.subtraction import Subtraction
+from survey.kernels.zogy import subtract_zogy
+from survey.stages import pairwise
+from survey.stages.matching import units
+from survey.stages.pairwise import FrameState, Pair, PairBlock, Shared, grown, read
+from survey.stages.protocol import Output, Stage
+
+GROUP = "difference/zogy"
+# Below this FWHM in pixels frames are undersampled, and no frame can be convolved with another's PSF.
+SAMPLED = 2.0
+# A template is never taken for better than this share of a frame's noise: what it lacks is divided by that.
+_LEAST_NOISE = 0.1
+
+
+def own_psfs(config: Config, field_psf: EffectivePSF) -> bool:
+    """Whether frames have PSFs of their own, or all the field's."""
+    wanted = config.subtraction.psf
+    return wanted == "frames" or (wanted == "auto" and field_psf.fwhm >= SAMPLED)
+
+
+def stamps(data: PairBlock, k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """PSFs (n, n) of a frame and of the template, at the tile."""
+    template = data.shared.template_psf
+    assert template is not None
+    own = data.shared.frames[k].psf or template
+    tile = data.tile
+    y, x = (tile.y0 + tile.y1 - 1) / 2, (tile.x0 + tile.x1 - 1) / 2
+    most = 2 * ((data.cutouts.flux.shape[1] - 1) // 4) + 1
+    first, second = (psf.evaluate(0.0, 0.0, min(psf.size | 1, most), y, x)[0] for psf in (own, template))
+    return first, second
+
+
+def template_noise(data: PairBlock, k: int, pair: Pair) -> NDArray[np.float64]:
+    """1-sigma noise of the template: its own, or what a frame's share of the reference says of it."""
+    least = _LEAST_NOISE * float(np.median(pair.error[~pair.bad]))
+    if pair.template_error is not None:
+        return np.maximum(pair.template_error, least)
+    return np.full(pair.error.shape, max(least, np.sqrt(_share(data, k)) * least / _LEAST_NOISE))
+
+
+def _share(data: PairBlock, k: int) -> float:
+    """Typical leverage of a frame's samples: the template's variance in units of a frame's."""
+    if data.share is None:
+        return 0.0
+    leverage = data.share.leverage[k]
+    return float(np.median(leverage[leverage > 0])) if (leverage > 0).any() else 0.0
+
+
+def partial(data: PairBlock, config: Config) -> list[Match | None]:
+    """Sums of every frame over the tile's stars, for ratio and shift."""
+    found: list[Match | None] = []
+    for k, state in enumerate(data.shared.frames):
+        pair = data.pair(k)
+        bad = pair.bad | pair.template_bad
+        if bad.all():
+            found.append(None)
+            continue
+        psf, template_psf = stamps(data, k)
+        noise = template_noise(data, k, pair)
+        tile = TilePair(
+            np.where(bad, 0.0, pair.image), np.where(bad, 0.0, pair.template), pair.error**2, noise**2,
+            1.0, 1.0, psf, template_psf,
+        )  # fmt: skip
+        good = pair.core & ~grown(bad, max(psf.shape[0], template_psf.shape[0]) // 2)
+        found.append(match_sums(*matched_pair(tile), good, state.guess))
+    return found
+
+
+class FrameMatches:
+    """Ratio and shift of a block of frames, from the sums of all tiles, pass by pass."""
+
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
+        self._totals: list[Match | None] = [None] * len(shared.frames)
+
+    @property
+    def state(self) -> Shared:
+        """Frames as they are known so far."""
+        return Shared(list(self.shared.frames), self.shared.template_psf)
+
+    def add(self, tile: list[Match | None]) -> None:
+        """Sums of one more tile, in the tiles' order."""
+        for k, sums in enumerate(tile):
+            total = self._totals[k]
+            if sums is not None:
+                self._totals[k] = sums if total is None else total + sums
+
+    def step(self) -> None:
+        """What the sums say of every frame; one with too few stars keeps its calibration."""
+        totals, self._totals = self._totals, [None] * len(self.shared.frames)
+        for k, (state, total) in enumerate(zip(self.shared.frames, totals, strict=True)):
+            if total is None:
+                continue
+            try:
+                ratio, shift, guess = solve_match(total, sky=False)
+            except ValueError:
+                self.shared.frames[k] = FrameState(state.psf)
+                continue
+            self.shared.frames[k] = replace(state, ratio=ratio, shift=shift, guess=guess)
+
+
+def subtract(data: PairBlock, k: int, pair: Pair) -> Subtraction:
+    """Proper difference of one frame; its error is without the share of a template that holds the frame."""
+    state = data.shared.frames[k]
+    psf, template_psf = stamps(data, k)
+    found = subtract_zogy(
+        pair.image, pair.template, image_psf=psf, template_psf=template_psf, mask=pair.bad,
+        template_mask=pair.template_bad, error=pair.error, template_error=template_noise(data, k, pair),
+        flux_ratio=state.ratio, shift=state.shift, sky="given", grow=1,
+    )  # fmt: skip
+    if data.share is None:
+        return found
+    return replace(found, error=found.error / np.sqrt(1 + state.ratio**2 * _share(data, k)))
+
+
+def apply(data: PairBlock, state: Shared | None, config: Config) -> Output:
+    """Subtract the template from every frame of the block."""
+    data.shared = state if state is not None else data.shared
+    return pairwise.apply(data, config, GROUP, subtract)
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """What zogy takes of the settings."""
+    return pairwise.settings(config, ("template", "passes", "psf"))
+
+
+STAGE = Stage("zogy", 1, settings, units, read, partial, lambda partials, config: partials, apply)

@@ -1,0 +1,149 @@
+"""Methods zogy and hotpants as runs: turned frames, seeing that changes, a template of the field's own."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from survey.config import Config
+from survey.hotpants import HotpantsError
+from survey.io.store import Field
+from survey.run.api import create_field, run, stored_config
+from survey.run.results import light_curve
+from survey.run.template import make_template
+from survey.stages.calibrated import calibrated_frames, read_calibrated
+from tests.templates.archives import draw, tan
+
+RA, DEC, SHAPE, SKY, FRAMES = 150.0, 20.0, (96, 96), 200.0, 7
+GRID = tan(RA, DEC, 1.0, SHAPE)
+FAKE = Path(__file__).parents[1] / "fake_hotpants.py"
+# Where something flares up in the last frames, and how bright.
+FLARE, FLARE_FLUX, FLARE_FROM = (60.3, 40.6), 6000.0, 5
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory):
+    """Seven drifting frames of seeing 2.2 to 3.2 pixels, turned by up to 0.4 degrees, and a template."""
+    folder, rng = tmp_path_factory.mktemp("turned"), np.random.default_rng(9)
+    places = rng.uniform(4, 92, (30, 2))
+    places = places[np.hypot(*(places - FLARE[::-1]).T) > 8]
+    stars = [
+        (ra, dec, flux)
+        for (ra, dec), flux in zip(
+            GRID.wcs_pix2world(places, 0), 10 ** rng.uniform(3.3, 4.3, len(places)), strict=True
+        )
+    ]
+    flare = (*GRID.wcs_pix2world([FLARE[::-1]], 0)[0], FLARE_FLUX)
+    for k in range(FRAMES):
+        turn = np.radians(0.0 if k == 0 else rng.uniform(-0.4, 0.4))
+        wcs = GRID.deepcopy()
+        drift = np.zeros(2) if k == 0 else rng.uniform(-1.5, 1.5, 2)
+        wcs.wcs.crpix = np.asarray(wcs.wcs.crpix) + drift
+        wcs.wcs.pc = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+        shown = [*stars, flare] if k >= FLARE_FROM else stars
+        image = draw(wcs, SHAPE, shown, 1.0, fwhm=rng.uniform(2.2, 3.2))
+        image = rng.poisson(image + SKY).astype("f4")
+        header = wcs.to_header()
+        header["MJD-OBS"], header["EXPTIME"], header["FILTER"] = 60000.0 + k / 24, 60.0, "r"
+        header["GAIN"], header["RDNOISE"] = 1.0, 3.0
+        fits.PrimaryHDU(image, header).writeto(folder / f"frame{k:02d}.fits")
+    path = folder / "field"
+    config = Config(grid={"tile": 48}, reference={"n_basis": 2}, psf={"fwhm": 2.7})
+    config.registration.reference = "frame00"
+    create_field(path, [folder], config, client="synchronous")
+    noise = 2.0
+    template = draw(GRID, SHAPE, stars, 1.0, fwhm=2.1) + rng.normal(0, noise, SHAPE)
+    header = GRID.to_header()
+    planes = [template.astype("f4"), np.full(SHAPE, noise, "f4")]
+    fits.HDUList([fits.PrimaryHDU(planes[0], header), fits.ImageHDU(planes[1], header, name="ERR")]).writeto(
+        folder / "sharp.fits"
+    )
+    make_template(path, str(folder / "sharp.fits"), "sharp", client="synchronous")
+    return path
+
+
+def settings(path, method):
+    config = stored_config(path)
+    config.method, config.subtraction.template = method, "sharp"
+    return config
+
+
+def chi2(path, method):
+    """In the sky and in stars, away from the flare.
+
+    Also in stars if nothing were matched, and the share of pixels that have a difference.
+    """
+    target = Field.open(path)
+    template = np.nan_to_num(np.asarray(target.array("template/sharp", "flux")[...]))
+    plain = read_calibrated(target, (slice(0, SHAPE[0]), slice(0, SHAPE[1])))
+    flux, error, mask = (
+        np.asarray(target.array(f"difference/{method}", name)[...]) for name in ("flux", "error", "mask")
+    )
+    y, x = np.indices(template.shape)
+    away = np.hypot(y - FLARE[0], x - FLARE[1]) > 9
+    square = np.where(mask, np.nan, flux / error) ** 2
+    good = (~mask)[:, 8:-8, 8:-8].mean()
+    star, sky = away & (template > 60), away & (template < 5)
+    unmatched = np.where(mask | plain.mask, np.nan, (plain.flux - template) / plain.error) ** 2
+    return np.nanmean(square[:, sky]), np.nanmean(square[:, star]), np.nanmean(unmatched[:, star]), good
+
+
+def test_zogy(field):
+    summary = run(field, settings(field, "zogy"), client="synchronous")
+    assert summary.ok, summary.failures
+    sky, stars, unmatched, covered = chi2(field, "zogy")
+    assert 0.85 < sky < 1.15
+    # PSFs of twenty stars are known to a few percent: measured 5
+    assert 0.8 < stars < 0.1 * unmatched
+    assert covered > 0.9
+    again = run(field, settings(field, "zogy"), client="synchronous")
+    assert again.computed == 0
+    curve = light_curve(field, "zogy", y=FLARE[0], x=FLARE[1])
+    pulls = (curve["flux"] - FLARE_FLUX * (np.arange(FRAMES) >= FLARE_FROM)) / curve["error"]
+    assert np.abs(pulls[:FLARE_FROM]).max() < 4
+    # scales were refined against a reference of all seeings, which is off by up to 15 %
+    scale = calibrated_frames(Field.open(field))["scale"].values[FLARE_FROM:]
+    assert curve["flux"][FLARE_FROM:] * scale == pytest.approx([FLARE_FLUX] * len(scale), rel=0.06)
+
+
+def test_sfft_by_kernel_and_psf(field):
+    """A source's PSF in a difference is the template's, convolved with that frame's kernel."""
+    summary = run(field, settings(field, "sfft"), client="synchronous")
+    assert summary.ok, summary.failures
+    kernels = np.asarray(Field.open(field).array("difference/sfft", "kernel")[...])
+    assert np.isfinite(kernels).all()
+    curve = light_curve(field, "sfft", y=FLARE[0], x=FLARE[1])
+    pulls = (curve["flux"] - FLARE_FLUX * (np.arange(FRAMES) >= FLARE_FROM)) / curve["error"]
+    assert np.abs(pulls).max() < 3.5
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """A program that stands in for HOTPANTS."""
+    script = tmp_path / "hotpants"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("HOTPANTS", str(script))
+    return script
+
+
+def test_hotpants_absent(field, monkeypatch):
+    monkeypatch.setenv("HOTPANTS", "/nowhere/hotpants")
+    before = sorted((Path(field) / "runs").glob("*"))
+    with pytest.raises(HotpantsError, match="is no program here: install HOTPANTS"):
+        run(field, settings(field, "hotpants"), client="synchronous")
+    assert sorted((Path(field) / "runs").glob("*")) == before
+
+
+def test_a_crash_costs_one_frame(field, program, tmp_path, monkeypatch):
+    (tmp_path / "crash").touch()
+    monkeypatch.setenv("FAKE_HOTPANTS", f"crashes once {tmp_path / 'crash'}")
+    summary = run(field, settings(field, "hotpants"), client="synchronous")
+    assert summary.ok, summary.failures
+    assert any("hotpants: 1 of 7 frames could not be subtracted" in text for text in summary.warnings)
+    mask = np.asarray(Field.open(field).array("difference/hotpants", "mask")[...])
+    assert mask[0, :48, :48].all()
+    assert not mask[1:, 20:-20, 20:-20].all(axis=(1, 2)).any()
+    assert light_curve(field, "hotpants", y=30.0, x=30.0)["flags"][0] & 1
