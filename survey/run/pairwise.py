@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from survey.config import Config
-from survey.hotpants import find_hotpants
 from survey.kernels.psf import EffectivePSF
 from survey.run.differences import RunError, Waiting
 from survey.run.engine import stage_key
@@ -16,7 +15,7 @@ from survey.run.executor import Executor
 from survey.run.identity import images_key
 from survey.run.ingest import place_grid
 from survey.run.subtraction import FrameFits, SubtractionDifferences
-from survey.stages import nn2_psf, psf, zogy
+from survey.stages import hotpants, nn2_psf, psf, zogy
 from survey.stages.difference_psf import template_psf
 from survey.stages.nn2_cutouts import pair_grid
 from survey.stages.pairwise import FrameState, Shared
@@ -30,7 +29,7 @@ def check_program(config: Config, executor: Executor) -> None:
     """Raise `HotpantsError` if the settings want HOTPANTS and the machine that would run it has none."""
     if config.method != "hotpants":
         return
-    call = executor.submit(find_hotpants, config.subtraction.hotpants, name="hotpants")
+    call = executor.submit(hotpants.program_of, config, name="hotpants")
     for _, _, error in executor.completed([call]):
         if error is not None:
             raise error

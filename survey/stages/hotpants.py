@@ -21,11 +21,22 @@ _NO_NOISE = 1e-3
 _STAMP_FWHM, _MOST_STAMPS = 4.0, 10
 
 
+def program_of(config: Config) -> str:
+    """Path of the program that the settings name.
+
+    Raises
+    ------
+    HotpantsError
+        If it is not there.
+    """
+    return find_hotpants(config.subtraction.hotpants)
+
+
 def apply(data: PairBlock, state: Shared | None, config: Config) -> Output:
     """Have every frame of the block subtracted; what the program fails on stays masked in that frame."""
     data.shared = state if state is not None else data.shared
     # Not a frame's failure: without the program nothing can be subtracted.
-    program = find_hotpants(config.subtraction.hotpants)
+    program = program_of(config)
 
     def subtract(data: PairBlock, k: int, pair: Pair) -> Subtraction:
         return run_program(data, k, pair, program, config)
