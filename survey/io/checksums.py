@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 CELL = 64
 MODULUS = 2**64
 KEY, MIXER, SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93), np.uint64(32)
+ONE = np.uint64(1)
+# All bits but the sign and those of infinity, by the bytes of a type: what lies above is not a number.
+_FLOATS = {4: (0x7FFFFFFF, 0x7F800000), 8: (2**63 - 1, 0x7FF0000000000000)}
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 @njit(cache=True, nogil=True)
-def _add(words, terms, t0, y0, x0, height, width, cell, sums):  # pragma: no cover
+def _add(words, terms, t0, y0, x0, height, width, cell, unsigned, infinite, sums):  # pragma: no cover
     """Add the mixed bits of (time, y, x and terms) words to the sums of their cells."""
     n_t, n_y, n_x = words.shape[0], words.shape[1], words.shape[2] // terms
     for t in range(n_t):
@@ -32,7 +35,11 @@ def _add(words, terms, t0, y0, x0, height, width, cell, sums):  # pragma: no cov
                 total = np.uint64(0)
                 for k in range(left, right):
                     key += KEY
-                    mixed = np.uint64(words[t, y, k]) + key
+                    word = np.uint64(words[t, y, k])
+                    # A store keeps of a chunk of NaN only that it is one: all of them count as one NaN.
+                    if (word & unsigned) > infinite:
+                        word = infinite + ONE
+                    mixed = word + key
                     mixed ^= mixed >> SHIFT
                     mixed *= MIXER
                     total += mixed ^ (mixed >> SHIFT)
@@ -72,5 +79,7 @@ def cell_sums(values: NDArray[np.generic], shape: tuple[int, int], region: tuple
     words = data.view(_WORDS[data.dtype.itemsize])
     words = words.reshape(-1 if time else 1, y.stop - y.start, (x.stop - x.start) * terms)
     sums = np.zeros((-(-y.stop // CELL) - y.start // CELL, -(-x.stop // CELL) - x.start // CELL), np.uint64)
-    _add(words, terms, time[0].start if time else 0, y.start, x.start, *shape, CELL, sums)
+    floats = _FLOATS[data.dtype.itemsize] if data.dtype.kind == "f" else (0, 0)
+    start = (time[0].start if time else 0, y.start, x.start)
+    _add(words, terms, *start, *shape, CELL, np.uint64(floats[0]), np.uint64(floats[1]), sums)
     return [int(value) for value in sums.ravel()]

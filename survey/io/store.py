@@ -246,11 +246,15 @@ class Field(Tables):
             sums[name] = cell_sums(data, self.shape, place)
         return sums
 
+    def stored(self, group: str, name: str, region: tuple[slice, ...]) -> NDArray[Any]:
+        """A region, as `write` takes it, of an array as it is stored."""
+        array = self.array(group, name)
+        return np.asarray(array[_region_of(array, region)])
+
     def checksums(self, group: str, name: str, region: tuple[slice, ...]) -> list[int]:
         """Checksums of a region of an array as it is stored: what `write` returned for it."""
-        array = self.array(group, name)
-        place = _region_of(array, region)
-        return cell_sums(np.asarray(array[place]), self.shape, place)
+        values = self.stored(group, name, region)
+        return cell_sums(values, self.shape, _region_of(self.array(group, name), region))
 
     def patch(
         self,

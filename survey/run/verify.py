@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import zlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from survey.config import make_config
 from survey.io.checksums import MODULUS, cell_sums
@@ -161,7 +165,7 @@ def place_again(target: Field, name: str, record: Record) -> str | None:
     for group, arrays in output.arrays.items():
         for array, values in arrays.items():
             stored = np.asarray(values, dtype=target.array(group, array).dtype)
-            if not _same(cell_sums(stored, target.shape, output.region), piece["sums"][array]):
+            if not _agrees(piece, array, stored, target.shape):
                 return f"its frames are no longer what they were: {group}/{array} comes out different"
         target.write(group, arrays, output.region)
     return None
@@ -179,25 +183,37 @@ def _check_table(target: Field, name: str) -> list[Problem]:
 
 def _check_unit(target: Field, unit: str, record: Record) -> list[str] | None:
     """What is wrong with a unit's arrays; None if it says of none that it wrote them."""
-    # Versions before this one wrote checksums that do not add up: of their data nothing is known.
-    written = [piece for piece in record.payload.get("written", ()) if "sums" in piece]
+    written = record.payload.get("written")
     if not written:
         return None
     wrong = []
     for piece in written:
         region = tuple(slice(*ends) for ends in piece["region"])
-        for name, expected in piece["sums"].items():
+        for name in piece[_kind(piece)]:
             label = f"{piece['group']}/{name}"
             try:
-                found = target.checksums(piece["group"], name, region)
+                values = target.stored(piece["group"], name, region)
             except Exception as error:
                 wrong.append(f"{label} cannot be read: {type(error).__name__}: {error}")
                 continue
-            if not _same(found, expected):
+            if not _agrees(piece, name, values, target.shape):
                 wrong.append(f"{label} is not what was written")
     return wrong
 
 
-def _same(found: list[int], expected: list[int]) -> bool:
-    """Whether checksums agree; one alone is of the whole region."""
+def _kind(piece: Mapping[str, Any]) -> str:
+    """Which checksums a piece has: before they added up there was one CRC-32 a region."""
+    return "sums" if "sums" in piece else "crc32"
+
+
+def _agrees(piece: Mapping[str, Any], name: str, values: NDArray[Any], shape: tuple[int, int]) -> bool:
+    """Whether an array's values are those that a piece was written with."""
+    expected = piece[_kind(piece)][name]
+    if _kind(piece) == "crc32":
+        return bool(zlib.crc32(np.ascontiguousarray(values).tobytes()) == expected)
+    region = tuple(slice(*ends) for ends in piece["region"])
+    # Arrays without time have the region's (y, x).
+    region = region if values.shape[: len(region)] == tuple(p.stop - p.start for p in region) else region[-2:]
+    found = cell_sums(values, shape, region)
+    # One alone is of the whole region.
     return found == expected or (len(expected) == 1 and sum(found) % MODULUS == expected[0])

@@ -22,6 +22,7 @@ from survey.io.ledger import LostLeaseError
 from survey.io.store import Field
 from survey.run.written import Patched, written_entry
 from survey.stages.protocol import STAGES, Output, Stage, Unit
+from survey.tiles import Tile
 
 
 @dataclass
@@ -85,7 +86,9 @@ def execute(
     with threadpool_limits(1):
         target = Field.open(path)
         pieces = row_blocks(unit, parts)
-        payloads = [_piece(target, stage, step, piece, config, state, report, holder) for piece in pieces]
+        payloads = [
+            _piece(target, stage, step, piece, config, state, report, holder, unit.tile) for piece in pieces
+        ]
     report.payload = payloads[0] if stage.merge is None or len(payloads) == 1 else stage.merge(payloads)
     report.peak_memory = _peak()
     return report
@@ -118,8 +121,12 @@ def _piece(
     state: Any,
     report: UnitReport,
     holder: Holder | None,
+    whole: Tile | None,
 ) -> dict[str, Any]:
-    """Read, compute and write one piece of a unit; adds to the report, returns the stage's payload."""
+    """Read, compute and write one piece of a unit; adds to the report, returns the stage's payload.
+
+    ``whole`` is the unit's tile, of which the piece may be a row block.
+    """
     output = Output()
     with _timed(report, "read"):
         data = stage.read(target, unit, config)
@@ -137,20 +144,23 @@ def _piece(
                 # Nothing but a tile is ever patched, and a block of images has hundreds of cells.
                 sums = {name: [sum(cells) % MODULUS] for name, cells in sums.items()}
             report.written.append(written_entry(group, output.region, sums))
-        if output.pieces:
-            _write_pieces(target, output, report)
+        if output.pieces and whole is not None:
+            _write_pieces(target, output, (output.region[0], *whole.core), report)
         for folder, table in sorted(output.tables.items()):
             write_parquet(target.path / folder / f"{config.method}.parts" / f"{unit.name}.parquet", table)
     return output.payload
 
 
-def _write_pieces(target: Field, output: Output, report: UnitReport) -> None:
-    """Write parts of a unit's core; what is reported are the checksums of the cells they lie in."""
+def _write_pieces(target: Field, output: Output, region: tuple[slice, ...], report: UnitReport) -> None:
+    """Write parts of a unit's core; what is reported are the checksums of the cells they lie in.
+
+    ``region`` is the whole unit's: a cell may lie in two row blocks, and what was summed last holds.
+    """
     for group, arrays in sorted(output.pieces[0].arrays.items()):
         patched = {}
         for name in sorted(arrays):
             parts = [(piece.region, piece.arrays[group][name]) for piece in output.pieces]
-            patched[name] = target.patch(group, name, output.region, parts)
+            patched[name] = target.patch(group, name, region, parts)
         report.patched.append((group, patched))
 
 

@@ -1,6 +1,7 @@
 """Checksums of stored arrays: they add up over any parts, and nothing changes without them."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,3 +61,17 @@ def test_arrays_without_time_and_with_terms():
     parts = {**sums(values, (slice(0, 128), slice(0, 140))), **sums(values, (slice(128, 150), slice(0, 140)))}
     assert parts == whole
     assert len(whole) == 9
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_a_store_that_forgets_which_nan_it_was_is_no_damage(dtype):
+    values = cube(np.dtype(dtype))
+    values[:, :20] = np.nan
+    region = (slice(0, 3), slice(0, SHAPE[0]), slice(0, SHAPE[1]))
+    before = sums(values, region)
+    other = values.copy()
+    other.view(f"u{dtype[1]}")[:, :20] = np.iinfo(f"u{dtype[1]}").max
+    assert np.isnan(other[:, :20]).all()
+    assert sums(other, region) == before
+    other[0, 0, 0] = np.inf
+    assert sums(other, region) != before

@@ -7,6 +7,8 @@ import numpy as np
 from survey.config import Config
 from survey.io.store import Field
 from survey.run.api import run
+from survey.run.engine import Engine
+from survey.run.verify import verify
 from survey.run.worker import row_blocks
 from survey.stages import differences, oversampled
 from survey.stages.protocol import Unit
@@ -76,3 +78,22 @@ def test_a_tile_cut_where_memory_is_short_fits_its_part_of_the_windows(finished)
     )
     (window,) = oversampled.read(field, below, small_config()).windows
     assert (window.window.y0, window.window.y1) == (41, 48)
+
+
+def test_windows_in_row_blocks_are_vouched_for_as_whole_ones(finished, tmp_path, monkeypatch):
+    path = copy_of(finished, tmp_path / "field")
+    ledger = Field.open(path).ledger("oversampled.oversampled")
+    refitted = [name for name, record in ledger.records.items() if record.payload["events"]]
+    before = {name: ledger.records[name].payload["written"] for name in refitted}
+    for folder in (path / "ledger").glob("oversampled.*"):
+        shutil.rmtree(folder)
+    monkeypatch.setattr(
+        Engine, "_parts", lambda engine, stage, step, unit: 4 if stage == "oversampled" else 1
+    )
+    assert run(path, small_config(), client="synchronous").ok
+    assert_same_bits(finished.path, path)
+    found = verify(path)
+    assert not found.problems
+    assert found.checked > 0
+    after = Field.open(path).ledger("oversampled.oversampled").records
+    assert {name: after[name].payload["written"] for name in refitted} == before

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,24 @@ def test_a_sound_field_is_sound(finished):
     # Blocks of placed frames, and four tiles each of differences and of the search.
     assert found.checked >= math.ceil(72 / 32) + 2 * 4
     assert survey("verify", finished.path).exit_code == 0
+
+
+def test_checksums_of_versions_before_are_compared_too(copy):
+    target = Field.open(copy)
+    ledger = target.ledger("oversampled.oversampled")
+    for name, record in list(ledger.records.items()):
+        written = []
+        for piece in record.payload["written"]:
+            region = tuple(slice(*ends) for ends in piece["region"])
+            old = {n: zlib.crc32(target.stored(piece["group"], n, region).tobytes()) for n in piece["sums"]}
+            written.append({"group": piece["group"], "region": piece["region"], "crc32": old})
+        ledger.record(name, record.key, {**record.payload, "written": written})
+    ledger.flush()
+    assert verify(copy).problems == []
+    spoil(copy, "difference/oversampled", "flux", 2, 1e9)
+    assert {(p.unit, p.what) for p in verify(copy).problems} == {
+        ("tile-00002", "difference/oversampled/flux is not what was written")
+    }
 
 
 def test_a_corrupt_tile_is_found_and_made_again_with_the_same_bits(finished, copy):

@@ -30,3 +30,11 @@ def test_row_blocks_and_nights_become_one_with_the_patched_cells():
 def test_without_the_checksums_of_the_rest_there_are_none():
     old = {"group": "difference/m", "region": [[0, 5], [0, 128], [0, 64]], "crc32": {"flux": 3}}
     assert patch_written([old], [("difference/m", {"flux": {(0, 0): 1}})]) == []
+
+
+def test_an_array_that_only_windows_hold_gets_no_checksums():
+    values = RNG.normal(size=(2, *SHAPE)).astype("f4")
+    whole = (slice(0, 2), slice(0, 64), slice(0, 64))
+    new = {"flux": {(0, 0): 5}, "normal": {(0, 0): 6}}
+    (joined,) = patch_written([entry(values, whole)], [("difference/m", new)])
+    assert joined["sums"] == {"flux": [5]}
