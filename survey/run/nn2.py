@@ -200,7 +200,7 @@ class AllPairs:
             self.engine.skip(len(units))
         else:
             scales = self._scales(done)
-            full = [Unit(unit.name, items=(*unit.items, scales)) for unit in units]
+            full = [Unit(unit.name, items=(*unit.items, *scales)) for unit in units]
             keyed = list(zip(full, keys, strict=True))
             self.engine.submit("nn2", keyed, state=self._gather("nn2", keyed))
             self.engine.collect()
@@ -210,14 +210,15 @@ class AllPairs:
         write_parquet(nn2_path(self.field, self.config.method), table)
         return table.num_rows
 
-    def _scales(self, done: dict[str, str]) -> tuple[float, ...]:
-        """Flux units of the epochs, the reference frame's being 1."""
+    def _scales(self, done: dict[str, str]) -> tuple[tuple[float, ...], float]:
+        """Flux units of the epochs, the reference frame's being 1; share of steady light that is an error."""
         units = [Unit(name, items=(self.epochs, name)) for name in done]
-        found = np.array(self._gather("nn2_scales", [(unit, done[unit.name]) for unit in units]) or [1.0])
-        if len(found) != len(self.epochs):
-            return (1.0,) * len(self.epochs)
+        scales, share = self._gather("nn2_scales", [(unit, done[unit.name]) for unit in units])
+        if len(scales) != len(self.epochs):
+            return (1.0,) * len(self.epochs), share
+        found = np.array(scales)
         reference = int(np.argmin(np.abs(self.frames["scale"].values[self.epochs] - 1)))
-        return tuple((found / found[reference]).tolist())
+        return tuple((found / found[reference]).tolist()), share
 
     def _gather(self, stage: str, keyed: Sequence[tuple[Unit, str]]) -> Any:
         """What the partial results of units combine to."""

@@ -45,16 +45,17 @@ class Matrices:
 def read(field: Field, unit: Unit, config: Config) -> Matrices:
     """The parts that the group's pair units wrote, on one zero point.
 
-    The unit's items are the group, the epochs, the names of the parts, and the epochs' flux scales.
+    The unit's items are the group, the epochs, the names of the parts, and what `nn2_scales` combined: the
+    epochs' flux scales, and the share of constant light that errors go up by.
     """
-    group, epochs, names, scales = unit.items
+    group, epochs, names, scales, share = unit.items
     frames = calibrated_frames(field)
     folder = field.path / nn2_pairs.FOLDER / f"{config.method}.parts"
     tables = [read_parquet(folder / f"{name}.parquet") for name in names]
     rows = pa.concat_tables(tables) if tables else nn2_pairs.SCHEMA.empty_table()
     ids = [item["object_id"] for item in group.objects]
     epochs = np.asarray(epochs, np.int64)
-    difference, error = matrices(rows.to_pydict(), ids, epochs, np.asarray(scales, float))
+    difference, error = matrices(rows.to_pydict(), ids, epochs, np.asarray(scales, float), share)
     return Matrices(
         group,
         epochs,
@@ -67,19 +68,27 @@ def read(field: Field, unit: Unit, config: Config) -> Matrices:
 
 
 def matrices(
-    rows: Mapping[str, list[Any]], ids: list[str], epochs: NDArray[np.int64], scales: Array
+    rows: Mapping[str, list[Any]],
+    ids: list[str],
+    epochs: NDArray[np.int64],
+    scales: Array,
+    share: float = 0.0,
 ) -> tuple[Array, Array]:
     """Rows of pairs as difference and error (objects, N, N), [template, image]; NaN where there is no pair.
 
-    A difference is in the units of its image; ``scales`` (N,) are those units.
+    A difference is in the units of its image; ``scales`` (N,) are those units. ``share`` of the steady light
+    under the object adds to its error.
     """
     number = {name: k for k, name in enumerate(ids)}
     difference, error = np.full((2, len(ids), len(epochs), len(epochs)), np.nan)
-    if rows["object_id"]:
-        objects = np.array([number[name] for name in rows["object_id"]])
-        template, image = (np.searchsorted(epochs, rows[name]) for name in ("template", "image"))
-        difference[objects, template, image] = rows["flux"] / scales[image]
-        error[objects, template, image] = rows["error"] / scales[image]
+    kept = np.array([k for k, name in enumerate(rows["object_id"]) if name in number], int)
+    if len(kept):
+        objects = np.array([number[rows["object_id"][k]] for k in kept])
+        template, image = (np.searchsorted(epochs, np.array(rows[v])[kept]) for v in ("template", "image"))
+        flux, sigma, level = (np.array(rows[v], float)[kept] for v in ("flux", "error", "level"))
+        sigma = np.hypot(sigma, share * np.nan_to_num(level))
+        difference[objects, template, image] = flux / scales[image]
+        error[objects, template, image] = sigma / scales[image]
     return difference, error
 
 
@@ -192,4 +201,4 @@ def settings(config: Config) -> dict[str, Any]:
     return config.nn2.model_dump(include={"gauge", "baseline"})
 
 
-STAGE = Stage("nn2", 2, settings, lambda field, config: [], read, partial, combine, apply)
+STAGE = Stage("nn2", 3, settings, lambda field, config: [], read, partial, combine, apply)

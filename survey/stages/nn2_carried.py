@@ -90,6 +90,7 @@ def apply(data: tuple[NDArray[np.int64], list[Cutout]], state: EffectivePSF, con
                     "bias": np.nan,
                     "copies": 0,
                     "scale": np.nan,
+                    "level": np.nan,
                 }
             )
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
@@ -184,4 +185,4 @@ def settings(config: Config) -> dict[str, Any]:
     return {**own, "reference": config.reference.model_dump(mode="json")}
 
 
-STAGE = Stage("nn2_carried", 1, settings, lambda field, config: [], read, apply=apply)
+STAGE = Stage("nn2_carried", 2, settings, lambda field, config: [], read, apply=apply)

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter
 
 from survey.config import Config
 from survey.io.store import Field
-from survey.kernels.pair_flux import copies_scale, empty_places, point_fluxes
+from survey.kernels.pair_flux import Difference, copies_scale, empty_places, point_fluxes
 from survey.kernels.pair_position import common_position
 from survey.kernels.psf import EffectivePSF
 from survey.stages import nn2_psf
@@ -40,8 +41,12 @@ SCHEMA = pa.schema(
         ("bias", pa.float64()),
         ("copies", pa.int32()),
         ("scale", pa.float64()),
+        ("level", pa.float64()),
     ]
 )
+# Rows of constant stars go by no name. S/N of a star's pixel that shows how far a difference errs by a share
+# of the flux, and how many are looked at.
+NO_OBJECT, BRIGHT, MOST_BRIGHT = "", 20.0, 12
 
 
 @dataclass
@@ -70,9 +75,17 @@ def read(field: Field, unit: Unit, config: Config) -> PairData:
 
 
 def apply(data: PairData, state: None, config: Config) -> Output:
-    """Fluxes of all objects in all differences of the unit, as a table."""
+    """Fluxes of all objects in all differences of the unit, as a table.
+
+    Raises
+    ------
+    ValueError
+        If frames show the objects and yet none of the pairs could be subtracted.
+    """
     rows, failed = [], []
     for a, b in data.pairs:
+        if not (covered(data, int(a)) and covered(data, int(b))):
+            continue
         for template, image in orders(data, int(a), int(b), config.nn2.direction):
             try:
                 found = difference(data, template, image, config)
@@ -80,8 +93,20 @@ def apply(data: PairData, state: None, config: Config) -> Output:
                 failed.append([template, image, str(error)])
                 continue
             rows += measure(data, found, template, image, config.nn2.errors)
+    if failed and not rows:
+        raise ValueError(
+            f"none of {len(failed)} pairs could be subtracted, the first because: {failed[0][2]}"
+        )
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     return Output(tables={FOLDER: table}, payload={"measured": len(rows), "failed": failed})
+
+
+def covered(data: PairData, epoch: int) -> bool:
+    """Whether an epoch shows a good pixel of any of the objects."""
+    mask = data.cutouts.mask[data.cutouts.index(epoch)]
+    y, x = np.rint(data.places(epoch)).astype(int).T
+    inside = (np.minimum(y, x) >= 0) & (np.maximum(y, x) < mask.shape[0])
+    return bool(inside.any()) and not bool(mask[y[inside], x[inside]].all())
 
 
 def orders(data: PairData, a: int, b: int, direction: str) -> list[tuple[int, int]]:
@@ -115,19 +140,28 @@ def stamp_half(psf: EffectivePSF) -> int:
 def measure(
     data: PairData, found: Subtracted, template: int, image: int, errors: str
 ) -> list[dict[str, Any]]:
-    """The objects' fluxes in one difference, their errors scaled by what copies scatter."""
+    """The objects' fluxes in one difference, their errors scaled by what copies scatter.
+
+    ``level`` is the constant light under the object. How far bright light is not taken away, a kernel's or a
+    flat field's error, no copy in an empty place says: the brightest other sources are measured for it.
+    """
     diff = found.difference
     places, half = data.places(image), stamp_half(data.psfs[image])
-    flux, noise = point_fluxes(diff, places[:, 0], places[:, 1], half)
+    names = [item["object_id"] for item in data.group.objects]
     scale, bias, count = 1.0, np.nan, 0
     if errors == "copies":
         own = own_pixels(diff.flux.shape[0], places, half)
         y, x = empty_places(found.level, diff.error, diff.mask | own, half + 1)
         scale, bias, count = copies_scale(diff, y, x, half)
         scale = scale if np.isfinite(scale) else 1.0
+        stars = bright_stars(data, found, image)
+        names, places = names + [NO_OBJECT] * len(stars), np.concatenate([places, stars])
+    flux, noise = point_fluxes(diff, places[:, 0], places[:, 1], half)
+    under = Difference(found.level, diff.error, diff.mask, data.psfs[image])
+    level, _ = point_fluxes(under, places[:, 0], places[:, 1], half)
     return [
         {
-            "object_id": item["object_id"],
+            "object_id": name,
             "template": template,
             "image": image,
             "flux": float(flux[k]),
@@ -136,10 +170,22 @@ def measure(
             "bias": float(bias * noise[k]),
             "copies": count,
             "scale": found.scale,
+            "level": float(level[k]),
         }
-        for k, item in enumerate(data.group.objects)
+        for k, name in enumerate(names)
         if np.isfinite(flux[k]) and np.isfinite(noise[k])
     ]
+
+
+def bright_stars(data: PairData, found: Subtracted, image: int) -> NDArray[np.float64]:
+    """Places (n, 2) of the brightest peaks of a template that are no object known to vary."""
+    diff, places = found.difference, data.places(image)
+    varies = np.array([item["kind"] != "target" for item in data.group.objects])
+    out = own_pixels(diff.flux.shape[0], places[varies], OWN_FWHM * data.psfs[image].fwhm)
+    signal = np.where(diff.mask | out, 0.0, found.level / diff.error)
+    y, x = np.nonzero((signal == maximum_filter(signal, 5)) & (signal > BRIGHT))
+    order = np.argsort(-signal[y, x], kind="stable")[:MOST_BRIGHT]
+    return np.column_stack([y, x])[order].astype(float)
 
 
 def fit_positions(data: PairData, state: None, config: Config) -> Output:
@@ -182,9 +228,18 @@ def read_positions(field: Field, unit: Unit, config: Config) -> PairData:
 
 
 def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
-    """Bytes of the cutouts of two blocks of epochs, and of some forty planes of one subtraction."""
-    size = unit.items[0].size
-    return float(size**2 * (17 * 2 * BLOCK + 8 * 40))
+    """Bytes of the cutouts of the epochs, and of a hundred planes of one subtraction (measured: 97)."""
+    group, pairs = unit.items
+    return float(group.size**2 * (17 * len(np.unique(pairs)) + 8 * 100))
+
+
+def positions_memory(unit: Unit, outlook: Outlook, config: Config) -> float:
+    """The same, and all differences at once: flux, error, mask and level."""
+    group, epochs = unit.items
+    used = min(len(epochs), POSITION_EPOCHS)
+    return memory(Unit(unit.name, items=(group, used)), outlook, config) + group.size**2 * (
+        17 * used + 25 * used * POSITION_PARTNERS / 2
+    )
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -192,7 +247,13 @@ def settings(config: Config) -> dict[str, Any]:
     return config.nn2.model_dump(include={"subtract", "direction", "kernel", "errors"}) | {"block": BLOCK}
 
 
-STAGE = Stage("nn2_pairs", 3, settings, lambda field, config: [], read, apply=apply, memory=memory)
+STAGE = Stage("nn2_pairs", 4, settings, lambda field, config: [], read, apply=apply, memory=memory)
 POSITIONS = Stage(
-    "nn2_positions", 3, settings, lambda field, config: [], read_positions, apply=fit_positions, memory=memory
+    "nn2_positions",
+    3,
+    settings,
+    lambda field, config: [],
+    read_positions,
+    apply=fit_positions,
+    memory=positions_memory,
 )

@@ -18,7 +18,7 @@ from survey.kernels.psf import EffectivePSF, build_epsf, gaussian_epsf
 from survey.kernels.stars import StarFlag, find_stars
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.nn2_cutouts import Cutouts, pair_grid, read_cutouts
-from survey.stages.protocol import Output, Stage, Unit
+from survey.stages.protocol import Outlook, Output, Stage, Unit
 
 FOLDER = "lightcurves/nn2/psf"
 # Frames a unit holds, and the edge of the field's middle in which their stars are looked for.
@@ -186,4 +186,11 @@ def load(field: Field, config: Config, epochs: NDArray[np.int64]) -> dict[int, E
     return {int(k): found[int(k)] for k in epochs}
 
 
-STAGE = Stage("nn2_psf", 2, lambda config: {"edge": EDGE, "stars": MAX_STARS}, units, read, apply=apply)
+def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
+    """Bytes of the middles of a block and one more, and of thirty planes in which stars are looked for."""
+    return float(EDGE**2 * (17 * (BLOCK + 1) + 8 * 30))
+
+
+STAGE = Stage(
+    "nn2_psf", 2, lambda config: {"edge": EDGE, "stars": MAX_STARS}, units, read, apply=apply, memory=memory
+)

@@ -23,9 +23,9 @@ OWN_FWHM = 2.0
 # Share of the cutout's light (S/N squared) that must be left when all objects are kept out of the fit; below
 # it only those known to vary are.
 LIGHT_LEFT = 0.3
-# S/N of a peak's pixel from which on it helps to fit the kernel, how many help, how many must be there, and
-# FWHM around them that are fitted.
-PEAK, MOST_STARS, ENOUGH_STARS, STAR_FWHM = 8.0, 40, 3, 1.5
+# S/N of a peak's pixel from which on it helps to fit the kernel, how many help, and FWHM around them that are
+# fitted.
+PEAK, MOST_STARS, STAR_FWHM = 8.0, 40, 1.5
 _SIGMA = 2.3548
 _SMALLEST, _LARGEST = 2, 7
 
@@ -103,6 +103,8 @@ def _sfft(
     if light[~out].sum() < LIGHT_LEFT * light[~variable].sum():
         out = variable
     stars = bright_peaks(template, out | bad)
+    if not len(stars):
+        raise ValueError("no star in the cutout to fit a kernel to; enlarge it: [nn2] cell or margin")
     fitted = subtract_sfft(
         image.flux,
         template.flux,
@@ -116,7 +118,7 @@ def _sfft(
         bg_poly_order=1,
         max_iter=3,
         direction="template",
-        stars=stars if len(stars) >= ENOUGH_STARS else None,
+        stars=stars,
         star_radius=STAR_FWHM * image.psf.fwhm + edge // 2,
     )
     size = image.flux.shape

@@ -30,7 +30,7 @@ def differences(seed, peak, dipole=0.0):
     return [Difference(images[j] - images[i], error, mask, PSF) for i, j in pairs], pairs
 
 
-def pulls(peak, dipole=0.0, n=60):
+def pulls(peak, dipole=0.0, n=24):
     found = []
     for seed in range(n):
         images, pairs = differences(seed, peak, dipole)
