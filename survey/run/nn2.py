@@ -20,6 +20,7 @@ from survey.run.engine import Engine, Progress, Silent, stage_key
 from survey.run.executor import connect
 from survey.run.identity import images_key
 from survey.run.ingest import place_grid
+from survey.run.progress import Failure
 from survey.run.record import RunSummary, begin, recorded
 from survey.run.targets import read_targets
 from survey.stages import nn2, nn2_psf, psf
@@ -134,7 +135,18 @@ class AllPairs:
         self.engine.collect()
         done = {unit.name: key for unit, key in keyed if self.engine.ledger(stage).has(unit.name, key)}
         self.failed_pairs = sum(len(p["failed"]) for p in self.engine.payloads(stage, units))
+        for group in self.groups:
+            self._check(stage, group, [unit for unit in units if unit.items[0] is group])
         return self._solve(done)
+
+    def _check(self, stage: str, group: Group, units: list[Unit]) -> None:
+        """A group that frames show and of which no pair could be subtracted has failed; it is tried again."""
+        payloads = self.engine.payloads(stage, units)
+        failed = [pair for payload in payloads for pair in payload["failed"]]
+        if failed and not sum(payload["measured"] for payload in payloads):
+            reason = f"none of {len(failed)} pairs could be subtracted; the first: {failed[0][2]}"
+            self.engine.failures.append(Failure(stage, group.name, reason))
+            self.engine.ledger(stage).invalidate(unit.name for unit in units)
 
     def _base(self) -> dict[str, Any]:
         """What all pairs depend on; frames and PSFs are made as far as they are missing."""

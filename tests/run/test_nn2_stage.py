@@ -343,8 +343,10 @@ def test_hotpants__measures_pairs(small, hotpants):
 def test_hotpants__fails_pair_by_pair(small, hotpants, tmp_path, monkeypatch):
     data, config = pair_data(small, subtract="hotpants", direction="sharper")
     hotpants("fails")
-    with pytest.raises(ValueError, match=r"none of 2 pairs could be subtracted.*no good stamps"):
-        nn2_pairs.apply(data, None, config)
+    payload = nn2_pairs.apply(data, None, config).payload
+    assert payload["measured"] == 0
+    assert [sorted(row[:2]) for row in payload["failed"]] == [[0, 1], [2, 3]]
+    assert all("no good stamps" in row[2] for row in payload["failed"])
     monkeypatch.setenv("HOTPANTS", str(tmp_path / "nowhere"))
     with pytest.raises(HotpantsError, match="is no program here"):
         nn2_pairs.apply(data, None, config)
@@ -358,6 +360,7 @@ def test_run_ends_failed_where_no_pair_of_a_group_could_be_subtracted(small, hot
         summary = run_nn2(path, config, objects=objects[:1], client="synchronous")
         assert summary.status == "failed"
         assert "no good stamps" in summary.failures[0].reason
+        assert summary.stages["nn2_pairs"]["units"] == 1
     assert not np.isfinite(nn2_light_curves(path)[0]["flux"]).any()
 
 
