@@ -112,7 +112,7 @@ def choose_tile_size(shape: tuple[int, int], epochs: int, memory: float) -> int:
 BYTES_PER_SAMPLE = 40
 BYTES_PER_PHASE = 16
 BYTES_PER_PIXEL = 400
-BYTES_AT_LEAST = 17e6
+BYTES_AT_LEAST = 26e6
 
 
 def sums_bytes(n_basis: int) -> int:

@@ -55,13 +55,21 @@ def test_errors_are_one_line_and_name_the_way_out(tmp_path, finished):  # noqa: 
     assert "Traceback" not in out
 
 
+def settings_of(folder, method):
+    """A settings file that names a method."""
+    file = folder / f"{method}.toml"
+    file.write_text(f'method = "{method}"\n')
+    return file
+
+
 def test_plan_says_what_would_run(finished, tmp_path):  # noqa: F811
     text = call("plan", finished.frames, "-o", tmp_path / "new")
     assert "72 of 96 x 96" in text
     assert not (tmp_path / "new").exists()
     there = json.loads(call("plan", finished.path, "--json"))
     assert there["units"]["oversampled"] == [0, 4]
-    assert there["memory"] > 0
+    by_method = json.loads(call("plan", settings_of(tmp_path, "cpm"), "-o", finished.path, "--json"))
+    assert by_method["memory"] > there["memory"] > 0, "cpm takes all around a tile, too"
 
 
 def test_status_names_runs_and_events(finished):  # noqa: F811

@@ -80,9 +80,11 @@ class Tables:
 
     def replaced(self) -> list[str]:
         """Names of the groups that are replaced as a whole."""
+        names = {place.name for place in folders(self.cube / REPLACED) if not place.name.startswith(".")}
         if isinstance(self.path, ObjectPath):
-            return [place.stem for place in files(self.path / "tables" / REPLACED, "*.json")]
-        return [place.name for place in folders(self.cube / REPLACED) if not place.name.startswith(".")]
+            # A version has no plain copy yet where a kill came between; a plain group may have no versions.
+            names |= {place.stem for place in files(self.path / "tables" / REPLACED, "*.json")}
+        return sorted(names)
 
     def unused_places(self) -> list[Location]:
         """What replacements have left: halves, and versions that do not count."""

@@ -27,6 +27,8 @@ class StageDifferences:
         self.uses_reference = uses_reference
         self.units = self.stage.units(pipeline.field, pipeline.config)
         self.by_tile = [u.name for u in self.units] == [u.name for u in pipeline.units]
+        # Units that failed in the first pass, so that the second knows nothing of them: other keys.
+        self.without: list[str] = []
 
     def groups(self) -> tuple[str, ...]:
         """Differences, and the map of variables where the method makes one."""
@@ -42,6 +44,8 @@ class StageDifferences:
         inputs: dict[str, Any] = {"images": self.pipeline.images}
         if self.uses_reference:
             inputs["reference"] = self.pipeline.reference_key()
+        if self.without:
+            inputs["without"] = self.without
         return stage_key(self.stage.name, self.pipeline.config, unit.name, inputs)
 
     def key(self, unit: Unit, events: Sequence[Event] = ()) -> str:
@@ -57,7 +61,11 @@ class StageDifferences:
         if all(engine.ledger(self.stage.name).has(unit.name, key) for unit, key in keyed):
             engine.skip(len(keyed))
             return {}
-        state = self.pipeline.gather(self.stage.name, keyed) if self.stage.gathers else None
+        state = None
+        if self.stage.gathers:
+            state, self.without = self.pipeline.gather_some(self.stage.name, keyed)
+            keyed = [(u, self._unit_key(u)) for u in self.units if u.name not in self.without]
+            engine.ledger(self.stage.name).invalidate(self.without)
         tickets = engine.submit(self.stage.name, keyed, state=state)
         if self.by_tile:
             return {name: [ticket] for name, ticket in tickets.items()}

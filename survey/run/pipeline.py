@@ -108,16 +108,18 @@ class Pipeline:
 
     def prepare(self) -> None:
         """Refine the calibration, place what the method needs and make the arrays that the stages write."""
-        refine_frames(self.engine)
+        self.base: Pipeline | None = None
+        if self.config.method == "oversampled":
+            refine_frames(self.engine)
+        else:
+            # Which refines the frames: once a run, before anybody reads them.
+            self.base = self._prepare_base()
+            self.without = self.base.without
         if self.grid != "sky":
             place_grid(self.engine, self.grid)
         self.frames = calibrated_frames(self.field)
         self.images = images_key(self.field, self.frames, self.grid)
         self.reach = drift(self.field, self.frames) if self.grid != "sky" else 0
-        self.base: Pipeline | None = None
-        if self.config.method != "oversampled":
-            self.base = self._prepare_base()
-            self.without = self.base.without
         self.differences = differences_of(self)
         self.reference: OversampledDifferences = (
             self.differences if isinstance(self.differences, OversampledDifferences) else self.base.reference  # type: ignore[union-attr]
@@ -183,12 +185,27 @@ class Pipeline:
         RunError
             If a unit failed.
         """
+        state, lost = self.gather_some(stage, keyed)
+        if lost:
+            raise RunError(f"{stage}: {self.engine.failures[-1].reason}")
+        return state
+
+    def gather_some(self, stage: str, keyed: Sequence[tuple[Unit, str]]) -> tuple[Any, list[str]]:
+        """What a stage's partial results combine to without those that failed, and the names of these.
+
+        Raises
+        ------
+        RunError
+            If every unit failed.
+        """
         label = f"{stage} (sums)"
         self.engine.submit(stage, keyed, step="partial", label=label, ledger=False)
         reports = self.engine.collect().get(label, {})
-        if len(reports) < len(keyed):
+        there = [unit.name for unit, _ in keyed if unit.name in reports]
+        if not there:
             raise RunError(f"{stage}: {self.engine.failures[-1].reason}")
-        return STAGES[stage].combine([reports[unit.name].result for unit, _ in keyed], self.config)
+        state = STAGES[stage].combine([reports[name].result for name in there], self.config)
+        return state, [unit.name for unit, _ in keyed if unit.name not in reports]
 
     def only(self, stage: str, tile: int | None = None) -> list[dict[str, Any]]:
         """One stage alone, on one tile or on all, computed even where it is there already.

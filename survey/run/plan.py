@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import survey.stages.registry  # noqa: F401  (every stage may be asked for its memory)
 from survey.config import Config
 from survey.io.frames import combine_scans, find_files, scan_file
 from survey.io.locations import Location
 from survey.io.store import Field, holds_frames
 from survey.stages.calibrated import outlook
-from survey.tiles import choose_tile_size, tile_bytes, tile_grid
+from survey.stages.protocol import STAGES, Outlook, Unit
+from survey.tiles import Tile, choose_tile_size, tile_grid
 
 # Measured on one core of a two-core machine (tests/benchmarks); microseconds a pixel and epoch.
 MICROSECONDS = {
@@ -137,14 +139,23 @@ def plan(path: str | Location, config: Config, frames: Sequence[str | Location] 
         work += samples * epochs * min(9 / max(len(tiles), 1), 1) * 2 * MICROSECONDS["refine"]
     share = forecast.units["oversampled"][0] / max(len(tiles), 1)
     forecast.seconds = work * 1e-6 / workers + 8
-    own_phases = bool(old) and outlook(Field.open(path)).own_phases
+    seen = outlook(Field.open(path)) if old else Outlook(epochs)
+    forecast.memory = _memory(tile, replace(seen, epochs=epochs), config)
     kept = config.reference.for_epochs(epochs).n_basis if config.reference.keep_sums else 0
-    forecast.memory = tile_bytes(tile, epochs, own_phases=own_phases, n_basis=kept)
     sums = 8 * ((2 * kept - 1) ** 2 + kept**2) * SUMS_LEFT if kept else 0
     forecast.disk = samples * (
         new * DISK_BYTES["images"] + share * (epochs * DISK_BYTES["differences"] + sums)
     )
     return forecast
+
+
+def _memory(tile: int, seen: Outlook, config: Config) -> float:
+    """Forecast of the hungriest stage: the reference's, which all methods lean on, or the method's own."""
+    config = config.model_copy(update={"reference": config.reference.for_epochs(seen.epochs)})
+    block = (0, min(config.grid.time_block, seen.epochs))
+    unit = Unit("", Tile(0, 0, tile, 0, tile), block)
+    stages = (STAGES[name].memory for name in {"oversampled", config.method})
+    return max(stage(unit, seen, config) for stage in stages if stage is not None)
 
 
 def _done(field: Field, config: Config) -> dict[str, int]:

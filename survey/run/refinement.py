@@ -50,11 +50,10 @@ def refine_frames(engine: Engine) -> None:
     kept = kept and _can_add(engine, known)
     if kept:
         # What is recorded of the first frames stays true: a killed addition is begun again, nothing else.
-        lost = {*without, *_refine_later(engine, frames, known)}
+        _refine_later(engine, frames, known)
     else:
         ledger.invalidate(["refine"])
-        lost = set(_refine_all(engine, frames))
-    without = sorted(lost)
+        without = _refine_all(engine, frames)
     ledger.record("refine", key(epochs, without), {"epochs": epochs, "without": without})
     ledger.flush()
 
@@ -86,22 +85,21 @@ def _refine_all(engine: Engine, frames: xr.Dataset) -> list[str]:
     return [name for name in windows if name not in good]
 
 
-def _refine_later(engine: Engine, frames: xr.Dataset, known: int) -> list[str]:
+def _refine_later(engine: Engine, frames: xr.Dataset, known: int) -> None:
     """Refine the frames from ``known`` on against the stored reference; the table grows by them.
 
-    Returns the windows that could not be fitted.
+    A window that cannot be fitted is told and left out for good: the reference takes these frames in next,
+    and is then no longer the one before them.
     """
     field, config = engine.target, engine.config
     old = field.table("registration").isel(time=slice(0, known))
     start = refine.joined(old, frames, known)
     field.write_table("registration", start[list(REFINED)].reset_coords(drop=True))
     # One round: the reference is good, and what it says of a frame is linear.
-    windows = _windows(engine)
-    sums = _sums(engine, "refine_later", "refine later", known, windows)
+    sums = _sums(engine, "refine_later", "refine later", known, _windows(engine))
     correction = refine.combine(_some(engine, sums), config, gauge=False)
     start = refine.corrected_later(start, correction, known)
     field.write_table("registration", start[list(REFINED)].reset_coords(drop=True))
-    return [name for name in windows if name not in sums]
 
 
 def _windows(engine: Engine) -> list[str]:

@@ -84,6 +84,13 @@ class State:
     ridge: float
     variable: NDArray[np.bool_]
 
+    def variable_in(self, window: Window) -> NDArray[np.bool_]:
+        """The variable pixels of a window; of tiles that told nothing none is known."""
+        found = np.zeros([part.stop - part.start for part in window], bool)
+        known = self.variable[window]
+        found[: known.shape[0], : known.shape[1]] = known
+        return found
+
 
 def tile_halo(config: Config) -> int:
     """Pixels around a core from which its predictors are drawn, and the gaps of these filled."""
@@ -217,7 +224,7 @@ def combine(partials: list[FirstPass], config: Config) -> State:
 def apply(data: TileData, state: State | None, config: Config) -> Output:
     """Residuals of the core, held out unless the settings say otherwise."""
     window = data.samples.window
-    exclude = None if state is None else state.variable[window]
+    exclude = None if state is None else state.variable_in(window)
     fit = _fit(data, config, state or _first(config), exclude)
     bad = fit.mask | ~np.isfinite(fit.error)
     untrained = np.broadcast_to(~_trains(data, config)[:, None, None], bad.shape)

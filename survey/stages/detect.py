@@ -297,7 +297,7 @@ def to_days(frames: xr.Dataset, config: Config, value: float, sigma: float) -> t
 
 # Measured (tests/benchmarks/test_memory.py), bytes: a sample of core and halo (differences, sums, one time
 # scale's map), what a phase of its own adds, a sample of the core (what is looked at), and the rest.
-BYTES = {"sample": 20, "phase": 20, "core": 18, "least": 8e6}
+BYTES = {"sample": 20, "phase": 20, "core": 18, "least": 25e6}
 
 
 def memory(unit: Unit, outlook: Outlook, config: Config) -> float:

@@ -11,9 +11,9 @@ from survey.stages.protocol import Outlook, Unit
 
 # cpm: a sample of core and halo (calibrated, normalised, whitened, squared), one of the core (predicted and
 # written), and the rest.
-CPM = {"sample": 95, "phase": 16, "core": 40, "least": 20e6}
+CPM = {"sample": 67, "phase": 16, "core": 40, "least": 20e6}
 # sfft: a sample of the block in core and halo, and the rest, while sums are made and while it is subtracted.
-SUMS = {"sample": 20, "phase": 16, "least": 25e6}
+SUMS = {"sample": 20, "phase": 16, "least": 22e6}
 SUBTRACTED = {"sample": 52, "phase": 16, "least": 18e6}
 
 

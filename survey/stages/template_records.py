@@ -23,5 +23,6 @@ def template_records(field: Field, name: str) -> dict[str, Record]:
     except FieldError:
         return {}
     records = field.ledger(f"template/{name}").records
-    units = [template_unit(str(version), tile) for tile in field.tiles]
+    # Templates made before there were versions have their tiles' names alone.
+    units = [tile.name if version is None else template_unit(str(version), tile) for tile in field.tiles]
     return {unit: records[unit] for unit in units if unit in records}

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from survey.config import Config
 from survey.io import locations
 from survey.io.ledger import FieldBusyError, Lease, Ledger, holder_of
 from survey.io.locations import locate, zarr_place
 from survey.io.objects import StoreError
-from survey.io.store import Field, holds_frames, is_field, open_field
+from survey.io.store import Field, FieldError, holds_frames, is_field, open_field
 from survey.io.versions import Versions
+from survey.run.upkeep import prune
+from survey.stages.matching import check_template
 from tests.objects.bucket_server import KEY_ID, SECRET
 from tests.objects.stores import OTHERS, other_store
 
@@ -180,6 +183,26 @@ def test_a_killed_replacement_leaves_one_whole_version(place, monkeypatch, momen
     tree = open_field(place / "field")
     assert np.unique(tree["template/own/flux"]) == [4]
     assert list(tree["template"].children) == ["own"], "readers who know Zarr only see no version"
+
+
+def test_a_template_made_before_there_were_versions_is_one(place):
+    """Its tiles are recorded by their names, and in a bucket nothing points to it."""
+    attrs = {"tile_size": 8, "time_block": 4, "units": "count"}
+    field = Field.create(place / "field", (16, 16), attrs)
+    field.require_group("template/old", {"y": 16, "x": 16}, {"name": "old"})
+    ledger = field.ledger("template/old")
+    for tile in field.tiles:
+        field.write("template/old", {"flux": np.ones(tile.shape)}, tile.core)
+        ledger.record(tile.name, "key")
+    ledger.flush()
+    config = Config(subtraction={"template": "old"})
+    assert field.replaced() == ["old"]
+    check_template(field, config)
+    ledger.invalidate([field.tiles[1].name])
+    with pytest.raises(FieldError, match="1 of 4 tiles have no record"):
+        check_template(field, config)
+    assert prune(field.path, template="old", delete=True)
+    assert field.replaced() == []
 
 
 def test_a_reader_in_the_middle_of_a_version_finds_it_whole(bucket):

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from survey.cli import main
 from survey.io.locations import entries, locate, write_atomic
 from survey.io.store import Field
+from survey.report import write_report
 from survey.run.api import run
 from survey.run.nn2 import nn2_light_curves, run_nn2
 from survey.run.template import make_template
@@ -35,7 +36,9 @@ def fields(bucket, finished, tmp_path_factory):
     """The finished field twice: on the file system, and in a bucket."""
     path, url = tmp_path_factory.mktemp("both") / "field", f"{bucket.url}/methods"
     shutil.copytree(finished.path, path)
+    write_report(path)
     copy_to_bucket(path, url)
+    (locate(url) / "report.html").unlink(missing_ok=True)
     return path, url
 
 
@@ -108,6 +111,14 @@ def test_exported_files_are_the_same(fields, tmp_path):
             assert difference.identical, difference.report()
         else:
             assert one.read_bytes() == other.read_bytes(), name
+
+
+def test_the_report_lies_in_the_bucket(fields):
+    done = CliRunner().invoke(main, ["report", fields[1]])
+    assert done.exit_code == 0, done.output
+    page = (locate(fields[1]) / "report.html").read_text()
+    assert "E00001" in page
+    assert abs(len(page) / len((fields[0] / "report.html").read_text()) - 1) < 0.05
 
 
 def test_frames_are_worked_on_as_they_come(frames, bucket, finished, tmp_path):

@@ -1,4 +1,4 @@
-"""A shard of images that cannot be read: the rest goes on, and later all is as if nothing had been."""
+"""A shard of images that cannot be read: the rest goes on, and later all is as ever."""
 
 import shutil
 
@@ -12,6 +12,7 @@ from survey.run.api import create_field, run
 from survey.run.differences import RunError
 from survey.run.engine import Engine
 from survey.run.executor import InlineExecutor
+from survey.run.pipeline import Pipeline
 from survey.run.refinement import refine_frames
 from survey.simulate import simulate_field
 from tests.run.conftest import assert_same_bits
@@ -78,9 +79,42 @@ def test_where_no_window_can_be_read_the_run_says_why(wide, tmp_path):
         refine(path, wide[1])
 
 
+def test_a_window_lost_on_a_later_night_leaves_the_nights_before_alone(wide, tmp_path, monkeypatch):
+    path = tmp_path / "field"
+    shutil.copytree(wide[0], path)
+    field = Field.open(path)
+    frames = field.frames()
+    field.write_table("frames", frames.isel(time=slice(0, 16)))
+    _, first, _ = refine(path, wide[1])
+    field.write_table("frames", frames)
+    monkeypatch.setattr("survey.run.refinement._can_add", lambda engine, known: True)
+    field.require_group("reference", {"y": WIDE, "x": WIDE, "ky": 3, "kx": 3})
+    rough = np.random.default_rng(0).normal(0, 100, (WIDE, WIDE, 3, 3))
+    field.write("reference", {"coefficients": rough}, (slice(0, WIDE), slice(0, WIDE)))
+    shard = next(p for p in (path / "cube.zarr/reference/coefficients/c/0/0").rglob("*") if p.is_file())
+    shard.write_bytes(b"x" * 1000)
+    failed, _, _ = refine(path, wide[1])
+    assert failed == [("refine later", "window-0")]
+    failed, scales, done = refine(path, wide[1])
+    assert (failed, done) == ([], 0)
+    assert np.array_equal(scales[:16], first)
+    assert len(scales) == 24
+
+
+def test_a_method_that_leans_on_the_reference_refines_once(wide, tmp_path, monkeypatch):
+    path, calls = tmp_path / "field", []
+    shutil.copytree(wide[0], path)
+    monkeypatch.setattr("survey.run.pipeline.refine_frames", lambda engine: calls.append(engine))
+    monkeypatch.setattr("survey.run.oversampled.OversampledDifferences.ensure", lambda self: None)
+    monkeypatch.setattr(Pipeline, "has_psf", lambda self: True)
+    config = wide[1].model_copy(update={"method": "sfft"})
+    Pipeline(Engine(Field.open(path), config, InlineExecutor())).prepare()
+    assert len(calls) == 1
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_without_a_shard_of_its_images(tmp_path):
-    """Refinement, differences and search do without it; once it is mended, all is as if nothing had been."""
+    """Refinement, differences and search do without it; once it is mended, all is as ever."""
     simulate_field(tmp_path / "frames", size=WIDE, frames=72, seed=3, events=2)
     config = Config(grid={"tile": 32}, psf={"size": 11})
     whole, path = tmp_path / "whole", tmp_path / "field"
@@ -98,6 +132,33 @@ def test_a_run_goes_on_without_a_shard_of_its_images(tmp_path):
     shard.write_bytes(data)
     assert run(path, client="synchronous").ok
     assert_same_bits(whole, path)
+
+
+@pytest.mark.slow
+def test_cpm_goes_on_without_a_shard_of_its_images(tmp_path):
+    """Its first pass knows nothing of the tiles around; once the shard is mended, all is as ever."""
+    simulate_field(tmp_path / "frames", size=WIDE, frames=72, seed=3, events=2)
+    config = Config(method="cpm", grid={"tile": 32}, psf={"size": 11}, cpm={"grid": "sky", "reach": 6})
+    whole, path = tmp_path / "whole", tmp_path / "field"
+    create_field(path, [tmp_path / "frames"], config, client="synchronous")
+    shutil.copytree(path, whole)
+    assert run(whole, client="synchronous").ok
+    shutil.copytree(whole, tmp_path / "made")
+    shard, data = corner(tmp_path / "made")
+    for ledger in folders(tmp_path / "made" / "ledger"):
+        if ledger.name.startswith("cpm."):
+            remove(ledger)
+    shard.write_bytes(b"x" * len(data))
+    summary = run(tmp_path / "made", client="synchronous")
+    assert summary.status == "failed"
+    failed = {f.unit for f in summary.failures}
+    assert "tile-00000" in failed
+    assert {f.stage for f in summary.failures} == {"cpm (sums)"}
+    assert len(Field.open(tmp_path / "made").ledger("cpm.cpm").records) == 16 - len(failed) > 0
+    shard.write_bytes(data)
+    assert run(tmp_path / "made", client="synchronous").ok
+    a, b = (Field.open(place).array("difference/cpm", "flux") for place in (whole, tmp_path / "made"))
+    assert np.asarray(a[...]).tobytes() == np.asarray(b[...]).tobytes()
 
 
 @pytest.mark.slow
