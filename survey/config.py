@@ -165,9 +165,10 @@ class ReferenceSettings(Settings):
 class CpmSettings(Settings):
     """Prediction from distant pixels (table `[cpm]`)."""
 
-    grid: Literal["detector", "sky"] = Field(
-        "detector",
-        description="detector: right where frames drift by less than about 8 px, as from space; sky: else",
+    grid: Literal["auto", "detector", "sky"] = Field(
+        "auto",
+        description="detector: right where stars stay within about half the PSF's width, as from space; sky: "
+        "else; auto: by the stars' measured motion",
     )
     predictors: Literal["closest", "brightness", "similarity", "l1", "random"] = Field(
         "closest",

@@ -30,6 +30,12 @@ def lattice_blocks(shape, target, block: int, origin: tuple[int, int]):
     return *spans, [(rows, columns) for rows in edges[0] for columns in edges[1]]
 
 
+def overlap(block: tuple[int, int], window: tuple[int, ...]) -> tuple[slice, slice]:
+    """What block and window share along an axis, counted from the start of the window, of the block."""
+    start, stop = max(block[0], window[0]), max(block[0], window[0], min(block[1], window[1]))
+    return slice(start - window[0], stop - window[0]), slice(start - block[0], stop - block[0])
+
+
 def check_predicted(tile: Tile, used: NDArray[np.int64], blocks: list[Block]) -> None:
     """Raise if there were data to predict, and no pixel to predict any of them."""
     dead = np.asarray(tile.series.bad.all(1)).reshape(tile.series.shape)

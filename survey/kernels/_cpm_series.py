@@ -15,7 +15,7 @@ Mask = NDArray[np.bool_]
 
 # A pixel whose noise follows the epochs' errors to this is one of many whose noise is one number.
 _EVEN_NOISE = 0.01
-# Pixels in which an epoch's error is measured.
+# Pixels in which an epoch's error is measured, and that are looked at together.
 _SAMPLED = 1024
 
 
@@ -57,8 +57,11 @@ class Series:
     @cached_property
     def even(self) -> Mask:
         """Pixels whose noise is their typical one times the epochs' errors, (pixels,)."""
-        model = self.typical[:, None].astype(np.float32) * self.epoch_error.astype(np.float32)
-        return np.asarray((np.abs(self.noise - model) <= _EVEN_NOISE * model).all(1))
+        found = np.empty(len(self.noise), bool)
+        for some in _pieces(len(self.noise)):
+            model = self.typical[some, None].astype(np.float32) * self.epoch_error.astype(np.float32)
+            found[some] = (np.abs(self.noise[some] - model) <= _EVEN_NOISE * model).all(1)
+        return found
 
 
 def make_series(
@@ -69,19 +72,16 @@ def make_series(
 ) -> Series:
     """Check, normalise and fill flux, error and mask (time, y, x); ``train`` are the epochs to train on."""
     flux, error, mask = (np.asarray(a) for a in cube)
-    n_time, ny, nx = flux.shape
+    ny, nx = flux.shape[1:]
     f, e = (_by_pixel(a, np.float64) for a in (flux, error))
     bad = _by_pixel(mask, bool)
     bad |= ~np.isfinite(f) | ~np.isfinite(e) | (e <= 0)
     whole = not bad.any()
     if not whole:
         f[bad] = e[bad] = np.nan
-    brightness, typical = np.zeros(len(f)), np.ones(len(f))
-    every = len(train) == n_time
     with_data: Mask = np.ones(len(f), bool) if whole else np.asarray(~bad[:, train].all(1))
-    brightness[with_data], typical[with_data] = (
-        _row_medians(a if every and whole else a[np.ix_(with_data, train)]) for a in (f, e)
-    )
+    brightness, typical = (_medians(a, with_data, train) for a in (f, e))
+    typical[~with_data] = 1.0
     # the median normalises a star; a background-subtracted sky pixel has none and keeps its noise as unit
     scale = np.hypot(brightness, typical)
     f -= brightness[:, None]
@@ -105,6 +105,20 @@ def make_series(
 def _by_pixel(cube: NDArray, kind: type) -> NDArray:
     """A copy (pixels, time): a pixel's epochs are neighbours in memory."""
     return np.array(cube.reshape(len(cube), -1).T, kind, order="C")
+
+
+def _pieces(count: int) -> list[slice]:
+    """A few pixels at a time, so that no temporary is as large as the tile."""
+    return [slice(start, start + _SAMPLED) for start in range(0, count, _SAMPLED)]
+
+
+def _medians(values: Array, with_data: Mask, train: NDArray[np.int64]) -> Array:
+    """Median of every pixel over the training epochs; 0 where it has no data."""
+    found = np.zeros(len(values))
+    for some in _pieces(len(values)):
+        at = np.nonzero(with_data[some])[0] + some.start
+        found[at] = _row_medians(values[at] if len(train) == values.shape[1] else values[np.ix_(at, train)])
+    return found
 
 
 def _row_medians(values: Array) -> Array:

@@ -19,6 +19,7 @@ from survey.kernels._cpm_blocks import (
     block_scores,
     check_predicted,
     lattice_blocks,
+    overlap,
     spread,
     summed,
 )
@@ -177,20 +178,21 @@ def fit_cpm(
     ys, xs, blocks = lattice_blocks((ny, nx), target, block, origin)
     tile.n_blocks = len(blocks)
     count, factor = _choose(tile, blocks, n_predictors, ridge, block)
-    prediction = np.full((len(tile.time), ny, nx), np.nan)
-    variance, used = np.full_like(prediction, np.nan), np.zeros((ny, nx), np.int64)
+    # blocks reach beyond the window, which is what is kept
+    prediction = np.full((len(tile.time), ys[1] - ys[0], xs[1] - xs[0]), np.nan)
+    error_out, used = np.full_like(prediction, np.nan), np.zeros((ny, nx), np.int64)
     for rows, columns in blocks:
-        where = (slice(None), slice(*rows), slice(*columns))
-        p, v, found = tile.predict(rows, columns, count, factor)
-        shape = prediction[where].shape
-        prediction[where], variance[where] = p.reshape(shape), v.reshape(shape)
-        used[where[1:]] = found
+        p, v, used[slice(*rows), slice(*columns)] = tile.predict(rows, columns, count, factor)
+        there, of_block = zip(*(overlap(a, b) for a, b in ((rows, ys), (columns, xs))), strict=True)
+        shape = (len(p), rows[1] - rows[0], columns[1] - columns[0])
+        prediction[:, *there] = p.reshape(shape)[:, *of_block]
+        error_out[:, *there] = np.sqrt(v.reshape(shape)[:, *of_block])
     check_predicted(tile, used, blocks)
-    window = (slice(None), slice(*ys[:2]), slice(*xs[:2]))
-    prediction, variance = prediction[window], variance[window]
-    bad = tile.series.bad.T.reshape(-1, ny, nx)[window] | ~np.isfinite(prediction)
-    residual = np.where(bad, np.nan, np.asarray(flux, float)[window] - prediction)
-    return CPMFit(prediction, residual, np.sqrt(variance), bad, factor, used[window[1:]])
+    window = (slice(*ys[:2]), slice(*xs[:2]))
+    bad = tile.series.bad.T.reshape(-1, ny, nx)[:, *window] | ~np.isfinite(prediction)
+    residual = np.subtract(np.asarray(flux)[:, *window], prediction, dtype=float)
+    residual[bad] = np.nan
+    return CPMFit(prediction, residual, error_out, bad, factor, used[window])
 
 
 def _choose(tile: Tile, blocks, n_predictors: Counts, ridge: float | None, block: int) -> tuple[int, float]:

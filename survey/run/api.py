@@ -18,6 +18,7 @@ from survey.run.pairwise import check_program
 from survey.run.pipeline import Pipeline, RunError
 from survey.run.record import RunSummary, begin, new_run_id, recorded
 from survey.run.results import write_relative
+from survey.run.settle import settle
 from survey.run.targets import read_targets
 from survey.stages.frame_table import flag_table
 
@@ -151,8 +152,10 @@ def run(
             for warning in taken.warnings:
                 progress.message(warning)
         field = Field.open(path)
-        config = _for_epochs(field, config, progress)
+        config, warnings = settle(field, config, progress)
         engine = Engine(field, config, executor, progress, (f"difference/{config.method}", summary.run_id))
+        for warning in warnings:
+            engine.warn(warning)
         with recorded(summary, engine, clock, told=RunError), _leases(field, config, summary.run_id):
             if rebuild:
                 with field.lease("images", summary.run_id):
@@ -189,7 +192,7 @@ def run_stage(
         If the tile does not exist, or what the stage needs is not there, or a unit failed.
     """
     field = Field.open(path)
-    config = _for_epochs(field, stored_config(path), progress or Silent())
+    config, _ = settle(field, stored_config(path), progress or Silent())
     owner = new_run_id()
     with (
         connect(config.cluster, client) as executor,
@@ -211,18 +214,6 @@ def _leases(field: Field, config: Config, owner: str) -> Iterator[None]:
         for method in sorted({config.method, "oversampled"}):
             stack.enter_context(field.lease(f"difference/{method}", owner))
         yield
-
-
-def _for_epochs(field: Field, config: Config, progress: Progress) -> Config:
-    """Settings with no more polynomials than the field's epochs can fix."""
-    epochs = field.frames().sizes["time"]
-    reference = config.reference.for_epochs(epochs)
-    if reference.n_basis < config.reference.n_basis:
-        progress.message(
-            f"{epochs} frames: the reference takes {reference.n_basis} polynomials an axis, "
-            f"not {config.reference.n_basis}"
-        )
-    return config.model_copy(update={"reference": reference})
 
 
 def _forget(field: Field, config: Config) -> None:

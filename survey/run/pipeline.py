@@ -138,8 +138,10 @@ class Pipeline:
             self.engine.ledger(self.config.method).invalidate(unit.name for unit in self.differences.units)
             self.field.remove_group(group)
         attrs = {}
-        if group == f"difference/{self.config.method}" and self.config.method in TEMPLATE_METHODS:
-            attrs["template"] = self.config.subtraction.template
+        if group == f"difference/{self.config.method}":
+            attrs["grid"] = self.grid
+            if self.config.method in TEMPLATE_METHODS:
+                attrs["template"] = self.config.subtraction.template
         self.field.require_group(group, sizes, attrs)
 
     def _prepare_base(self) -> Pipeline:

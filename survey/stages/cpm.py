@@ -24,6 +24,7 @@ from survey.kernels.cpm import FILL_REACH, RIDGE_GRID, CPMFit, best, fit_cpm, ri
 from survey.stages import forecast
 from survey.stages.calibrated import CalibratedTile, calibrated_frames, read_calibrated
 from survey.stages.frame_table import stretches
+from survey.stages.methods import METHODS
 from survey.stages.protocol import Outlook, Output, Stage, Unit, tile_units
 from survey.tiles import Tile, Window
 
@@ -108,7 +109,7 @@ def read(field: Field, unit: Unit, config: Config) -> TileData:
     known = np.isfinite(noise) & (noise > 0)
     # The same for every tile, or results would depend on the tiles.
     relative = np.where(known, noise / np.median(noise[known]), 1.0) if known.any() else np.ones(len(noise))
-    samples = read_calibrated(field, window, frames, grid=config.cpm.grid)
+    samples = read_calibrated(field, window, frames, grid=METHODS["cpm"].grid(config))
     return TileData(unit.tile, margin, samples, relative, stretches(frames))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from survey.config import Config
 from survey.io.store import Field
 from survey.kernels.pixelmap import nearest_pixels
-from survey.stages.calibrated import frame_map
+from survey.stages.calibrated import Grid, frame_map
 from survey.stages.methods import method_of
 from survey.tiles import Window
 
@@ -52,7 +52,7 @@ def read_difference(
     group = f"difference/{config.method}"
     epochs = slice(start, frames.sizes["time"])
     frames = frames.isel(time=slice(start, None))
-    if method_of(config).grid(config) == "sky":
+    if made_on(field, config) == "sky":
         return {name: np.asarray(field.array(group, name)[(epochs, *window)]) for name in names}
     rows, columns = detector_pixels(field, window, frames)
     inside = (rows >= 0) & (rows < field.shape[0]) & (columns >= 0) & (columns < field.shape[1])
@@ -70,6 +70,14 @@ def read_difference(
         arrays[name] = np.full(size, OUTSIDE[name], source.dtype)
         arrays[name][inside] = source[at]
     return arrays
+
+
+def made_on(field: Field, config: Config) -> Grid:
+    """The grid of a method's differences: as the settings say, else as noted when they were made."""
+    if config.method == "cpm" and config.cpm.grid == "auto":
+        noted = field.group_attrs("difference/cpm").get("grid")
+        return "sky" if noted == "sky" else "detector"
+    return method_of(config).grid(config)
 
 
 def object_windows(
@@ -113,6 +121,16 @@ def detector_pixels(
         for k in range(frames.sizes["time"])
     ]
     return np.stack([rows for rows, _ in found]), np.stack([columns for _, columns in found])
+
+
+def star_motion(field: Field, frames: xr.Dataset) -> float:
+    """RMS distance in pixels of stars from their mean place on the detector, in frames without flags."""
+    height, width = field.shape
+    y, x = np.meshgrid([0.0, (height - 1) / 2, height - 1.0], [0.0, (width - 1) / 2, width - 1.0])
+    good = frames["flags"].values == 0
+    chosen = np.nonzero(good if good.any() else np.ones(len(good), bool))[0].tolist()
+    places = np.array([frame_map(frames, k).evaluate(x.ravel(), y.ravel()) for k in chosen])
+    return float(np.sqrt(((places - places.mean(0)) ** 2).sum(1).mean()))
 
 
 def drift(field: Field, frames: xr.Dataset) -> int:

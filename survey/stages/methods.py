@@ -28,8 +28,10 @@ class Method:
     linear_reference: bool = False
 
     def grid(self, config: Config) -> Grid:
-        """The grid its differences live on."""
-        return config.cpm.grid if self.name == "cpm" else "sky"
+        """The grid its differences live on; a run has settled "auto" for its field (`survey.run.settle`)."""
+        if self.name != "cpm":
+            return "sky"
+        return "detector" if config.cpm.grid == "auto" else config.cpm.grid
 
     def n_basis(self, config: Config) -> int:
         """Polynomials an axis that a search has to fit along with an event; 0: none."""

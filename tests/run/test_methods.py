@@ -5,14 +5,17 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from survey.cli.running import run as run_command
 from survey.config import Config
 from survey.io.store import Field
 from survey.run.api import run
+from survey.run.progress import Silent
 from survey.run.results import light_curve, list_events
+from survey.run.settle import settle
 from survey.stages.calibrated import calibrated_frames, frame_map
-from survey.stages.differences import drift, read_difference
+from survey.stages.differences import drift, made_on, read_difference, star_motion
 from survey.stages.methods import METHODS
 from tests.run.conftest import small_config
 
@@ -38,11 +41,10 @@ def others(finished, tmp_path_factory):
     return path, summaries
 
 
-def settings(method, grid="sky"):
-    """The frames are dithered by pixels, so that cpm finds a star in one pixel only on the sky grid."""
+def settings(method):
+    """As a user gets it: the frames are dithered by pixels, so that cpm works on the sky grid."""
     config = small_config()
     config.method = method
-    config.cpm.grid = grid
     return config
 
 
@@ -75,11 +77,45 @@ def test_a_second_run_computes_nothing(others):
     assert again.computed == 0
 
 
+def test_cpm_takes_the_grid_on_which_stars_stay_in_their_pixels(finished, others, monkeypatch):
+    """Dithered: the sky grid, read back as such by settings that leave it open. Steady: the detector."""
+    path, _ = others
+    field, config = Field.open(path), settings("cpm")
+    frames = calibrated_frames(field)
+    motion = star_motion(field, frames)
+    assert 0.6 * np.median(frames["psf_fwhm"]) < motion < drift(field, frames)
+    settled, warnings = settle(field, config, Silent())
+    assert (settled.cpm.grid, made_on(field, config), warnings) == ("sky", "sky", [])
+    window = (slice(20, 31), slice(40, 52))
+    stored = np.asarray(field.array("difference/cpm", "flux")[(slice(None), *window)])
+    np.testing.assert_array_equal(read_difference(field, window, frames, config, ("flux",))["flux"], stored)
+    monkeypatch.setattr("survey.run.settle.star_motion", lambda *_: 0.1)
+    assert settle(field, config, Silent())[0].cpm.grid == "detector"
+
+
+def test_star_motion__is_the_scatter_of_places(finished):
+    """Shifts by -1, 0 and 1 px in x; a flagged frame far away does not count."""
+    maps = np.tile([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], (4, 1, 1))
+    maps[:, 0, 0] = [-1, 0, 1, 500]
+    frames = xr.Dataset(
+        {
+            "map": (("time", "axis", "term"), maps),
+            "map_center": (("time", "axis"), np.zeros((4, 2))),
+            "map_scale": ("time", np.ones(4)),
+            "flags": ("time", [0, 0, 0, 1]),
+        }
+    )
+    assert star_motion(Field.open(finished.path), frames) == pytest.approx((2 / 3) ** 0.5)
+
+
 def test_differences_on_the_detector_are_read_on_the_sky(finished, tmp_path):
     path = tmp_path / "field"
     shutil.copytree(finished.path, path)
-    config = settings("cpm", grid="detector")
-    assert run(path, config, client="synchronous").ok
+    config = settings("cpm")
+    config.cpm.grid = "detector"
+    summary = run(path, config, client="synchronous")
+    assert summary.ok
+    assert any('set [cpm] grid = "sky"' in warning for warning in summary.warnings)
     field = Field.open(path)
     frames = calibrated_frames(field)
     window = (slice(20, 31), slice(40, 52))

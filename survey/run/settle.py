@@ -1,0 +1,54 @@
+"""What a field decides of its settings: how many polynomials its epochs can fix, which grid cpm works on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from survey.config import Config
+from survey.io.store import Field
+from survey.run.progress import Progress
+from survey.stages.differences import star_motion
+
+# RMS motion of stars across the detector's pixels, in widths of the PSF, up to which prediction does better
+# there than on the sky grid (measured: equal at 0.55, four times worse at 1.4; deploy/ARCHITECTURE.md).
+MOTION_LIMIT = 0.6
+
+
+def settle(field: Field, config: Config, progress: Progress) -> tuple[Config, list[str]]:
+    """Settings as they hold for this field, and warnings about those that were asked for all the same."""
+    config = _for_epochs(field, config, progress)
+    return _for_motion(field, config, progress) if config.method == "cpm" else (config, [])
+
+
+def _for_epochs(field: Field, config: Config, progress: Progress) -> Config:
+    """Settings with no more polynomials than the field's epochs can fix."""
+    epochs = field.frames().sizes["time"]
+    reference = config.reference.for_epochs(epochs)
+    if reference.n_basis < config.reference.n_basis:
+        progress.message(
+            f"{epochs} frames: the reference takes {reference.n_basis} polynomials an axis, "
+            f"not {config.reference.n_basis}"
+        )
+    return config.model_copy(update={"reference": reference})
+
+
+def _for_motion(field: Field, config: Config, progress: Progress) -> tuple[Config, list[str]]:
+    """Settings with the grid on which a pixel's series holds the same stars.
+
+    Frames are taken as they were registered: refined offsets differ by less than matters here.
+    """
+    frames, asked = field.frames(), config.cpm.grid
+    motion, width = star_motion(field, frames), float(np.nanmedian(frames["psf_fwhm"].values))
+    steady = not motion > MOTION_LIMIT * width
+    text = f"cpm: stars move by {motion:.1f} px (rms) on the detector, {motion / width:.1f} widths of the PSF"
+    if asked == "detector" and not steady:
+        return config, [
+            f'{text}: a pixel\'s series holds no one star, and false events follow; set [cpm] grid = "sky" '
+            'or "auto"'
+        ]
+    if asked != "auto":
+        return config, []
+    grid = "detector" if steady else "sky"
+    if not steady:
+        progress.message(f"{text}: differences are made on the sky grid")
+    return config.model_copy(update={"cpm": config.cpm.model_copy(update={"grid": grid})}), []
