@@ -137,7 +137,7 @@ class Pipeline:
         if not self.field.fits(group, sizes):
             self.engine.ledger(self.config.method).invalidate(unit.name for unit in self.differences.units)
             self.field.remove_group(group)
-        attrs = {}
+        attrs: dict[str, str] = {}
         if group == f"difference/{self.config.method}":
             attrs["grid"] = self.grid
             if self.config.method in TEMPLATE_METHODS:
