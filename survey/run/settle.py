@@ -38,8 +38,10 @@ def _for_motion(field: Field, config: Config, progress: Progress) -> tuple[Confi
     Frames are taken as they were registered: refined offsets differ by less than matters here.
     """
     frames, asked = field.frames(), config.cpm.grid
-    motion, width = star_motion(field, frames), float(np.nanmedian(frames["psf_fwhm"].values))
-    steady = not motion > MOTION_LIMIT * width
+    widths = frames["psf_fwhm"].values[np.isfinite(frames["psf_fwhm"].values)]
+    # without a star nothing tells that any moves
+    motion, width = star_motion(field, frames), float(np.median(widths)) if len(widths) else np.inf
+    steady = motion <= MOTION_LIMIT * width
     text = f"cpm: stars move by {motion:.1f} px (rms) on the detector, {motion / width:.1f} widths of the PSF"
     if asked == "detector" and not steady:
         return config, [
