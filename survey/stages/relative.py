@@ -138,12 +138,13 @@ def _aperture(
 
 
 def _difference_aperture(
-    field: Field, found: dict[str, Any], config: Config, fwhm: float
+    field: Field, psf: DifferencePSF, found: dict[str, Any], config: Config, fwhm: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Aperture sum of the differences plus that of the reference.
 
     Where the PSF changes from frame to frame, a difference holds light moved from the core to the wings:
-    a PSF fit takes it for flux, a wide aperture does not.
+    a PSF fit takes it for flux, a wide aperture does not. A matched template was scaled by its kernel's sum,
+    which is taken out again.
     """
     aperture = _Aperture.of(fwhm)
     window = _cut(field, found["y"], found["x"], aperture.half)
@@ -158,7 +159,9 @@ def _difference_aperture(
     image, bad = data.template.flux[None], data.template.bad[None]
     reference, _ = aperture.measure(np.where(bad, 0.0, image), np.ones_like(image), bad, zero, zero, place)
     found["reference_flux"] = float(reference[0])
-    return flux + reference[0], error
+    kernels = psf.kernel_at(found["y"], found["x"])
+    scale = 1.0 if kernels is None else kernels.sum(axis=(1, 2))
+    return flux / scale + reference[0], error / scale
 
 
 def relative_light_curve(
@@ -175,8 +178,8 @@ def relative_light_curve(
     stars = comparison_stars(field, item["y"], item["x"])
     items = [item, *({"y": y, "x": x, "refine": False} for y, x in stars)]
     curves = [_total_flux(field, psf, it, config) for it in items]
-    if not psf.matched and np.nanstd(field.frames()["psf_fwhm"].values) > STEADY * fwhm:
-        curves = [(*_difference_aperture(field, c[2], config, fwhm), c[2]) for c in curves]
+    if np.nanstd(field.frames()["psf_fwhm"].values) > STEADY * fwhm:
+        curves = [(*_difference_aperture(field, psf, c[2], config, fwhm), c[2]) for c in curves]
     target = curves[0][2]
     places = [(c[2]["y"], c[2]["x"]) for c in curves]
     apertures = [_aperture(field, y, x, fwhm) for y, x in places]
