@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from survey.kernels._cpm_tile import Tile
+from survey.kernels._predictors import allowed_predictors
 
 Array = NDArray[np.float64]
 # Rows and columns, [start, stop).
@@ -37,11 +38,18 @@ def overlap(block: tuple[int, int], window: tuple[int, ...]) -> tuple[slice, sli
 
 
 def check_predicted(tile: Tile, used: NDArray[np.int64], blocks: list[Block]) -> None:
-    """Raise if there were data to predict, and no pixel to predict any of them."""
-    dead = np.asarray(tile.series.bad.all(1)).reshape(tile.series.shape)
-    with_data = [b for b in blocks if not dead[slice(*b[0]), slice(*b[1])].all()]
-    if with_data and not used.any():
-        rows, columns = with_data[0]
+    """Raise if there are targets, and the settings let no pixel with data predict any of them.
+
+    Where data are too few to predict anything, nothing is predicted.
+    """
+    if used.any():
+        return
+    every, model = np.arange(len(tile.train)), tile.model
+    alive = [b for b in blocks if tile.alive(tile.pixels(*b), every).any()]
+    if alive and not any(
+        len(allowed_predictors(tile.series.may, *b, *model.exclusion, model.farthest)[0]) for b in alive
+    ):
+        rows, columns = alive[0]
         raise ValueError(
             f"no pixel may predict the block at rows {rows}, columns {columns} of a {tile.series.shape} "
             "tile; lower exclusion or row_column_exclusion, or give a larger halo"
@@ -56,14 +64,16 @@ def spread(blocks: list[Block], count: int) -> list[Block]:
 def block_scores(tile: Tile, blocks: list[Block], counts: Sequence[int]) -> Array:
     """Logarithm of the mean square held-out residual of pixels with data, (count, ridge, pixels).
 
-    Logarithms let every pixel count by its relative change.
+    Logarithms let every pixel count by its relative change. The pixels are those that every number of
+    predictors can be judged on; infinity for a number with which a block cannot be fitted.
     """
-    empty = np.zeros((len(RIDGE_GRID), 0))
-    found = [
-        np.concatenate([empty, *(tile.scores(rows, columns, n, RIDGE_GRID) for rows, columns in blocks)], 1)
-        for n in counts
-    ]
-    return np.log(np.stack(found))
+    found = [np.zeros((len(counts), len(RIDGE_GRID), 0))]
+    for rows, columns in blocks:
+        squares = np.stack([tile.scores(rows, columns, n, RIDGE_GRID) for n in counts])
+        able = np.asarray(np.isfinite(squares).any((1, 2)))
+        common = np.isfinite(squares[able]).all((0, 1)) & able.any()
+        found.append(np.where(able[:, None, None], np.log(squares), np.inf)[..., common])
+    return np.concatenate(found, axis=2)
 
 
 def best(
@@ -86,6 +96,8 @@ def best(
     if ridge is not None:
         nearest = int(np.argmin(np.abs(np.log(np.divide(RIDGE_GRID, ridge)))))
         return counts[int(np.argmin(scores[:, nearest]))], float(ridge)
+    if not np.isfinite(scores).any():
+        return None
     i, j = np.unravel_index(np.argmin(scores), scores.shape)
     return counts[int(i)], RIDGE_GRID[int(j)]
 

@@ -40,6 +40,7 @@ def held_out_squares(
     Returns
     -------
     array (ridges, targets)
+        NaN of targets without a row in the folds that are judged.
     """
     q = np.linalg.qr(free)[0]
     z = np.vstack([x - (x @ q) @ q.T, q.T])
@@ -59,4 +60,4 @@ def held_out_squares(
                 raise np.linalg.LinAlgError(f"the normal matrix is singular at ridge {ridge}: give a larger")
             a = dpotrs(low, b, lower=1)[0]
             squares[i] += (np.where(seen, yk - zk.T @ a, 0.0) ** 2).sum(0)
-    return squares / np.maximum(count, 1)
+    return np.where(count > 0, squares / np.maximum(count, 1), np.nan)

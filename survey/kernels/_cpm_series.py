@@ -39,8 +39,8 @@ class Series:
         Unit, median flux, and median error over scale.
     epoch_error : array (time,)
         Relative error of an epoch, median 1.
-    usable : bool array (y, x)
-        Pixels that may predict.
+    may, usable : bool arrays (y, x)
+        Pixels with data that nobody excludes, and those of them with samples enough to predict.
     """
 
     shape: tuple[int, int]
@@ -53,6 +53,7 @@ class Series:
     typical: Array
     epoch_error: Array
     usable: Mask
+    may: Mask
 
     @cached_property
     def even(self) -> Mask:
@@ -92,13 +93,13 @@ def make_series(
     usable = with_data.copy()
     if exclude is not None:
         usable &= ~np.asarray(exclude, bool).reshape(-1)
-    available = None
+    available, may = None, usable.copy().reshape(ny, nx)
     if not whole:
         f[bad], e[bad] = 0.0, 0.0
         usable, available = fill(f, e, bad, (ny, nx), usable, train, epoch_error)
     return Series(
         (ny, nx), f, e.astype(np.float32), bad, available, scale, brightness, typical, epoch_error,
-        usable.reshape(ny, nx),
+        usable.reshape(ny, nx), may,
     )  # fmt: skip
 
 

@@ -22,6 +22,10 @@ Index = NDArray[np.int64]
 
 # A pixel that predicts has a sample in all but this share of the epochs in which a target has one.
 _MAX_LOST = 0.05
+# Those of a block have samples together in all but this share.
+_MAX_LOST_TOGETHER = 0.25
+# A target that is predicted to this share of its noise is no data: a constant, which tells nothing of ridges.
+_LEAST_RESIDUAL = 0.01
 # The normal matrix of all pixels is made once if that is less work than one for each block, and if there
 # are no more pixels than this (128 MiB).
 _MAX_GRAM = 4096
@@ -93,9 +97,16 @@ class Tile:
             candidates, distance = candidates[kept], distance[kept]
         if len(candidates) == 0:
             return candidates
-        return choose_predictors(
+        chosen = choose_predictors(
             model.choice, n, candidates, distance, self.whitened, series.brightness, pixels
         )
+        if series.available is None:
+            return chosen
+        # each loses a few epochs, all of them perhaps most: those that lose the most stay out
+        there = series.available[chosen][:, alive]
+        order = np.argsort(~there.sum(1), kind="stable")
+        together = np.logical_and.accumulate(there[order], axis=0).mean(1) >= 1 - _MAX_LOST_TOGETHER
+        return np.sort(chosen[order[together]])
 
     def trained(self, chosen: Index) -> Index:
         """Positions in ``train`` of the epochs in which every predictor has a sample."""
@@ -109,7 +120,7 @@ class Tile:
             return self.folds
         return [np.nonzero(np.isin(kept, fold))[0] for fold in self.folds]
 
-    def _alive(self, pixels: Index, kept: Index) -> Mask:
+    def alive(self, pixels: Index, kept: Index) -> Mask:
         """Targets with a sample in half of these training epochs."""
         if self.series.available is None:
             return np.ones(len(pixels), bool)
@@ -121,17 +132,20 @@ class Tile:
         return factor * len(chosen) * float(np.median(self.series.typical[pixels] ** 2))
 
     def scores(self, rows, columns, n: int, factors: Sequence[float]) -> Array:
-        """Mean square held-out residual, in units of the epochs' errors, (ridges, targets with data).
+        """Mean square held-out residual, in units of the epochs' errors, (ridges, some targets).
 
+        NaN where there are no data, too few epochs, or a target that does not vary.
         Missing samples stand at their pixel's median: enough to choose a ridge.
         """
         chosen = self.choose(rows, columns, n)
         kept = self.trained(chosen)
-        pixels = self.pixels(rows, columns)
-        pixels = pixels[self._alive(pixels, kept)]
+        every = self.pixels(rows, columns)
+        every = every[:: -(-len(every) // _SCORED)]
+        found = np.full((len(factors), len(every)), np.nan)
+        alive = self.alive(every, kept)
+        pixels = every[alive]
         if len(chosen) == 0 or len(pixels) == 0 or len(kept) < 2 * self.model.folds:
-            return np.zeros((len(factors), 0))
-        pixels = pixels[:: -(-len(pixels) // _SCORED)]
+            return found
         train = self.train[kept]
         x = self.whitened[chosen][:, kept]
         free = self.basis[train] / self.series.epoch_error[train, None]
@@ -140,9 +154,12 @@ class Tile:
         use = ~self.series.bad[pixels][:, train].T
         y = np.where(use, self.whitened[pixels][:, kept].T, 0.0)
         ridges = [self._ridge(factor, chosen, pixels) for factor in factors]
-        return held_out_squares(
+        squares = held_out_squares(
             x, free, y, use, self._folds(kept), ridges, judged=slice(0, None, _SCORED_FOLDS)
         )
+        varies = (squares > (_LEAST_RESIDUAL * self.series.typical[pixels]) ** 2).all(0)
+        found[:, alive] = np.where(varies, squares, np.nan)
+        return found
 
     def predict(self, rows, columns, n: int, factor: float) -> tuple[Array, Array, int]:
         """Prediction and variance (time, targets) in flux units, and the number of predictors."""
@@ -150,7 +167,7 @@ class Tile:
         prediction, variance = np.full((2, len(self.time), len(pixels)), np.nan)
         chosen = self.choose(rows, columns, n)
         kept = self.trained(chosen)
-        alive = np.nonzero(self._alive(pixels, kept))[0]
+        alive = np.nonzero(self.alive(pixels, kept))[0]
         if len(chosen) == 0 or len(alive) == 0 or len(kept) < 2 * self.model.folds:
             return prediction, variance, 0
         rest = self._rest(chosen, kept)

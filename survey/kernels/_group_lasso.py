@@ -14,7 +14,7 @@ _FALL, _STEPS = 0.7, 30
 
 
 def select(x: Array, y: Array, n: int) -> NDArray[np.int64]:
-    """Indices of the n predictors that come first as the penalty falls.
+    """Indices of the n predictors that come first as the penalty falls; the first n where none varies.
 
     Minimises ``||Y - A^T X||^2 / 2 + mu sum_i |A_i|``, |A_i| the length of predictor i's row of coefficients,
     by accelerated proximal gradients, until n rows are not zero.
@@ -33,6 +33,8 @@ def select(x: Array, y: Array, n: int) -> NDArray[np.int64]:
     if len(y) > _COMPONENTS:
         y = np.linalg.eigh(y @ y.T)[1][:, -_COMPONENTS:].T @ y
     gram, side = x @ x.T, x @ y.T
+    if not gram.any():
+        return np.arange(n)
     step = 1 / float(np.abs(gram).sum(1).max())  # no less than the largest eigenvalue
     a = np.zeros_like(side)
     mu = float(np.sqrt((side**2).sum(1)).max())

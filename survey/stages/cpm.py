@@ -239,6 +239,7 @@ def apply(data: TileData, state: State | None, config: Config) -> Output:
     deviation = _deviation(fit, data)
     payload = {
         "samples": int((~bad).sum()),
+        "unpredicted": int((bad & ~data.samples.mask[(slice(None), *data.tile.inner(data.halo))]).sum()),
         "predictors": int(np.median(fit.n_predictors)),
         "ridge": fit.ridge,
         "variables": 0 if state is None else int(state.variable[data.tile.core].sum()),
@@ -255,7 +256,7 @@ def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
 
 STAGE = Stage(
     "cpm",
-    5,
+    6,
     lambda config: config.cpm,
     tile_units,
     read,

@@ -1,6 +1,6 @@
 """Time a pixel of the held-out prediction, ridge chosen and errors made, one thread (process CPU time).
 
-Measured 0.29 and 1.17 ms/px with blocks of 16 on two cores shared by several busy processes; wanted were 0.6
+Measured 0.30 and 1.30 ms/px with blocks of 16 on two cores shared by several busy processes; wanted were 0.6
 and 2.0.
 """
 
