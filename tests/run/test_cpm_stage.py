@@ -64,7 +64,7 @@ def lose_samples(mock):
     mock.mask[80] = True
 
 
-@pytest.mark.parametrize("lose", [None, lose_samples])
+@pytest.mark.parametrize("lose", [None, pytest.param(lose_samples, marks=pytest.mark.slow)])
 def test_results_do_not_depend_on_the_tiles(lose):
     mock = make_mock()
     if lose is not None:

@@ -108,6 +108,7 @@ def test_star_motion__is_the_scatter_of_places(finished):
     assert star_motion(Field.open(finished.path), frames) == pytest.approx((2 / 3) ** 0.5)
 
 
+@pytest.mark.slow
 def test_differences_on_the_detector_are_read_on_the_sky(finished, tmp_path):
     path = tmp_path / "field"
     shutil.copytree(finished.path, path)

@@ -282,6 +282,7 @@ def test_settings__are_checked():
         make_config({"nn2": {"gauge": "baseline"}})
 
 
+@pytest.mark.slow
 def test_events_of_a_searched_field_are_measured(finished, tmp_path):
     path = tmp_path / "field"
     shutil.copytree(finished.path, path)

@@ -108,6 +108,7 @@ def test_zogy(field):
     assert curve["flux"][FLARE_FROM:] * scale == pytest.approx([FLARE_FLUX] * len(scale), rel=0.06)
 
 
+@pytest.mark.slow
 def test_sfft_by_kernel_and_psf(field):
     """A source's PSF in a difference is the template's, convolved with that frame's kernel."""
     summary = run(field, settings(field, "sfft"), client="synchronous")
