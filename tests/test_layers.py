@@ -12,7 +12,8 @@ PACKAGE = ROOT / "survey"
 ALLOWED = {
     "schema": set(),
     "tiles": set(),
-    "config": set(),
+    "settings": set(),
+    "config": {"settings"},
     "kernels": {"kernels"},
     "io": {"io", "schema", "config", "tiles", "kernels"},
     "simulate": {"simulate", "kernels", "io"},

@@ -16,7 +16,8 @@ from survey.run.ingest import place_grid
 from survey.run.methods import differences_of
 from survey.run.oversampled import OversampledDifferences
 from survey.run.refinement import refine_frames
-from survey.stages import candidates, detect, difference_psf, oversampled, photometry, psf
+from survey.run.search import Search
+from survey.stages import difference_psf, oversampled, photometry, psf
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.differences import drift
 from survey.stages.events import Event, touching
@@ -62,8 +63,7 @@ class Pipeline:
         self.objects = list(objects)
         self.units: list[Unit] = tile_units(self.field, self.config)
         self.tiles = self.field.tiles
-        # Tiles whose search was taken up where new epochs bear upon it, in this run.
-        self.resumed: dict[str, detect.Later] = {}
+        self.search = Search(self)
         # Keys over all tiles, asked for by every tile; None: to be made.
         self._psf_key: str | None = None
         self._reference_key: str | None = None
@@ -91,11 +91,6 @@ class Pipeline:
             inputs = {"tiles": keys, **({"without": self.without} if self.without else {})}
             self._psf_key = stage_key("psf", self.config, "psf", inputs)
         return self._psf_key
-
-    def _detect_key(self, unit: Unit) -> str:
-        keys = [self.differences.key(u) for u in self._around(unit, detect.tile_halo(self.config))]
-        inputs = {"difference": keys, "psf": self.psf_key(), "method": self.config.method}
-        return stage_key("detect", self.config, unit.name, inputs)
 
     def engine_of(self, method: str) -> Engine:
         """The engine whose ledgers are a method's."""
@@ -164,9 +159,9 @@ class Pipeline:
         self.prepare()
         if not self.has_psf() and self.base is not None:
             return []
-        if not self._searched() and not self._search():
+        if not self.search.is_done() and not self._difference_and_search():
             return []
-        events = self._events()
+        events = self.search.events()
         refit = self._refit(events)
         self._photometry(events, refit)
         self.engine.collect()
@@ -242,33 +237,21 @@ class Pipeline:
             raise RunError(f"stage {stage!r} cannot run alone; these can: {able}")
         if not self.field.has_table("psf"):
             raise RunError("no PSF yet: run `survey run` first, or give [psf] file")
-        model = psf.load(self.field)
-        search = detect.prepare(self.field, model, self.config)
         if stage == "detect":
-            return [(unit, self._detect_key(unit)) for unit in chosen], search
-        if not self._searched(with_candidates=stage == "photometry"):
+            return [(unit, self.search.detect_key(unit)) for unit in chosen], self.search.prepare()
+        if not self.search.is_done(with_candidates=stage == "photometry"):
             raise RunError(f"{stage} needs the search of every tile: run `survey run` first")
         if stage == "candidates":
-            return self._candidate_units(), search
-        events = self._events()
+            return self.search.candidate_units(), self.search.prepare()
+        events = self.search.events()
         self._touch(events)
         return self._photometry_units(events), difference_psf.load(self.field, self.config)
-
-    def _searched(self, with_candidates: bool = True) -> bool:
-        """Whether reference, PSF, detection and candidates are all there already."""
-        if not self.has_psf() or not all(
-            self.engine.ledger("detect").has(unit.name, self._detect_key(unit)) for unit in self.units
-        ):
-            return False
-        keyed = self._candidate_units()
-        ledger = self.engine.ledger("candidates")
-        return not with_candidates or all(ledger.has(unit.name, key) for unit, key in keyed)
 
     def has_psf(self) -> bool:
         """Whether the PSF of this reference is there."""
         return self.engine.ledger("psf").has("psf", self.psf_key())
 
-    def _search(self) -> bool:
+    def _difference_and_search(self) -> bool:
         """Differences, PSF, detection and candidates, as far as they are missing; False if that failed."""
         first = self.differences.submit()
         self._psf_key = None  # a tile to which epochs could not be added has lost its past
@@ -277,75 +260,19 @@ class Pipeline:
         self.engine.collect()
         if not self.has_psf():
             return False
-        state = detect.prepare(self.field, psf.load(self.field), self.config)
-        self.engine.submit(
-            "detect",
-            [(self._search_unit(unit, state), self._detect_key(unit)) for unit in self.units],
-            state=state,
-            after=lambda unit: self._futures(first, unit, detect.tile_halo(self.config)),
-            note=lambda unit: {"searched": self._searched_key(unit, before=False)},
-        )
-        self.engine.collect()
-        if not self.engine.payloads("detect", self.units):
-            return False
-        keyed = [(self._with_known(unit), key) for unit, key in self._candidate_units()]
-        self.engine.submit("candidates", keyed, state=state)
-        self.engine.collect()
-        return True
+        return self.search.run(self.search.prepare(), first)
 
-    def _with_known(self, unit: Unit) -> Unit:
-        """A tile's peaks, and what is known of those that epochs added in this run do not bear upon."""
-        record = self.engine.ledger("candidates").records.get(unit.name)
-        later = self.resumed.get(unit.name)
-        if record is None or later is None:
-            return unit
-        return candidates.with_known(unit, record.payload, later.centers)
-
-    def _searched_key(self, unit: Unit, *, before: bool) -> str | None:
-        """What a search of a tile looks at, now or before epochs were added; None: there was no before."""
-        around = self._around(unit, detect.tile_halo(self.config))
-        keys = [self.differences.key(u) for u in around]
-        if before:
-            older = [self.reference.before(u) for u in around]
-            if self.base is not None or any(o is None for o in older):
-                return None
-            keys = [o[0] for o in older if o is not None]
-        return stage_key("detect", self.config, unit.name, {"difference": keys, "psf": self.psf_key()})
-
-    def _search_unit(self, unit: Unit, state: detect.Search) -> Unit:
-        """The tile to search, or where only epochs were added the stretch of time that they bear upon."""
-        record = self.engine.ledger("detect").records.get(unit.name)
-        wanted = self._searched_key(unit, before=True)
-        if record is None or wanted is None or record.payload.get("searched") != wanted:
-            return unit
-        older = self.reference.before(unit)
-        assert older is not None
-        later = detect.later_search(self.frames, state.bank, older[1], record.payload)
-        if later is None:
-            return unit
-        self.resumed[unit.name] = later
-        return Unit(unit.name, unit.tile, (later,))
-
-    def _futures(self, waiting: Waiting, unit: Unit, halo: int) -> list[Any]:
+    def futures(self, waiting: Waiting, unit: Unit, halo: int) -> list[Any]:
         """Futures of the differences that a tile with halo reads."""
         if not waiting:
             return []
-        return [future for u in self._around(unit, halo) for future in waiting.get(u.name, ())]
+        return [future for u in self.around(unit, halo) for future in waiting.get(u.name, ())]
 
-    def _around(self, unit: Unit, halo: int) -> list[Unit]:
+    def around(self, unit: Unit, halo: int) -> list[Unit]:
+        """Units whose differences a tile with halo reads, itself among them."""
         assert unit.tile is not None
         near = neighbours(unit.tile, self.tiles, halo + self.reach, self.field.shape)
         return [self.units[tile.index] for tile in near]
-
-    def _candidate_units(self) -> list[tuple[Unit, str]]:
-        """Units that measure the merged peaks, with their keys."""
-        self.peaks = detect.merged(self.engine.payloads("detect", self.units), self.config)
-        keyed = []
-        for unit in candidates.units(self.field, self.peaks):
-            assert unit.tile is not None
-            inputs = {"detect": self._detect_key(self.units[unit.tile.index]), "peaks": list(unit.items)}
-            keyed.append((unit, stage_key("candidates", self.config, unit.name, inputs)))
-        return keyed
 
     def build_psf(self, first: Waiting) -> None:
         """Gather the field's best stars tile by tile and build the effective PSF."""
@@ -368,17 +295,6 @@ class Pipeline:
         self.engine.ledger("psf").record("psf", self.psf_key())
         self.engine.ledger("psf").flush()
 
-    def _events(self) -> list[Event]:
-        """Decide which candidates are events and write their list."""
-        found = self.engine.payloads("detect", self.units)
-        if not found:
-            raise RunError("no tile could be searched: see what failed before")
-        thresholds = (np.array(found[0]["thresholds"]) * detect.noise_factors(found)).tolist()
-        measured = self.engine.payloads("candidates", candidates.units(self.field, self.peaks))
-        events = candidates.combine(measured, thresholds, self.field, self.config)
-        candidates.write_events(self.field, self.config.method, events)
-        return events
-
     def _touch(self, events: Sequence[Event]) -> None:
         """Events that touch each tile closely enough to bend its reference."""
         wanted = events if self.config.detect.refit else []
@@ -396,7 +312,7 @@ class Pipeline:
         margin = photometry.tile_halo(self.config)
         keyed = []
         for unit in photometry.units(self.field, self.config, [*events, *self.objects]):
-            near = self._around(unit, margin)
+            near = self.around(unit, margin)
             inputs = {
                 "difference": [self.differences.key(u, self.touched[u.name]) for u in near],
                 "psf": self.psf_key(),
@@ -416,7 +332,7 @@ class Pipeline:
             "photometry",
             keyed,
             state=difference_psf.load(self.field, self.config),
-            after=lambda unit: self._futures(refit, unit, margin),
+            after=lambda unit: self.futures(refit, unit, margin),
         )
 
     def _note_versions(self) -> None:

@@ -1,5 +1,6 @@
 """One small simulated field, run once in this thread; other tests compare with it."""
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from survey.io.store import Field
 from survey.run.api import run
 from survey.run.record import RunSummary
 from survey.simulate import SimulatedField, simulate_field
+
+FAKE = Path(__file__).parents[1] / "fake_hotpants.py"
 
 
 class Finished(NamedTuple):
@@ -43,6 +46,16 @@ def finished(frames, tmp_path_factory):
     summary = run(path, small_config(), frames=[folder], client="synchronous")
     assert summary.ok, summary.failures
     return Finished(path, folder, truth, summary)
+
+
+@pytest.fixture
+def hotpants(tmp_path, monkeypatch):
+    """A program that stands in for HOTPANTS; called with how it behaves."""
+    script = tmp_path / "hotpants"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("HOTPANTS", str(script))
+    return lambda how: monkeypatch.setenv("FAKE_HOTPANTS", how)
 
 
 GROUPS = ("images/sky", "reference", "difference/oversampled", "search/oversampled")

@@ -1,6 +1,5 @@
 """Methods zogy and hotpants as runs: turned frames, seeing that changes, a template of the field's own."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from tests.templates.archives import draw, tan
 
 RA, DEC, SHAPE, SKY, FRAMES = 150.0, 20.0, (96, 96), 200.0, 7
 GRID = tan(RA, DEC, 1.0, SHAPE)
-FAKE = Path(__file__).parents[1] / "fake_hotpants.py"
 # Where something flares up in the last frames, and how bright.
 FLARE, FLARE_FLUX, FLARE_FROM = (60.3, 40.6), 6000.0, 5
 
@@ -120,16 +118,6 @@ def test_sfft_by_kernel_and_psf(field):
     assert np.abs(pulls).max() < 3.5
 
 
-@pytest.fixture
-def program(tmp_path, monkeypatch):
-    """A program that stands in for HOTPANTS."""
-    script = tmp_path / "hotpants"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" "$@"\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("HOTPANTS", str(script))
-    return script
-
-
 def test_hotpants_absent(field, monkeypatch):
     monkeypatch.setenv("HOTPANTS", "/nowhere/hotpants")
     before = sorted((Path(field) / "runs").glob("*"))
@@ -138,9 +126,9 @@ def test_hotpants_absent(field, monkeypatch):
     assert sorted((Path(field) / "runs").glob("*")) == before
 
 
-def test_a_crash_costs_one_frame(field, program, tmp_path, monkeypatch):
+def test_a_crash_costs_one_frame(field, hotpants, tmp_path):
     (tmp_path / "crash").touch()
-    monkeypatch.setenv("FAKE_HOTPANTS", f"crashes once {tmp_path / 'crash'}")
+    hotpants(f"crashes once {tmp_path / 'crash'}")
     summary = run(field, settings(field, "hotpants"), client="synchronous")
     assert summary.ok, summary.failures
     assert any("hotpants: 1 of 7 frames could not be subtracted" in text for text in summary.warnings)
