@@ -1,22 +1,18 @@
-"""Frames read from files: pixels, masks, errors, times, and what is refused and why."""
+"""Frames read from files: pixels, masks, errors, and what is refused and why."""
 
 import gzip
-import pickle
 
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.wcs import WCS
+from frame_files import SHAPE, sky_image, tan_wcs, write
 
-from survey.config import InputSettings, Keywords
+from survey.config import InputSettings
 from survey.io.frames import (
     DQ_BAD_ERROR,
     DQ_NO_DATA,
     DQ_SATURATED,
     FrameError,
-    FrameSetError,
-    combine_scans,
-    find_files,
     find_frames,
     read_frame,
     read_frames,
@@ -24,36 +20,6 @@ from survey.io.frames import (
     scan,
     scan_file,
 )
-
-SHAPE = (40, 50)
-
-
-def sky_image(seed=1, level=100.0, sigma=3.0, shape=SHAPE):
-    return np.random.default_rng(seed).normal(level, sigma, shape).astype(np.float32)
-
-
-def tan_wcs():
-    wcs = WCS(naxis=2)
-    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-    wcs.wcs.crval = [268.0, -29.0]
-    wcs.wcs.crpix = [20.0, 15.0]
-    wcs.wcs.cdelt = [-3e-5, 3e-5]
-    return wcs
-
-
-def write(path, data=None, *, extensions=(), **cards):
-    header = fits.Header()
-    header.update({"MJD-OBS": 60000.5, "EXPTIME": 120.0, "FILTER": "W146", "DETECTOR": "A1"})
-    for key, value in cards.items():
-        header[key.replace("_", "-")] = value
-    header = fits.Header([card for card in header.cards if card.value != "drop"])
-    data = sky_image() if data is None else data
-    hdus = [fits.PrimaryHDU(data, header)]
-    for name, values in extensions:
-        hdus.append(fits.ImageHDU(values, name=name))
-    fits.HDUList(hdus).writeto(path)
-    return str(path)
-
 
 # --- pixels
 
@@ -229,107 +195,11 @@ def test_several_science_extensions_are_several_frames_with_their_own_planes(tmp
     assert [rejected.kind for rejected in found.rejected] == ["filtered"]
 
 
-# --- times
-
-
-@pytest.mark.parametrize(
-    ("cards", "settings", "mjd"),
-    [
-        ({"MJD_OBS": 60000.25}, {"time_reference": "middle"}, 60000.25),
-        ({"MJD_OBS": 60000.25}, {"time_reference": "end"}, 60000.25 - 60 / 86400),
-        ({"MJD_OBS": 2460000.75}, {"time_reference": "middle"}, 60000.25),
-        ({"MJD_OBS": 60000.25}, {"time_offset_days": -0.5}, 59999.75 + 60 / 86400),
-        (
-            {"TBJD": 3000.5},
-            {"keywords": {"time": ["TBJD"]}, "time_format": "btjd", "time_reference": "middle"},
-            60000.0,
-        ),
-        ({"DATE_OBS": "2023-02-25T06:00:00"}, {"keywords": {"time": ["DATE-OBS"]}}, 60000.25 + 60 / 86400),
-        (
-            {"DATE_OBS": "2023-02-24T23:00:00-0700"},
-            {"keywords": {"time": ["DATE-OBS"]}},
-            60000.25 + 60 / 86400,
-        ),
-        (
-            {"DATE_OBS": "2023-02-25", "UT": "06:00:00"},
-            {"keywords": {"time": ["UT"]}, "date_keyword": "DATE-OBS"},
-            60000.25 + 60 / 86400,
-        ),
-        (
-            {"DATE_OBS": "2023-02-24", "UT": "06:00:00"},
-            {"keywords": {"time": ["UT"]}, "date_keyword": "DATE-OBS", "day_starts": 12},
-            60000.25 + 60 / 86400,
-        ),
-        (
-            {"UNIXT": 1677283200.0},
-            {"keywords": {"time": ["UNIXT"]}, "time_format": "unix"},
-            60000 + 60 / 86400,
-        ),
-    ],
-)
-def test_times(tmp_path, cards, settings, mjd):
-    path = write(tmp_path / "t.fits", **cards)
-    header = read_header(path, InputSettings(**settings))
-    assert header.time == pytest.approx(mjd, abs=1e-9)
-    assert header.time_scale == "utc"
-
-
-def test_a_night_does_not_jump_at_midnight(tmp_path):
-    clocks = ["22:30:00", "23:59:30", "00:01:00", "03:00:00"]
-    for k, clock in enumerate(clocks):
-        write(tmp_path / f"n{k}.fits", sky_image(k), DATE_OBS="2023-02-24", UT=clock, MJD_OBS="drop")
-    by_clock = {"keywords": Keywords(time=["UT"]), "date_keyword": "DATE-OBS"}
-    good = scan(find_files([tmp_path]), InputSettings(**by_clock, day_starts=12))
-    assert [header.frame_id for header in good.headers] == ["n0", "n1", "n2", "n3"]
-    assert good.headers[-1].time - good.headers[0].time == pytest.approx(4.5 / 24)
-    assert not [text for text in good.warnings if "jumps" in text]
-    jumped = scan(find_files([tmp_path]), InputSettings(**by_clock))
-    assert any("day_starts = 12" in text for text in jumped.warnings)
-
-
-def test_time_scale_of_the_header_or_the_settings(tmp_path):
-    path = write(tmp_path / "t.fits", TIMESYS="TAI")
-    assert read_header(path).time_scale == "tai"
-    assert read_header(path, InputSettings(time_scale="tdb")).time_scale == "tdb"
-
-
 def test_a_broken_wcs_is_told_and_left_out(tmp_path):
     cards = {**tan_wcs().to_header(), "CTYPE1": "RA---XYZ"}
     header = read_header(write(tmp_path / "w.fits", **cards))
     assert not header.has_wcs
     assert any("WCS cannot be used" in text for text in header.warnings)
-
-
-def test_disagreeing_times_are_told(tmp_path):
-    header = read_header(write(tmp_path / "t.fits", DATE_OBS="2023-02-25T13:00:00"))
-    assert any("MJD-OBS and DATE-OBS" in text for text in header.warnings)
-
-
-@pytest.mark.parametrize(
-    ("cards", "settings", "message"),
-    [
-        ({"MJD_OBS": "drop"}, {}, r"no time in the header .*\[input.keywords\] time"),
-        ({"MJD_OBS": "yesterday"}, {}, r"MJD-OBS = 'yesterday' is no time"),
-        ({"MJD_OBS": 12.5}, {}, r"MJD-OBS = 12.5 is no time .*neither MJD nor JD"),
-        ({"EXPTIME": "drop"}, {}, r"no exposure time .*\[input\] exposure"),
-        ({"EXPTIME": "long"}, {}, r"EXPTIME = 'long' is no number; set \[input.keywords\] exposure"),
-        (
-            {"UT": "06:00:00"},
-            {"keywords": {"time": ["UT"]}, "date_keyword": "NIGHT"},
-            r"no NIGHT in the header",
-        ),
-        (
-            {"MJD_OBS": "drop", "DATE_OBS": "2023-02-25"},
-            {},
-            r"DATE-OBS = '2023-02-25' is no time \(a date without time of day",
-        ),
-        ({}, {"time_format": "mjdd"}, r"no time format 'mjdd'"),
-    ],
-)
-def test_times_that_cannot_be_read(tmp_path, cards, settings, message):
-    path = write(tmp_path / "t.fits", **cards)
-    with pytest.raises(FrameError, match=r"t\.fits: .*" + message):
-        read_header(path, InputSettings(**settings))
 
 
 # --- refused
@@ -402,88 +272,3 @@ def test_settings_that_do_not_fit_the_file(tmp_path, settings, message):
     fits.HDUList(hdus).writeto(tmp_path / "x.fits")
     with pytest.raises(FrameError, match=rf"x\.fits: .*{message}"):
         read_frame(tmp_path / "x.fits", InputSettings(**settings))
-
-
-def test_nothing_found_names_the_nearest(tmp_path):
-    write(tmp_path / "night1.fits")
-    with pytest.raises(FrameError, match=r"did you mean 'night1\.fits'"):
-        find_files([tmp_path / "nigth1.fits"])
-    with pytest.raises(FrameError, match="no directory"):
-        find_files([tmp_path / "away" / "*.fits"])
-    with pytest.raises(FrameError, match="no frames were named"):
-        find_files([])
-
-
-def test_files_are_found_once_and_sorted(tmp_path):
-    for name in ("b.fits", "a.fits.gz", "c.fit", "notes.txt"):
-        (tmp_path / name).write_bytes(b"x")
-    found = find_files([tmp_path, tmp_path / "b.fits", f"{tmp_path}/*.fit*"])
-    assert [path.rsplit("/", 1)[1] for path in found] == ["a.fits.gz", "b.fits", "c.fit"]
-
-
-# --- sets of frames
-
-
-def test_scan_lists_what_is_left_out(tmp_path):
-    for k in range(4):
-        write(tmp_path / f"f{k}.fits", sky_image(k), MJD_OBS=60000.5 + (3 - k) * 0.01)
-    (tmp_path / "f4.fits").write_bytes((tmp_path / "f1.fits").read_bytes())
-    write(tmp_path / "f5.fits", sky_image(9), MJD_OBS=60000.5)
-    write(tmp_path / "f6.fits", sky_image(9, shape=(40, 49)), MJD_OBS=60001.0)
-    (tmp_path / "f7.fits").write_bytes(b"junk")
-    found = scan(find_files([tmp_path]))
-    assert [header.frame_id for header in found.headers] == ["f3", "f2", "f1", "f0"]
-    kinds = {rejected.source.path.rsplit("/", 1)[1]: rejected for rejected in found.rejected}
-    assert {name: r.kind for name, r in kinds.items()} == {
-        "f4.fits": "duplicate",
-        "f5.fits": "duplicate",
-        "f6.fits": "shape",
-        "f7.fits": "bad",
-    }
-    assert kinds["f4.fits"].reason == "f4.fits: duplicate of f1.fits, same content"
-    assert "duplicate of f3.fits, same time" in kinds["f5.fits"].reason
-    assert "shape (40, 49) px, but" in kinds["f6.fits"].reason
-    assert "(40, 50)" in kinds["f6.fits"].reason
-    assert any("no error extension and no gain" in text for text in found.warnings)
-    by_content = scan(find_files([tmp_path]), InputSettings(duplicates="content"))
-    assert len(by_content.headers) == 5
-
-
-def test_two_bands_are_refused_and_one_can_be_chosen(tmp_path):
-    write(tmp_path / "a.fits", FILTER="W146")
-    write(tmp_path / "b.fits", sky_image(2), FILTER="Z087", MJD_OBS=60001.0)
-    files = find_files([tmp_path])
-    with pytest.raises(
-        FrameSetError, match=r"'W146' \(1 frames\), 'Z087' \(1 frames\).*\[input\] band = 'W146'"
-    ):
-        scan(files)
-    found = scan(files, InputSettings(band="Z087"))
-    assert [header.band for header in found.headers] == ["Z087"]
-    assert [rejected.kind for rejected in found.rejected] == ["filtered"]
-
-
-def test_frames_of_the_same_name_get_their_directorys(tmp_path):
-    for night in (1, 2):
-        (tmp_path / f"night{night}").mkdir()
-        write(tmp_path / f"night{night}" / "img1.fits", sky_image(night), MJD_OBS=60000.0 + night)
-    found = scan(find_files([f"{tmp_path}/*/*.fits"]))
-    assert [header.frame_id for header in found.headers] == ["night1/img1", "night2/img1"]
-
-
-def test_appended_frames_must_fit_those_there(tmp_path):
-    write(tmp_path / "a.fits")
-    known = scan(find_files([tmp_path])).headers
-    write(tmp_path / "b.fits", sky_image(5), MJD_OBS=60002.0)
-    write(tmp_path / "c.fits", sky_image(6, shape=(20, 20)), MJD_OBS=60003.0)
-    found = scan(find_files([tmp_path]), known=known)
-    assert [header.frame_id for header in found.headers] == ["b"]
-    assert sorted(rejected.kind for rejected in found.rejected) == ["duplicate", "shape"]
-
-
-def test_scans_travel_between_processes(tmp_path):
-    path = write(tmp_path / "a.fits", **dict(tan_wcs().to_header()))
-    result = pickle.loads(pickle.dumps(scan_file(path, InputSettings())))
-    assert combine_scans([result], InputSettings()).headers == scan([path]).headers
-    assert result.headers[0].has_wcs
-    error = pickle.loads(pickle.dumps(FrameError("x/y.fits", "broken", "mend it", "bad")))
-    assert str(error) == "y.fits: broken; mend it"

@@ -8,18 +8,17 @@ pairs: chi2 / dof 64 in six stars, where the spine had 2.2. The limits are these
 """
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation, maximum_filter
 from scipy.stats import chi2
 
-from survey.config import load_config
 from survey.io.store import Field
 from survey.run.api import run
 from survey.run.nn2 import nn2_light_curves, run_nn2
 from survey.stages.calibrated import calibrated_frames
+from tests.real.hatp32 import night_settings
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 logger = logging.getLogger(__name__)
@@ -31,8 +30,7 @@ PARTNERS = 4
 
 
 def settings(real_data, method):
-    config = load_config(Path(__file__).with_name("hatp32.toml"))
-    config.input.frames = sorted(str(p) for p in (real_data / "hatp32").glob("*.fits.fz"))[::2]
+    config = night_settings(real_data, every=2)
     config.method = method
     config.cpm.grid = "sky"  # stars move through detector pixels by 2 px a frame
     config.nn2.pairs = PARTNERS

@@ -3,31 +3,23 @@
 import csv
 import io
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from survey.cli import main
-from survey.config import load_config
 from survey.io.store import Field
 from survey.run.api import run
+from tests.real.hatp32 import night_settings, transit
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
-
-# Mid-transit by the published ephemeris (JD 2455867.4027 + 1042 x 2.1500082 d, less the light time), MJD,
-# and half of first to fourth contact.
-MID_TRANSIT, HALF = 58107.2088, 0.0615
-INGRESS, EGRESS = MID_TRANSIT - HALF, MID_TRANSIT + HALF
-MARGIN = 0.012
 
 
 @pytest.fixture(scope="module")
 def field(real_data, tmp_path_factory):
     path = tmp_path_factory.mktemp("hatp32") / "field"
-    config = load_config(Path(__file__).with_name("hatp32.toml"))
-    config.input.frames = [str(real_data / "hatp32" / "*.fits.fz")]
+    config = night_settings(real_data)
     summary = run(path, config, frames=config.input.frames)
     assert summary.ok, summary.failures
     assert not summary.rejected
@@ -42,17 +34,6 @@ def light_curve(field):
     assert result.exit_code == 0, result.output
     rows = list(csv.DictReader(io.StringIO(result.output)))
     return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
-
-
-def transit(curve, name):
-    """Depth, and scatter out of transit about a line, of one column."""
-    time, flux = curve["time"], curve[name]
-    good = np.isfinite(flux) & (curve["flags"].astype(int) & 0b1001 == 0)
-    outside = good & ((time < INGRESS - MARGIN) | (time > EGRESS + MARGIN))
-    inside = good & (time > INGRESS + MARGIN) & (time < EGRESS - MARGIN)
-    line = np.polyfit(time[outside], flux[outside], 1)
-    flat = flux / np.polyval(line, time)
-    return 1 - np.median(flat[inside]), 1.4826 * np.median(np.abs(flat[outside] - 1))
 
 
 def test_registration(field):

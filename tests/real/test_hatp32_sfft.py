@@ -7,18 +7,16 @@ taken away by hand PSF fits reach 2.1 % and 4 mmag (every third frame).
 """
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from survey.config import load_config
 from survey.io.store import Field
 from survey.run.api import create_field, run
 from survey.run.results import light_curve
 from survey.run.template import make_template
 from survey.stages.stack import Choice
-from tests.real.test_hatp32_run import transit
+from tests.real.hatp32 import night_settings, transit
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(3600)]
 logger = logging.getLogger(__name__)
@@ -28,8 +26,7 @@ SHARPEST = 24
 @pytest.fixture(scope="module")
 def field(real_data, tmp_path_factory):
     path = tmp_path_factory.mktemp("hatp32") / "field"
-    config = load_config(Path(__file__).with_name("hatp32.toml"))
-    config.input.frames = [str(real_data / "hatp32" / "*.fits.fz")]
+    config = night_settings(real_data)
     create_field(path, config.input.frames, config)
     make_template(path, "stack", "sharp", choice=Choice(count=SHARPEST))
     config.method, config.subtraction.template = "sfft", "sharp"

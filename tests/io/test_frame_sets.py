@@ -1,0 +1,98 @@
+"""Which files are found, and which of their frames make a field."""
+
+import pickle
+
+import pytest
+from frame_files import sky_image, tan_wcs, write
+
+from survey.config import InputSettings
+from survey.io.frames import (
+    FrameError,
+    FrameSetError,
+    combine_scans,
+    find_files,
+    scan,
+    scan_file,
+)
+
+
+def test_nothing_found_names_the_nearest(tmp_path):
+    write(tmp_path / "night1.fits")
+    with pytest.raises(FrameError, match=r"did you mean 'night1\.fits'"):
+        find_files([tmp_path / "nigth1.fits"])
+    with pytest.raises(FrameError, match="no directory"):
+        find_files([tmp_path / "away" / "*.fits"])
+    with pytest.raises(FrameError, match="no frames were named"):
+        find_files([])
+
+
+def test_files_are_found_once_and_sorted(tmp_path):
+    for name in ("b.fits", "a.fits.gz", "c.fit", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    found = find_files([tmp_path, tmp_path / "b.fits", f"{tmp_path}/*.fit*"])
+    assert [path.rsplit("/", 1)[1] for path in found] == ["a.fits.gz", "b.fits", "c.fit"]
+
+
+def test_scan_lists_what_is_left_out(tmp_path):
+    for k in range(4):
+        write(tmp_path / f"f{k}.fits", sky_image(k), MJD_OBS=60000.5 + (3 - k) * 0.01)
+    (tmp_path / "f4.fits").write_bytes((tmp_path / "f1.fits").read_bytes())
+    write(tmp_path / "f5.fits", sky_image(9), MJD_OBS=60000.5)
+    write(tmp_path / "f6.fits", sky_image(9, shape=(40, 49)), MJD_OBS=60001.0)
+    (tmp_path / "f7.fits").write_bytes(b"junk")
+    found = scan(find_files([tmp_path]))
+    assert [header.frame_id for header in found.headers] == ["f3", "f2", "f1", "f0"]
+    kinds = {rejected.source.path.rsplit("/", 1)[1]: rejected for rejected in found.rejected}
+    assert {name: r.kind for name, r in kinds.items()} == {
+        "f4.fits": "duplicate",
+        "f5.fits": "duplicate",
+        "f6.fits": "shape",
+        "f7.fits": "bad",
+    }
+    assert kinds["f4.fits"].reason == "f4.fits: duplicate of f1.fits, same content"
+    assert "duplicate of f3.fits, same time" in kinds["f5.fits"].reason
+    assert "shape (40, 49) px, but" in kinds["f6.fits"].reason
+    assert "(40, 50)" in kinds["f6.fits"].reason
+    assert any("no error extension and no gain" in text for text in found.warnings)
+    by_content = scan(find_files([tmp_path]), InputSettings(duplicates="content"))
+    assert len(by_content.headers) == 5
+
+
+def test_two_bands_are_refused_and_one_can_be_chosen(tmp_path):
+    write(tmp_path / "a.fits", FILTER="W146")
+    write(tmp_path / "b.fits", sky_image(2), FILTER="Z087", MJD_OBS=60001.0)
+    files = find_files([tmp_path])
+    with pytest.raises(
+        FrameSetError, match=r"'W146' \(1 frames\), 'Z087' \(1 frames\).*\[input\] band = 'W146'"
+    ):
+        scan(files)
+    found = scan(files, InputSettings(band="Z087"))
+    assert [header.band for header in found.headers] == ["Z087"]
+    assert [rejected.kind for rejected in found.rejected] == ["filtered"]
+
+
+def test_frames_of_the_same_name_get_their_directorys(tmp_path):
+    for night in (1, 2):
+        (tmp_path / f"night{night}").mkdir()
+        write(tmp_path / f"night{night}" / "img1.fits", sky_image(night), MJD_OBS=60000.0 + night)
+    found = scan(find_files([f"{tmp_path}/*/*.fits"]))
+    assert [header.frame_id for header in found.headers] == ["night1/img1", "night2/img1"]
+
+
+def test_appended_frames_must_fit_those_there(tmp_path):
+    write(tmp_path / "a.fits")
+    known = scan(find_files([tmp_path])).headers
+    write(tmp_path / "b.fits", sky_image(5), MJD_OBS=60002.0)
+    write(tmp_path / "c.fits", sky_image(6, shape=(20, 20)), MJD_OBS=60003.0)
+    found = scan(find_files([tmp_path]), known=known)
+    assert [header.frame_id for header in found.headers] == ["b"]
+    assert sorted(rejected.kind for rejected in found.rejected) == ["duplicate", "shape"]
+
+
+def test_scans_travel_between_processes(tmp_path):
+    path = write(tmp_path / "a.fits", **dict(tan_wcs().to_header()))
+    result = pickle.loads(pickle.dumps(scan_file(path, InputSettings())))
+    assert combine_scans([result], InputSettings()).headers == scan([path]).headers
+    assert result.headers[0].has_wcs
+    error = pickle.loads(pickle.dumps(FrameError("x/y.fits", "broken", "mend it", "bad")))
+    assert str(error) == "y.fits: broken; mend it"
