@@ -133,10 +133,11 @@ class AllPairs:
         keyed = self._keyed(stage, units)
         self.engine.submit(stage, keyed, state=psf.load(self.field) if self.carried else None)
         self.engine.collect()
-        done = {unit.name: key for unit, key in keyed if self.engine.ledger(stage).has(unit.name, key)}
         self.failed_pairs = sum(len(p["failed"]) for p in self.engine.payloads(stage, units))
         for group in self.groups:
             self._check(stage, group, [unit for unit in units if unit.items[0] is group])
+        # Only now: a light curve of what the check struck out would count as done for ever.
+        done = {unit.name: key for unit, key in keyed if self.engine.ledger(stage).has(unit.name, key)}
         return self._solve(done)
 
     def _check(self, stage: str, group: Group, units: list[Unit]) -> None:
@@ -200,12 +201,14 @@ class AllPairs:
     def _solve(self, done: dict[str, str]) -> int:
         """Solve all groups on one zero point, with one pooled share of the subtraction's variance."""
         units, keys = [], []
+        sums = STAGES["nn2_scales"]
+        shared = {"pairs": list(done.values()), "scales": [sums.version, sums.settings(self.config)]}
         for group in self.groups:
             own = f"{group.name}-{self.settings.subtract}-"
             names = tuple(name for name in done if name.startswith(own))
             unit = Unit(group.name, items=(group, self.epochs, names))
             units.append(unit)
-            inputs = {"pairs": list(done.values()), "items": _plain(unit.items)}
+            inputs = {**shared, "items": _plain(unit.items)}
             keys.append(stage_key("nn2", self.config, unit.name, inputs))
         ledger = self.engine.ledger("nn2")
         if all(ledger.has(unit.name, key) for unit, key in zip(units, keys, strict=True)):

@@ -5,6 +5,7 @@ import logging
 import shutil
 import tracemalloc
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -33,7 +34,7 @@ from survey.simulate.pairs import draw_stars
 from survey.stages import nn2_pairs
 from survey.stages.nn2_compare import compare_with_templates
 from survey.stages.nn2_plan import epoch_pairs, object_groups
-from survey.stages.protocol import Unit
+from survey.stages.protocol import STAGES, Unit
 from tests.run.conftest import small_config
 from tests.run.nn2_fields import FEW, followed, made
 
@@ -226,7 +227,7 @@ def test_hotpants__fails_pair_by_pair(small, hotpants, tmp_path, monkeypatch):
         nn2_pairs.apply(data, None, config)
 
 
-def test_run_ends_failed_where_no_pair_of_a_group_could_be_subtracted(small, hotpants):
+def test_run_ends_failed_where_no_pair_of_a_group_could_be_subtracted__until_one_can(small, hotpants):
     path, objects, _, _ = small
     hotpants("fails")
     config = make_config({"nn2": {"subtract": "hotpants", "pairs": 2, "refine_position": False}})
@@ -236,6 +237,20 @@ def test_run_ends_failed_where_no_pair_of_a_group_could_be_subtracted(small, hot
         assert "no good stamps" in summary.failures[0].reason
         assert summary.stages["nn2_pairs"]["units"] == 1
     assert not np.isfinite(nn2_light_curves(path)[0]["flux"]).any()
+    hotpants("works")
+    assert run_nn2(path, config, objects=objects[:1], client="synchronous").ok
+    assert np.isfinite(nn2_light_curves(path)[0]["flux"]).all()
+
+
+def test_a_new_version_of_the_sums_solves_again(small, monkeypatch):
+    path, objects, _, _ = small
+    config = make_config({"nn2": {"pairs": 2, "errors": "noise", "refine_position": False}})
+    assert run_nn2(path, config, objects=objects[:1], client="synchronous").ok
+    monkeypatch.setitem(STAGES, "nn2_scales", STAGES["nn2_scales"])
+    replace(STAGES["nn2_scales"], version=1000)  # registers itself
+    summary = run_nn2(path, config, objects=objects[:1], client="synchronous")
+    assert "nn2" in summary.stages
+    assert "nn2_pairs" not in summary.stages
 
 
 def test_both_directions__are_averaged(small):
