@@ -303,6 +303,8 @@ def read_bits(
     raw, header = read_raw(path, hdul, index, window, plane), hdul[index].header
     scale, zero = _scaling(header)
     width = abs(int(header["BITPIX"]))
+    if (scale, zero) == (1.0, 0.0) and "BLANK" not in header and width <= 32:
+        return (raw.astype(np.int32) & np.int32(-1 if width == 32 else (1 << width) - 1)).astype(np.uint32)
     bits = raw.astype(np.int64) * int(scale) + int(zero)
     if "BLANK" in header:
         bits[raw == int(header["BLANK"])] = 0

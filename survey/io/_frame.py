@@ -6,6 +6,7 @@ import difflib
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,8 +149,8 @@ class Frame:
         True = bad.
     dq : uint32 array (y, x)
         The file's bits, and `DQ_SATURATED`, `DQ_NO_DATA`, `DQ_BAD_ERROR`.
-    wcs : astropy.wcs.WCS or None
-        Of the pixels held here.
+    rows : tuple of int
+        Rows [start, stop) of the frame's pixels that are held here.
     time : float
         MJD at mid-exposure, in `metadata["time_scale"]`.
     band, detector : str
@@ -162,7 +163,7 @@ class Frame:
     error: NDArray[np.float32]
     mask: NDArray[np.bool_]
     dq: NDArray[np.uint32]
-    wcs: WCS | None
+    rows: tuple[int, int]
     time: float
     band: str
     detector: str
@@ -173,6 +174,12 @@ class Frame:
         """(y, x)."""
         ny, nx = self.flux.shape
         return ny, nx
+
+    @cached_property
+    def wcs(self) -> WCS | None:
+        """WCS of the pixels held here; None where the file has none. Made when asked for: it takes 7 ms."""
+        text = self.metadata["wcs_text"]
+        return None if text is None else parse_wcs(text)[slice(*self.rows), :]
 
 
 @dataclass

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation
 
 from survey.config import InputSettings
 from survey.io._frame import (
@@ -17,9 +16,9 @@ from survey.io._frame import (
     FrameError,
     FrameHeader,
     Planes,
-    parse_wcs,
 )
 from survey.kernels.background import Background, clipped_statistics, measure_background, noise_model
+from survey.kernels.masks import grow_square
 
 Window = tuple[int, int]
 SAMPLED_PIXELS = 1 << 22
@@ -57,15 +56,12 @@ def build_frame(
     mask = bad | ~usable
     if rows is None and mask.all():
         raise FrameError(header.source.path, _why_all_bad(dq, planes), "leave the frame out")
-    wcs = None if header.wcs_text is None else parse_wcs(header.wcs_text)
-    if wcs is not None and rows is not None:
-        wcs = wcs[y0:y1, :]
     return Frame(
         flux=np.ascontiguousarray(flux),
         error=np.where(usable, error, np.float32(np.nan)),
         mask=mask,
         dq=dq,
-        wcs=wcs,
+        rows=(y0, y1),
         time=header.time,
         band=header.band,
         detector=header.detector,
@@ -83,8 +79,8 @@ def _bits(header: FrameHeader, planes: Planes, grow: int, minimum: float | None)
     saturated = (dq & np.uint32(planes.saturated_bits)) != 0
     if header.saturation is not None:
         saturated |= planes.flux >= header.saturation
-    if grow and saturated.any():
-        saturated = binary_dilation(saturated, np.ones((3, 3), bool), iterations=grow)
+    if saturated.any():
+        saturated = grow_square(saturated, grow)
     dq[no_data] |= np.uint32(DQ_NO_DATA)
     dq[saturated] |= np.uint32(DQ_SATURATED)
     return dq

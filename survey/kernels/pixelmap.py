@@ -113,6 +113,14 @@ class PixelMap:
         xd, yd = self.evaluate(x, y)
         return float(max(np.ptp(xd - x), np.ptp(yd - y))) < TRANSLATION_TOLERANCE
 
+    def shift(self, shape: tuple[int, int]) -> tuple[float, float] | None:
+        """The (y, x) shift that the map is on an image of this shape; None where it is more than that."""
+        if not self.is_translation(shape):
+            return None
+        cx, cy = (shape[1] - 1) / 2, (shape[0] - 1) / 2
+        xd, yd = self.evaluate(cx, cy)
+        return float(yd) - cy, float(xd) - cx
+
 
 def fit_pixel_map(
     x: ArrayLike, y: ArrayLike, xd: ArrayLike, yd: ArrayLike, order: int = 1, weights: ArrayLike | None = None
@@ -167,16 +175,19 @@ def nearest_pixels(
     Returns
     -------
     detector_y, detector_x : int arrays (y, x)
+        Not to be written to.
     phase_y, phase_x : arrays (y, x), or scalars () where the map is a pure shift
         Sample [y, x] was taken at reference position (y + phase_y, x + phase_x).
     """
+    shift = pixel_map.shift(shape)
+    if shift is not None:
+        dy, dx = shift
+        iy, ix = round(dy), round(dx)
+        size = (rows[1] - rows[0], columns[1] - columns[0])
+        at_y = np.broadcast_to((np.arange(*rows) + iy)[:, None], size)
+        at_x = np.broadcast_to(np.arange(*columns) + ix, size)
+        return at_y, at_x, np.asarray(iy - dy), np.asarray(ix - dx)
     x, y = np.meshgrid(np.arange(*columns), np.arange(*rows))
-    if pixel_map.is_translation(shape):
-        cx, cy = (shape[1] - 1) / 2, (shape[0] - 1) / 2
-        xd, yd = pixel_map.evaluate(cx, cy)
-        dx, dy = float(xd) - cx, float(yd) - cy
-        ix, iy = round(dx), round(dy)
-        return y + iy, x + ix, np.asarray(iy - dy), np.asarray(ix - dx)
     xd, yd = pixel_map.evaluate(x, y)
     jx, jy = np.rint(xd).astype(np.int64), np.rint(yd).astype(np.int64)
     (a, b), (c, d) = pixel_map.jacobian(x, y)
@@ -197,10 +208,9 @@ def displacement(
     phase_y, phase_x : arrays (y, x), or scalars () where the map is a pure shift
         Pixel [y, x] lies at reference position (y + phase_y, x + phase_x).
     """
-    if pixel_map.is_translation(shape):
-        cx, cy = (shape[1] - 1) / 2, (shape[0] - 1) / 2
-        xd, yd = pixel_map.evaluate(cx, cy)
-        return np.asarray(cy - float(yd)), np.asarray(cx - float(xd))
+    shift = pixel_map.shift(shape)
+    if shift is not None:
+        return np.asarray(-shift[0]), np.asarray(-shift[1])
     x, y = np.meshgrid(np.arange(*columns), np.arange(*rows))
     xr, yr = pixel_map.inverse(x, y)
     return yr - y, xr - x

@@ -15,6 +15,7 @@ from survey.io.frames import FrameHeader, combine_scans, find_files, scan_file
 from survey.io.ledger import FieldBusyError
 from survey.io.locations import Location, locate
 from survey.io.store import Field, holds_frames, is_field
+from survey.run.allocator import kept_memory
 from survey.run.engine import Engine, Failure, Progress, Silent, stage_key
 from survey.run.executor import Executor
 from survey.run.record import new_run_id
@@ -66,7 +67,7 @@ def map_calls(
 ) -> list[Any]:
     """Call a function on every item; results, or the exceptions they raised, in order."""
     progress.start(label, len(items), 0)
-    futures = [executor.submit(function, item, *args, name=label) for item in items]
+    futures = [executor.submit(_call, function, item, *args, name=label) for item in items]
     place_of = {getattr(f, "key", id(f)): i for i, f in enumerate(futures)}
     results: list[Any] = [None] * len(items)
     try:
@@ -77,6 +78,11 @@ def map_calls(
         executor.cancel(futures)
         raise
     return results
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    with kept_memory():
+        return function(*args)
 
 
 def _scan_files(paths: Sequence[str], config: Config) -> list[Any]:

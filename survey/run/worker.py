@@ -20,6 +20,7 @@ from survey.io.checksums import MODULUS
 from survey.io.files import write_parquet
 from survey.io.ledger import LostLeaseError
 from survey.io.store import Field
+from survey.run.allocator import kept_memory
 from survey.run.written import Patched, written_entry
 from survey.stages.protocol import STAGES, Output, Stage, Unit
 from survey.tiles import Tile
@@ -83,7 +84,7 @@ def execute(
     report.baseline_memory = psutil.Process().memory_info().rss
     _reset_peak()
     # Threads inside BLAS would fight the other workers, and change a sum's last bits.
-    with threadpool_limits(1):
+    with threadpool_limits(1), kept_memory():
         target = Field.open(path)
         pieces = row_blocks(unit, parts)
         payloads = [

@@ -92,6 +92,30 @@ class Placed:
     grid: Grid
 
 
+def _nearest(
+    pixel_map: PixelMap, rows: tuple[int, int], shape: tuple[int, int], low: int, held: tuple[int, int]
+) -> tuple[Any, Any]:
+    """Indices of a band of the grid that a frame covers, and of the frame's pixels that belong there.
+
+    Of the frame the rows from ``low`` on are held, pixels of shape ``held``.
+    """
+    shift = pixel_map.shift(shape)
+    if shift is None:
+        jy, jx, _, _ = nearest_pixels(pixel_map, rows, (0, shape[1]), shape)
+        jy = jy - low
+        inside = (jy >= 0) & (jy < held[0]) & (jx >= 0) & (jx < held[1])
+        return inside, (jy[inside], jx[inside])
+    to, source = [], []
+    for start, size, moved, limit in zip(
+        (rows[0] - low, 0), (rows[1] - rows[0], shape[1]), map(round, shift), held, strict=True
+    ):
+        first = max(-(start + moved), 0)
+        stop = max(min(limit - (start + moved), size), first)
+        to.append(slice(first, stop))
+        source.append(slice(start + moved + first, start + moved + stop))
+    return tuple(to), tuple(source)
+
+
 def read(field: Field, unit: Unit, config: Config) -> Placed:
     """Read the unit's frames one by one and take the nearest pixel of each."""
     k0, k1, y0, y1, placements, grid = unit.items
@@ -110,14 +134,9 @@ def read(field: Field, unit: Unit, config: Config) -> Placed:
         if low >= high:
             continue
         frame = read_frame(placement.header, config.input, rows=(low, high))
-        jy, jx, _, _ = nearest_pixels(placement.pixel_map, (y0, y1), (0, width), (height, width))
-        jy = jy - low
-        inside = (jy >= 0) & (jy < frame.flux.shape[0]) & (jx >= 0) & (jx < frame.flux.shape[1])
-        jy, jx = jy[inside], jx[inside]
-        for name, values in (("flux", frame.flux), ("error", frame.error), ("mask", frame.mask)):
-            placed[name][k][inside] = values[jy, jx]
-        if frame.dq is not None:
-            placed["dq"][k][inside] = frame.dq[jy, jx]
+        to, source = _nearest(placement.pixel_map, (y0, y1), (height, width), low, frame.shape)
+        for name, values in placed.items():
+            values[k][to] = getattr(frame, name)[source]
     return Placed(placed, (slice(k0, k1), slice(y0, y1), slice(0, width)), grid)
 
 
