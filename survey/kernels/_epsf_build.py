@@ -74,6 +74,7 @@ def fit_epsf(
     neighbours: int | None = None,
     smoothness: float = 3e-3,
     tolerance: float = 3e-4,
+    threads: int = 1,
 ) -> EPSFFit:
     """Effective PSF, stars and neighbours fitted in turn to stamps of stars at known phases.
 
@@ -102,6 +103,8 @@ def fit_epsf(
         the core.
     tolerance : float
         Change of the PSF in units of its peak at which it has converged.
+    threads : int
+        Stars fitted at a time; the result is the same to the last bit.
 
     Raises
     ------
@@ -121,7 +124,8 @@ def fit_epsf(
     for round_ in range(iterations):
         # bright neighbours first: the PSF must be known before its wings are told from faint ones
         faintest = max(FAINTEST, 0.2 * 0.5**round_)
-        stars = fit_stars(samples, stars, psf, neighbours=neighbours if round_ else 0, faintest=faintest)
+        near = neighbours if round_ else 0
+        stars = fit_stars(samples, stars, psf, neighbours=near, faintest=faintest, threads=threads)
         _demand_stars(stars, samples, oversampling)
         previous, psf = psf, _solve_psf(samples, stars, psf, oversampling, size, smoothness)
         stars, psf = _centred(stars, _grounded(psf))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -137,14 +138,27 @@ def model_samples(psf: EffectivePSF, samples: Samples, stars: Stars) -> Array:
 
 
 def fit_stars(
-    samples: Samples, stars: Stars, psf: EffectivePSF, *, neighbours: int, faintest: float = FAINTEST
+    samples: Samples,
+    stars: Stars,
+    psf: EffectivePSF,
+    *,
+    neighbours: int,
+    faintest: float = FAINTEST,
+    threads: int = 1,
 ) -> Stars:
     """Every star's flux, sky, position and neighbours for a given PSF; bad stars drop out."""
     state = stars._replace(neighbours=list(stars.neighbours))
     for name in ("flux", "sky", "shift_y", "shift_x", "crowding", "residual", "neighbour_light"):
         state = state._replace(**{name: getattr(stars, name).copy()})
-    for i in np.flatnonzero(stars.used):
-        _fit_star(samples, state, psf, int(i), neighbours, faintest)
+    psf.tables, psf.fwhm  # noqa: B018  (made once, not by every thread)
+    with ThreadPoolExecutor(threads) as pool:
+        # Each star writes its own places only: the result does not depend on who comes first.
+        fits = [
+            pool.submit(_fit_star, samples, state, psf, int(i), neighbours, faintest)
+            for i in np.flatnonzero(stars.used)
+        ]
+        for fit in fits:
+            fit.result()
     used = state.used & np.isfinite(state.flux) & (state.flux > 0)
     if used.sum() > 5:
         # one star of many that its neighbours, saturation or a change of brightness have spoilt

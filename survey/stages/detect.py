@@ -24,6 +24,8 @@ from survey.tiles import Tile
 
 # Largest stamp of the spatial filter the halo allows for.
 MAX_STAMP = 9
+# Distance in pixels of the pixels whose S/N says how wide its distribution is.
+SPREAD = 3
 # A tile with more peaks than this is no search result but a sign that the differences are wrong.
 MAX_PEAKS = 20000
 # Excess of the S/N's width over 1 that is put down to the model.
@@ -250,8 +252,12 @@ def apply(data: TileDifference, state: Search, config: Config) -> Output:
 
 
 def _robust_width(snr: NDArray[np.float32]) -> float:
-    """Width of the S/N's distribution from its quartiles: 1 on noise, events or not."""
-    known = snr[snr != 0]
+    """Width of the S/N's distribution from its quartiles: 1 on noise, events or not.
+
+    Of pixels `SPREAD` apart: those between say much the same again, and would take half of the search's time.
+    """
+    some = snr[:, ::SPREAD, ::SPREAD]
+    known = some[some != 0]
     if not known.size:
         return float("nan")
     low, high = np.percentile(known, [25, 75])

@@ -6,6 +6,7 @@ star's stamp sample the PSF finely (Anderson & King 2000, PASP 112, 1360, on sin
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,6 +174,8 @@ def build(stars: Stars, config: Config) -> EffectivePSF:
         star=np.tile(np.arange(n), phases**2),
         oversampling=settings.oversampling,
         size=settings.size,
+        # The field's one PSF is built while the workers wait for it.
+        threads=os.cpu_count() or 1,
     )
 
 

@@ -2,7 +2,8 @@
 
 Generator: ``simulate_field(size=1024, frames=192, seed=11, events=40, variables=10)``, 0.63 stars a pixel at
 FWHM 1.1 px, one phase a frame. Targets (issue 2, point 11): 3 minutes and 2 GiB a worker on two cores, two
-workers 1.8 times as fast as one on the compute-bound stages, scheduler's share at most 5 %.
+workers 1.8 times as fast as one on the compute-bound stages, scheduler's share at most 5 %. What two
+processes can reach is measured beside it: both spinning in registers, without memory or disk.
 """
 
 import json
@@ -10,6 +11,7 @@ import multiprocessing
 import time
 
 import pytest
+from numba import njit
 
 import survey.stages.registry  # noqa: F401  (a process must know every stage)
 from survey.config import Config
@@ -38,19 +40,28 @@ def two(frames, tmp_path_factory):
 
 
 class Clock:
-    """Progress that remembers when each stage began."""
+    """Progress that remembers when each stage began and its last unit came back."""
 
     def __init__(self):
-        self.began = {}
+        self.began, self.ended = {}, {}
 
     def start(self, stage, total, done):
         self.began.setdefault(stage, time.perf_counter())
 
     def advance(self, stage, report, failed=False):
-        pass
+        self.ended[stage] = time.perf_counter()
 
     def message(self, text):
         pass
+
+
+def covered(spans):
+    """Length of the union of intervals."""
+    total, reached = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(end - max(begin, reached), 0.0)
+        reached = max(reached, end)
+    return total
 
 
 class TimedRun:
@@ -65,14 +76,21 @@ class TimedRun:
         assert self.summary.ok, self.summary.failures
         self.path, self.workers = path, workers
         self.ingest = next(t for name, t in clock.began.items() if "refine" in name) - started
+        after = [(t, clock.ended[name]) for name, t in clock.began.items() if t >= started + self.ingest]
+        self.staged = covered(after)
         records = (path / "runs" / self.summary.run_id / "units.jsonl").read_text()
         self.units = [json.loads(line) for line in records.splitlines()]
 
     @property
-    def idle(self):
-        """Share of the workers' time after ingest in which they did no unit: scheduler, client, barriers."""
+    def scheduling(self):
+        """Share of the workers' time in stages in which they did no unit."""
         busy = sum(sum(unit["seconds"].values()) for unit in self.units)
-        return 1 - busy / (self.workers * (self.seconds - self.ingest))
+        return 1 - busy / (self.workers * self.staged)
+
+    @property
+    def alone(self):
+        """Seconds after ingest in which the client worked alone: the PSF, lists of events, the report."""
+        return self.seconds - self.ingest - self.staged
 
 
 def test_whole_run(two):
@@ -84,11 +102,12 @@ def test_whole_run(two):
         spent = [unit["seconds"] for unit in two.units if unit["stage"] == stage]
         parts = (f"{what} {sum(s[what] for s in spent):.1f}" for what in ("read", "compute", "write"))
         print(f"  {stage}: {', '.join(parts)} s on both")
-    print(f"  ingest {two.ingest:.0f} s; workers without work in the rest {two.idle:.1%}")
+    print(f"  ingest {two.ingest:.0f} s, stages {two.staged:.0f} s, the client alone {two.alone:.0f} s")
+    print(f"  in stages, workers without work {two.scheduling:.1%}")
     assert two.summary.events == 50
     assert two.seconds <= 180
     assert peak <= 2.0
-    assert two.idle <= 0.05
+    assert two.scheduling <= 0.05
 
 
 def test_one_worker(frames, two, tmp_path):
@@ -96,11 +115,11 @@ def test_one_worker(frames, two, tmp_path):
     print(f"\none worker {one.seconds:.0f} s, two {two.seconds:.0f} s: {one.seconds / two.seconds:.2f} times")
 
 
-def compute(path, stage, tile, barrier, seconds):
+def compute(barrier, seconds, number, path, stage):
     """Compute a tile again and again beside whoever else waits at the barrier."""
     field, config = Field.open(path), Config()
-    unit = Unit(field.tiles[tile].name, field.tiles[tile])
-    data = STAGES[stage].read(field, unit, config)
+    tile = field.tiles[5 + number]
+    data = STAGES[stage].read(field, Unit(tile.name, tile), config)
     STAGES[stage].apply(data, None, config)
     barrier.wait()
     started = time.perf_counter()
@@ -109,12 +128,28 @@ def compute(path, stage, tile, barrier, seconds):
     seconds.put(time.perf_counter() - started)
 
 
-def compute_seconds(path, stage, processes):
+def spin(barrier, seconds, number):
+    """Arithmetic in registers: what the processors give two processes at best."""
+    _count(10)
+    barrier.wait()
+    started = time.perf_counter()
+    _count(2_000_000_000)
+    seconds.put(time.perf_counter() - started)
+
+
+@njit
+def _count(steps):
+    value = 1
+    for _ in range(steps):
+        value = (value * 6364136223846793005 + 1442695040888963407) & 0x7FFFFFFFFFFFFFFF
+    return value
+
+
+def seconds_of(target, processes, *args):
+    """Longest time of so many processes that begin together; each gets its number before ``args``."""
     context = multiprocessing.get_context("spawn")
     barrier, seconds = context.Barrier(processes), context.Queue()
-    group = [
-        context.Process(target=compute, args=(path, stage, 5 + i, barrier, seconds)) for i in range(processes)
-    ]
+    group = [context.Process(target=target, args=(barrier, seconds, i, *args)) for i in range(processes)]
     for process in group:
         process.start()
     found = [seconds.get(timeout=300) for _ in group]
@@ -125,7 +160,9 @@ def compute_seconds(path, stage, processes):
 
 def test_two_processes_compute_as_fast_as_one(two):
     """The reference and its differences, the compute-bound stage, without disk, client and scheduler."""
-    alone, beside = (min(compute_seconds(two.path, "oversampled", n) for _ in range(2)) for n in (1, 2))
-    print(f"\noversampled, a tile in {alone / REPEATS:.2f} s alone, {beside / REPEATS:.2f} s beside another")
-    print(f"  two workers {2 * alone / beside:.2f} times as fast as one")
-    assert 2 * alone / beside >= 1.8
+    factors = {}
+    for name, target, args in (("spinning", spin, ()), ("oversampled", compute, (two.path, "oversampled"))):
+        alone, beside = (min(seconds_of(target, n, *args) for _ in range(2)) for n in (1, 2))
+        factors[name] = 2 * alone / beside
+        print(f"\n{name}: {alone:.2f} s alone, {beside:.2f} s beside another: {factors[name]:.2f} times")
+    assert factors["oversampled"] >= 1.8

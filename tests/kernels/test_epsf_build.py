@@ -76,6 +76,14 @@ def test_crowded_stars_give_fluxes_to_three_thousandths(rng):
     assert psf.fwhm == pytest.approx(TRUTH.fwhm, rel=0.01)
 
 
+def test_threads_change_no_bit(rng):
+    stamps, errors, oy, ox, star = star_stamps(rng, 8, 12, density=0.63)
+    one, three = (
+        build_epsf(stamps, errors, None, oy, ox, star=star, iterations=3, threads=n) for n in (1, 3)
+    )
+    np.testing.assert_array_equal(one.samples, three.samples)
+
+
 def test_positions_of_the_stars_come_out_centred(rng):
     stamps, errors, oy, ox, star = star_stamps(rng, 12, 20)
     fit = fit_epsf(stamps, errors, None, oy + 0.2, ox - 0.1, star=star, neighbours=0)
