@@ -148,6 +148,9 @@ def load_config(path: str | Path) -> Config:
     base = path.resolve().parent
     config.input.frames = [_absolute(base, p) for p in config.input.frames]
     for table, key in (
+        (config.input, "bias"),
+        (config.input, "dark"),
+        (config.input, "flat"),
         (config.psf, "file"),
         (config.photometry, "targets"),
         (config.registration, "catalog"),

@@ -57,6 +57,9 @@ ARRAYS: tuple[ArraySpec, ...] = (
     ArraySpec("frames", "psf_fwhm", ("time",), "float64", "pixel", "full width at half maximum of stars"),
     ArraySpec("frames", "elongation", ("time",), "float64", "", "median major / minor axis of stars"),
     ArraySpec("frames", "flags", ("time",), "int64", "", "quality bits, survey.kernels.registration"),
+    ArraySpec("pattern", "flux", _IMAGE, "float32", "counts", "what the detector adds to every frame alike"),
+    ArraySpec("pattern", "error", _IMAGE, "float32", "counts", "1-sigma error of flux, and excess scatter"),
+    ArraySpec("pattern", "mask", _IMAGE, "bool", "", "True = unstable pixel of the detector"),
     ArraySpec(
         "reference", "coefficients", ("y", "x", "ky", "kx"), "float32", "flux", "Legendre coefficients"
     ),

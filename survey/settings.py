@@ -55,6 +55,17 @@ class InputSettings(Settings):
     read_noise: float | None = Field(None, ge=0, description="electrons; overrides the keyword")
     saturation: float | None = Field(None, description="level at and above which a pixel is saturated")
     minimum: float | None = Field(None, description="level below which a pixel holds no data")
+    bias: str | None = Field(None, description="FITS image to subtract from the counts")
+    dark: str | None = Field(
+        None, description="FITS image to subtract, scaled to the exposure where bias is given"
+    )
+    flat: str | None = Field(None, description="FITS image to divide by; its median stands for 1")
+    pattern: bool = Field(
+        False,
+        description="subtract what the detector adds to every frame alike (hot pixels), measured from the "
+        "frames themselves; they must drift by many pixels",
+    )
+    pattern_frames: int = Field(128, ge=16, description="frames, over the whole time, that it is measured in")
     grow_saturated: int = Field(1, ge=0, description="pixels by which saturated areas are grown")
     band: str | None = Field(None, description="keep this band only")
     detector: str | None = Field(None, description="keep this detector only")

@@ -22,6 +22,8 @@ DQ_SATURATED = 1 << 26
 """Bit set in `Frame.dq` where a pixel is saturated or close to one that is."""
 DQ_NO_DATA = 1 << 27
 """Bit set in `Frame.dq` where there is no value: NaN, BLANK, outside the aperture."""
+DQ_UNCALIBRATED = 1 << 28
+"""Bit set in `Frame.dq` where calibration leaves no value: unstable, blind, without bias, dark or flat."""
 DQ_BAD_ERROR = 1 << 29
 """Bit set in `Frame.dq` where the error is zero, negative or not finite."""
 
@@ -148,7 +150,7 @@ class Frame:
     mask : bool array (y, x)
         True = bad.
     dq : uint32 array (y, x)
-        The file's bits, and `DQ_SATURATED`, `DQ_NO_DATA`, `DQ_BAD_ERROR`.
+        The file's bits, and `DQ_SATURATED`, `DQ_NO_DATA`, `DQ_UNCALIBRATED`, `DQ_BAD_ERROR`.
     rows : tuple of int
         Rows [start, stop) of the frame's pixels that are held here.
     time : float
@@ -184,7 +186,12 @@ class Frame:
 
 @dataclass
 class Planes:
-    """Pixels as a file gives them: values in float32, error as 1-sigma or none, bits or none."""
+    """Pixels as a file gives them: values in float32, error as 1-sigma or none, bits or none.
+
+    Calibration puts its values in the place of ``flux`` and keeps what limits and errors are taken from:
+    ``counts`` as read, ``photons`` (counts less bias), ``flat``, the ``pattern_error`` of each pixel and
+    the ``usual_error`` of most, and which pixels are ``uncalibrated``.
+    """
 
     flux: NDArray[np.float32]
     error: NDArray[np.float32] | None
@@ -192,6 +199,12 @@ class Planes:
     bad_bits: int = 0xFFFFFFFF
     outside: NDArray[np.bool_] | None = None
     saturated_bits: int = 0
+    counts: NDArray[np.float32] | None = None
+    photons: NDArray[np.float32] | None = None
+    flat: NDArray[np.float32] | None = None
+    pattern_error: NDArray[np.float32] | None = None
+    usual_error: float = 0.0
+    uncalibrated: NDArray[np.bool_] | None = None
 
 
 def parse_wcs(text: str) -> WCS:

@@ -12,6 +12,7 @@ from survey.io._frame import (
     DQ_BAD_ERROR,
     DQ_NO_DATA,
     DQ_SATURATED,
+    DQ_UNCALIBRATED,
     Frame,
     FrameError,
     FrameHeader,
@@ -23,6 +24,7 @@ from survey.kernels.masks import grow_square
 Window = tuple[int, int]
 SAMPLED_PIXELS = 1 << 22
 _STRIP = 64
+_UNUSABLE = DQ_SATURATED | DQ_NO_DATA | DQ_UNCALIBRATED
 _NEGATIVE = 0.01  # more pixels than this below -3 read noises: the sky was subtracted
 
 
@@ -46,11 +48,16 @@ def build_frame(
     core = slice(y0 - top, y1 - top)
     dq = _bits(header, planes, grow, settings.minimum)[core]
     flux = planes.flux[core]
-    bad = (dq & np.uint32(planes.bad_bits | DQ_SATURATED | DQ_NO_DATA)) != 0
+    bad = (dq & np.uint32(planes.bad_bits | _UNUSABLE)) != 0
     if planes.error is None:
-        error, source = make_error(header, flux, settings, noise)
+        photons, flat = (None if p is None else p[core] for p in (planes.photons, planes.flat))
+        error, source = make_error(header, flux, settings, noise, photons, flat)
     else:
         error, source = planes.error[core], "plane"
+    if planes.pattern_error is not None:
+        # the scatter of a frame's own sky holds the usual share of it already
+        known = planes.usual_error**2 if source == "measured" else 0.0
+        error = np.sqrt(np.maximum(error**2 + planes.pattern_error[core] ** 2 - known, 0.25 * error**2))
     usable = np.isfinite(error) & (error > 0)
     dq[~usable] |= np.uint32(DQ_BAD_ERROR)
     mask = bad | ~usable
@@ -71,25 +78,32 @@ def build_frame(
 
 def _bits(header: FrameHeader, planes: Planes, grow: int, minimum: float | None) -> NDArray[np.uint32]:
     dq = np.zeros(planes.flux.shape, np.uint32) if planes.dq is None else planes.dq.copy()
-    no_data = ~np.isfinite(planes.flux)
+    counts = planes.flux if planes.counts is None else planes.counts
+    no_data = ~np.isfinite(counts)
     if planes.outside is not None:
         no_data |= planes.outside
     if minimum is not None:
-        no_data |= planes.flux < minimum
+        no_data |= counts < minimum
     saturated = (dq & np.uint32(planes.saturated_bits)) != 0
     if header.saturation is not None:
-        saturated |= planes.flux >= header.saturation
+        saturated |= counts >= header.saturation
     if saturated.any():
         saturated = grow_square(saturated, grow)
     dq[no_data] |= np.uint32(DQ_NO_DATA)
     dq[saturated] |= np.uint32(DQ_SATURATED)
+    if planes.uncalibrated is not None:
+        dq[planes.uncalibrated] |= np.uint32(DQ_UNCALIBRATED)
     return dq
 
 
 def _why_all_bad(dq: NDArray[np.uint32], planes: Planes) -> str:
     if not np.isfinite(planes.flux).any():
         return "every pixel is NaN"
-    for bit, words in ((DQ_NO_DATA, "has no value"), (DQ_SATURATED, "is saturated")):
+    for bit, words in (
+        (DQ_NO_DATA, "has no value"),
+        (DQ_SATURATED, "is saturated"),
+        (DQ_UNCALIBRATED, "has no calibration in [input] bias, dark, flat or pattern"),
+    ):
         if (dq & np.uint32(bit)).all():
             return f"every pixel {words}"
     if (dq & np.uint32(DQ_BAD_ERROR)).all():
@@ -102,11 +116,14 @@ def make_error(
     flux: NDArray[np.float32],
     settings: InputSettings,
     noise: Callable[[], Background | None],
+    photons: NDArray[np.float32] | None = None,
+    flat: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float32], str]:
     """1-sigma error where the file gives none, and where it came from: ``"model"`` or ``"measured"``.
 
     The model is ``sqrt((read_noise / gain)^2 + max(flux, 0) / gain)``; measured is the scatter of the
-    sky in the frame, and the photon noise of what stands above it where the gain is known.
+    sky in the frame, and the photon noise of what stands above it where the gain is known. Of calibrated
+    frames the model takes the counts less bias, ``photons``, and divides by the ``flat``.
     """
     gain, read_noise = header.gain, header.read_noise
     if settings.noise == "model" and (gain is None or read_noise is None):
@@ -119,7 +136,8 @@ def make_error(
     background = noise()
     if background is None:
         assert gain is not None
-        return _in_blocks(flux, 0.0, gain, read_noise), "model"
+        error = _in_blocks(flux if photons is None else photons, 0.0, gain, read_noise)
+        return error if flat is None else error / flat, "model"
     if not background.rms > 0:
         raise FrameError(
             header.source.path,
@@ -181,7 +199,7 @@ def _sample(
     images, masks = [], []
     for window in windows:
         planes = read(window)
-        bits = _bits(header, planes, 0, None) & np.uint32(planes.bad_bits | DQ_SATURATED | DQ_NO_DATA)
+        bits = _bits(header, planes, 0, None) & np.uint32(planes.bad_bits | _UNUSABLE)
         images.append(planes.flux)
         masks.append(bits != 0)
     return np.concatenate(images), np.concatenate(masks)

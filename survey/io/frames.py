@@ -1,8 +1,8 @@
 """Frames in, whatever file they come from.
 
 `find_frames` lists them, `scan_file` reads the headers of one file (cheap, pure, one task a file),
-`combine_scans` decides which frames make a field, `read_frame` reads pixels. Input is calibrated imaging:
-bias, dark and flat are done elsewhere.
+`combine_scans` decides which frames make a field, `read_frame` reads pixels, and calibrates them where bias,
+dark, flat or the field's pattern are given.
 
 Examples
 --------
@@ -28,6 +28,7 @@ from survey.io._frame import (
     DQ_BAD_ERROR,
     DQ_NO_DATA,
     DQ_SATURATED,
+    DQ_UNCALIBRATED,
     Frame,
     FrameError,
     FrameHeader,
@@ -39,12 +40,15 @@ from survey.io._frame import (
 )
 from survey.io._planes import build_frame, measure_sky
 from survey.io._scan import FileScan, FrameSetError, Rejected, Scan, combine_scans
+from survey.io.calibration import calibrate
 from survey.kernels.background import Background
+from survey.kernels.pattern import Pattern
 
 __all__ = [
     "DQ_BAD_ERROR",
     "DQ_NO_DATA",
     "DQ_SATURATED",
+    "DQ_UNCALIBRATED",
     "FileScan",
     "Frame",
     "FrameError",
@@ -108,6 +112,7 @@ def read_frame(
     source: FrameSource | FrameHeader | str | Path,
     settings: InputSettings | None = None,
     rows: tuple[int, int] | None = None,
+    pattern: Pattern | None = None,
 ) -> Frame:
     """Read one frame, or a band of its rows.
 
@@ -120,6 +125,8 @@ def read_frame(
         Rows of the frame (after the cutout) to read. Plain and tile-compressed FITS are read in part;
         values are the same as those of the whole frame, except that a frame without any good pixel is
         refused only when read whole.
+    pattern : Pattern, optional
+        What the detector adds to every frame, to be taken off.
 
     Returns
     -------
@@ -133,12 +140,13 @@ def read_frame(
     settings = settings or InputSettings()
     header = source if isinstance(source, FrameHeader) else read_header(source, settings)
 
-    with _Reader(header, settings) as read:
+    with _Reader(header, settings, pattern) as read:
 
         def noise() -> Background | None:
             if rows is None:
                 return measure_sky(header, read, settings)
-            return _sky(header, Path(header.source.path).stat().st_mtime_ns, settings.model_dump_json())
+            changed = Path(header.source.path).stat().st_mtime_ns
+            return _sky(header, changed, settings.model_dump_json(), pattern)
 
         return build_frame(header, read, settings, rows, noise)
 
@@ -146,8 +154,8 @@ def read_frame(
 class _Reader:
     """Context that gives ``read(rows) -> Planes`` of one frame, with its file open meanwhile."""
 
-    def __init__(self, header: FrameHeader, settings: InputSettings) -> None:
-        self.header, self.settings = header, settings
+    def __init__(self, header: FrameHeader, settings: InputSettings, pattern: Pattern | None) -> None:
+        self.header, self.settings, self.pattern = header, settings, pattern
         self.path, self.index = header.source.path, header.source.index
         self.last_rows: tuple[int, int] | None = None
 
@@ -170,7 +178,9 @@ class _Reader:
 
     def __call__(self, rows: tuple[int, int]) -> Planes:
         if rows != self.last_rows:  # the sky and the frame itself often ask for the same
-            self.last_rows, self.last = rows, self._read(rows)
+            planes = self._read(rows)
+            self.last_rows = rows
+            self.last = calibrate(planes, self.header, self.settings, rows, self.pattern)
         return self.last
 
     def _read(self, rows: tuple[int, int]) -> Planes:
@@ -242,8 +252,8 @@ def _only(found: FileScan, indices: set[int] | None) -> FileScan:
 
 
 @lru_cache(maxsize=1024)
-def _sky(header: FrameHeader, mtime: int, settings_json: str) -> Background | None:
+def _sky(header: FrameHeader, mtime: int, settings_json: str, pattern: Pattern | None) -> Background | None:
     """The sky of a frame read in bands of rows, measured once."""
     settings = InputSettings.model_validate_json(settings_json)
-    with _Reader(header, settings) as read:
+    with _Reader(header, settings, pattern) as read:
         return measure_sky(header, read, settings)

@@ -35,6 +35,9 @@ class Executor(Protocol):
     def submit(self, function: Callable[..., Any], *args: Any, name: str) -> Any:
         """Start a call."""
 
+    def share(self, value: Any) -> Any:
+        """What stands for a large value among the arguments of many calls."""
+
     def watch(self, call: Any) -> None:
         """Have `ended` report the call."""
 
@@ -93,6 +96,10 @@ class InlineExecutor:
         except Exception as error:
             return _Call(error=error)
 
+    def share(self, value: Any) -> Any:
+        """The value itself."""
+        return value
+
     def watch(self, call: _Call) -> None:
         """It has ended already."""
         self._ended.append(call)
@@ -132,6 +139,10 @@ class DaskExecutor:
     def submit(self, function: Callable[..., Any], *args: Any, name: str) -> distributed.Future:
         """Submit under a name of its own: two runs never share a task."""
         return self.client.submit(function, *args, key=f"{name}-{os.urandom(4).hex()}", pure=False)
+
+    def share(self, value: Any) -> distributed.Future:
+        """On every worker, so that the loss of one loses nothing."""
+        return self.client.scatter(value, broadcast=True, hash=False)
 
     def watch(self, call: distributed.Future) -> None:
         """Have the future put itself into the queue."""

@@ -18,6 +18,7 @@ from survey.io.store import Field, holds_frames, is_field
 from survey.run.allocator import kept_memory
 from survey.run.engine import Engine, Failure, Progress, Silent, stage_key
 from survey.run.executor import Executor
+from survey.run.pattern import FieldPattern
 from survey.run.record import new_run_id
 from survey.stages import frame_table, place, register
 from survey.stages.calibrated import Grid
@@ -112,6 +113,8 @@ def ingest(
         If no frame is usable, or with ``strict`` if one is not.
     FieldBusyError
         If another ingest writes the field, or has added frames since this one began.
+    PatternError
+        If the frames do not fit the field's pattern, or hold none.
     """
     progress = progress or Silent()
     exists = holds_frames(path)
@@ -129,7 +132,15 @@ def ingest(
         rejected=[(r.source.path, r.reason) for r in found.rejected], warnings=list(found.warnings)
     )
     measures = []
-    results = map_calls(executor, measure_frame, found.headers, progress, "measure", config)
+    pattern = FieldPattern(
+        path,
+        found.headers,
+        config,
+        lambda function, items, *args: map_calls(executor, function, items, progress, "pattern", *args),
+        old=exists,
+    )
+    shared = pattern.share(executor)
+    results = map_calls(executor, measure_frame, found.headers, progress, "measure", config, shared)
     for header, result in zip(found.headers, results, strict=True):
         if isinstance(result, BaseException):
             summary.rejected.append((header.source.path, str(result)))
@@ -150,11 +161,13 @@ def ingest(
         reasons = "; ".join(reason for _, reason in summary.rejected[:5])
         raise IngestError(f"none of the {len(files)} files gave a usable frame: {reasons}")
     assert reference is not None
+    pattern.check(new, reference.header.shape)
     headers = frame_table.stored_headers(new)
     # A field has the reference of whoever holds the lease when it is made.
     with Field(locate(path)).lease("images", run_id):
         _check_unchanged(path, old)
         target = _open_or_create(path, config, reference, new.sizes["time"])
+        pattern.keep(target)
         _place(target, config, executor, progress, old, new, headers, summary, run_id)
         if not exists:
             target.write_table("stars", frame_table.star_table(reference))

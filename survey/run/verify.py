@@ -21,7 +21,7 @@ from survey.run.upkeep import all_leases, ledgers
 from survey.stages import frame_table, place
 from survey.stages.template_records import template_records
 
-TABLES = ("frames", "stars", "registration", "psf")
+TABLES = ("frames", "stars", "pattern", "registration", "psf")
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _repair(target: Field, found: Verification) -> None:
     if placed:
         # Whether they were made before or after the damage nobody knows.
         for name in ledgers(target):
-            if name != "place" and not name.startswith("template."):
+            if name not in ("place", "pattern") and not name.startswith("template."):
                 wanted[name] = set(target.ledger(name).records)
     for name, units in wanted.items():
         target.ledger(name).invalidate(sorted(units))

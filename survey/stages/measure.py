@@ -11,6 +11,7 @@ from survey.config import Config
 from survey.io.frames import FrameError, FrameHeader, read_frame
 from survey.kernels.aperture import aperture_flux
 from survey.kernels.background import measure_background
+from survey.kernels.pattern import Pattern
 from survey.kernels.stars import StarList, find_stars, psf_width
 
 # Apertures for the photometric scale in pixels, the sky ring beyond them, and how many FWHM one must hold.
@@ -43,8 +44,8 @@ class FrameMeasure:
         return self.header.frame_id
 
 
-def measure_frame(header: FrameHeader, config: Config) -> FrameMeasure:
-    """Read a frame and measure its stars, sky and PSF width.
+def measure_frame(header: FrameHeader, config: Config, pattern: Pattern | None = None) -> FrameMeasure:
+    """Read a frame, less the detector's pattern, and measure its stars, sky and PSF width.
 
     Raises
     ------
@@ -53,7 +54,7 @@ def measure_frame(header: FrameHeader, config: Config) -> FrameMeasure:
     """
     surface = config.calibrate.background == "surface"
     rows, columns = _measured_window(header, config)
-    frame = read_frame(header, config.input, rows=None if surface else rows)
+    frame = read_frame(header, config.input, None if surface else rows, pattern)
     cut = (slice(*rows) if surface else slice(None), slice(*columns))
     flux = np.ascontiguousarray(frame.flux[cut])
     error = np.ascontiguousarray(frame.error[cut])

@@ -10,10 +10,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from survey.config import Config
+from survey.io.calibration import calibration_identity
 from survey.io.frames import FrameHeader, read_frame
 from survey.io.store import Field
 from survey.kernels.pixelmap import PixelMap, nearest_pixels
 from survey.stages.calibrated import Grid, frame_map
+from survey.stages.pattern import pattern_key, stored_pattern
 from survey.stages.protocol import Outlook, Output, Stage, Unit
 
 # Bytes of a placed sample (flux, error, dq, mask) and how much of a worker's budget a block may fill.
@@ -47,6 +49,7 @@ def place_units(
     rows = int(budget / (SAMPLE_BYTES * field.time_block * width)) // field.tile_size * field.tile_size
     rows = max(field.tile_size, rows)
     units = []
+    own = pattern_key(field)
     block = field.time_block
     total = frames.sizes["time"]
     for first in range(start // block * block, total, block):
@@ -58,7 +61,7 @@ def place_units(
         for y0 in range(0, height, rows):
             y1 = min(y0 + rows, height)
             name = f"{prefix(grid)}epochs-{k0:06d}-{k1:06d}-rows-{y0:05d}"
-            units.append(Unit(name, None, (k0, k1, y0, y1, placements, grid)))
+            units.append(Unit(name, None, (k0, k1, y0, y1, placements, grid, own)))
     return units
 
 
@@ -73,7 +76,13 @@ def unit_identity(unit: Unit) -> list[Any]:
     for placement in unit.items[4]:
         m = placement.pixel_map
         rows.append([placement.header.fingerprint, m.coefficients.tolist(), list(m.center), m.scale])
-    return rows
+    return rows if unit.items[6] is None else [*rows, unit.items[6]]
+
+
+def settings(config: Config) -> Any:
+    """How frames are read, and what is in the files that they are calibrated with."""
+    files = calibration_identity(config.input)
+    return {**config.input.model_dump(mode="json"), "calibration": files} if files else config.input
 
 
 def _detector_rows(pixel_map: PixelMap, y0: int, y1: int, width: int) -> tuple[int, int]:
@@ -118,7 +127,8 @@ def _nearest(
 
 def read(field: Field, unit: Unit, config: Config) -> Placed:
     """Read the unit's frames one by one and take the nearest pixel of each."""
-    k0, k1, y0, y1, placements, grid = unit.items
+    k0, k1, y0, y1, placements, grid, own = unit.items
+    pattern = None if own is None else stored_pattern(field)
     height, width = field.shape
     size = (k1 - k0, y1 - y0, width)
     placed: dict[str, NDArray[Any]] = {
@@ -133,7 +143,7 @@ def read(field: Field, unit: Unit, config: Config) -> Placed:
         low, high = max(low, 0), min(high, detector_height)
         if low >= high:
             continue
-        frame = read_frame(placement.header, config.input, rows=(low, high))
+        frame = read_frame(placement.header, config.input, (low, high), pattern)
         to, source = _nearest(placement.pixel_map, (y0, y1), (height, width), low, frame.shape)
         for name, values in placed.items():
             values[k][to] = getattr(frame, name)[source]
@@ -158,6 +168,4 @@ def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
     return BYTES["sample"] * (k1 - k0) * (y1 - y0) * width + BYTES["least"]
 
 
-STAGE = Stage(
-    "place", 1, lambda config: config.input, lambda field, config: [], read, apply=apply, memory=memory
-)
+STAGE = Stage("place", 1, settings, lambda field, config: [], read, apply=apply, memory=memory)
