@@ -101,7 +101,15 @@ ARRAYS: tuple[ArraySpec, ...] = (
         float("nan"),
     ),
     ArraySpec(
-        "variability/<method>", "deviation", _IMAGE, "float32", "", "mean |difference| / photon error in time"
+        "variability/<method>",
+        "deviation",
+        _IMAGE,
+        "float32",
+        "",
+        "mean |difference| / photon error of the first epochs",
+    ),
+    ArraySpec(
+        "variability/<method>", "excluded", _IMAGE, "bool", "", "True = variable, predicts no other pixel"
     ),
     ArraySpec("search/<method>", "significance", _IMAGE, "float32", "", "S/N of the largest |S/N| in time"),
     ArraySpec("search/<method>", "scale_index", _IMAGE, "int16", "", "its time scale", -1),

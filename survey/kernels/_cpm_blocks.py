@@ -16,6 +16,8 @@ Block = tuple[tuple[int, int], tuple[int, int]]
 
 # Ridges that cross-validation tries, in units of n_predictors x (target variance).
 RIDGE_GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
+# Blocks on which the ridge is cross-validated.
+_CV_BLOCKS, _CV_PIXELS = 4, 128
 
 
 def lattice_blocks(shape, target, block: int, origin: tuple[int, int]):
@@ -54,6 +56,36 @@ def check_predicted(tile: Tile, used: NDArray[np.int64], blocks: list[Block]) ->
             f"no pixel may predict the block at rows {rows}, columns {columns} of a {tile.series.shape} "
             "tile; lower exclusion or row_column_exclusion, or give a larger halo"
         )
+
+
+def counts_of(n_predictors: int | Sequence[int]) -> list[int]:
+    """Numbers of predictors to choose from."""
+    return [n_predictors] if isinstance(n_predictors, int | np.integer) else [int(n) for n in n_predictors]
+
+
+def choose(
+    tile: Tile, blocks: list[Block], counts: list[int], ridge: float | None, block: int
+) -> tuple[int, float]:
+    """Number of predictors and ridge: as given, else the best on a few blocks."""
+    if ridge is not None and len(counts) == 1:
+        return counts[0], float(ridge)
+    sample = spread(blocks, max(_CV_PIXELS // block**2, _CV_BLOCKS))
+    totals = summed(block_scores(tile, sample, counts))
+    return best(totals, counts, ridge) or (counts[-1], ridge or 1.0)
+
+
+def lattice_scores(
+    tile: Tile, target, block: int, origin: tuple[int, int], lattice: int, counts: Sequence[int]
+) -> Array:
+    """Sums of scores of every ``lattice``-th block along both axes that begins in the target window."""
+    ys, xs, blocks = lattice_blocks(tile.series.shape, target, block, origin)
+    chosen = [
+        (rows, columns)
+        for rows, columns in blocks
+        if rows[0] >= ys[0] and columns[0] >= xs[0]
+        and not ((rows[0] + origin[0]) // block % lattice or (columns[0] + origin[1]) // block % lattice)
+    ]  # fmt: skip
+    return summed(block_scores(tile, chosen, counts))
 
 
 def spread(blocks: list[Block], count: int) -> list[Block]:

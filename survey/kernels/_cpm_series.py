@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from survey.kernels._cpm_fill import fill
+from survey.kernels._held_out import as_slice
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -115,16 +116,20 @@ def _pieces(count: int) -> list[slice]:
 
 def _medians(values: Array, with_data: Mask, train: NDArray[np.int64]) -> Array:
     """Median of every pixel over the training epochs; 0 where it has no data."""
-    found = np.zeros(len(values))
+    found, epochs = np.zeros(len(values)), as_slice(train)
     for some in _pieces(len(values)):
-        at = np.nonzero(with_data[some])[0] + some.start
-        found[at] = _row_medians(values[at] if len(train) == values.shape[1] else values[np.ix_(at, train)])
+        known = with_data[some]
+        at = np.nonzero(known)[0] + some.start
+        found[at] = _row_medians(values[some][:, epochs] if known.all() else values[at][:, epochs])
     return found
 
 
 def _row_medians(values: Array) -> Array:
-    """Medians along rows without the NaN; the common case has none and is ten times faster."""
-    return np.nanmedian(values, axis=1) if np.isnan(values).any() else np.median(values, axis=1)
+    """Medians along rows without the NaN, which sorting leaves at the end; it is faster than selecting."""
+    values = np.sort(values, axis=1)
+    seen = values.shape[1] - np.isnan(values).sum(1)
+    every = np.arange(len(values))
+    return np.asarray((values[every, (seen - 1) // 2] + values[every, seen // 2]) / 2)
 
 
 def _epoch_errors(noise: Array, typical: Array, with_data: Mask) -> Array:

@@ -10,7 +10,7 @@ from scipy.linalg import eigh
 
 from survey.kernels._cpm_series import Series
 from survey.kernels._held_out import fill_missing, held_out, in_sample
-from survey.kernels._ridge import ResidualMatrix, residual_matrix
+from survey.kernels._ridge import Fitted, ResidualMatrix, Solution, residual_matrix, solution
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -75,6 +75,41 @@ class Rest:
     there: Mask | None
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """Of some epochs of a block's targets, in the series' units; NaN where unknown.
+
+    Attributes
+    ----------
+    value, variance : arrays (epochs, targets)
+        The variance is the residual's.
+    leverage : array (epochs,), optional
+        Weight of an epoch in its own prediction; None where nothing predicts itself.
+    """
+
+    value: Array
+    variance: Array
+    leverage: Array | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A block's factorisation, residuals and coefficients.
+
+    ``turn`` (predictors, components) makes principal components of predictors.
+    """
+
+    r: Solution
+    fitted: Fitted
+    turn: Array | None
+
+    @property
+    def coefficients(self) -> Array:
+        """Of the predictors themselves, (predictors, targets)."""
+        a = self.fitted.coefficients
+        return a if self.turn is None else self.turn @ a
+
+
 def principal(x: Array, free: Array, components: int, gram: Array | None = None) -> Array:
     """Weights (predictors, components) of the leading principal components, free of the free columns."""
     mean = x @ np.linalg.qr(free)[0]
@@ -83,53 +118,91 @@ def principal(x: Array, free: Array, components: int, gram: Array | None = None)
     return np.asarray(eigh(centred, subset_by_index=[max(n - components, 0), n - 1])[1])
 
 
-def predict(series: Series, design: Design, rest: Rest) -> tuple[Array, Array]:
-    """Prediction and variance of the residual (time, targets), in the series' units; NaN where unknown."""
-    d = design
-    x, gram, product, turn = d.x, d.gram, d.product, None
-    if d.components is not None and d.components < len(x):
-        turn = principal(x, d.free, d.components, gram)
-        x, gram, product = turn.T @ x, None, None
+def _inputs(d: Design) -> tuple[Array, Array | None, Array | None, Array | None]:
+    """Predictors or their components, products that are known, and what makes components."""
+    if d.components is None or d.components >= len(d.x):
+        return d.x, d.gram, d.product, None
+    turn = principal(d.x, d.free, d.components, d.gram)
+    return turn.T @ d.x, None, None, turn
+
+
+def predict(series: Series, d: Design, rest: Rest) -> Prediction:
+    """All epochs: those trained on without their folds, or as the fit saw them, and the rest.
+
+    Each target's own missing samples do not enter its fit.
+    """
+    x, gram, product, turn = _inputs(d)
     r = residual_matrix(x, d.free, d.ridge, gram)
     missing = series.bad[d.targets][:, d.train].T
     y = fill_missing(r, d.y, missing)
-    fitted = r.fit(y, product if y is d.y else None)
-    residuals = held_out(r, fitted.residual, missing, d.folds) if d.held_out else None
-    left, inflation = residuals or in_sample(r, fitted.residual, d.folds)
-    a = fitted.coefficients if turn is None else turn @ fitted.coefficients
-
-    error = d.error[:, None]
-    prediction = np.full((len(d.error), len(d.targets)), np.nan)
+    f = Fit(r, r.fit(y, product if y is d.y else None), turn)
+    value = np.full((len(d.error), len(d.targets)), np.nan)
+    if d.held_out:
+        (left, inflation), seen = held_out(r, f.fitted.residual, missing, d.folds), None
+    else:
+        left, inflation, seen = in_sample(r, f.fitted.residual, d.folds)
     spread = np.ones((len(d.error), inflation.shape[1]))
-    prediction[d.train] = (y - left) * error[d.train]
-    spread[d.train] = inflation
-    extra: Array | float = 0.0
+    value[d.train], spread[d.train] = (y - left) * d.error[d.train, None], inflation
+    others: Array | float = 0.0
     if len(rest.epochs):
-        values = series.values[d.predictors][:, rest.epochs]
-        if rest.there is not None and not rest.there.all():
-            whole = r if turn is None else residual_matrix(d.x, d.free, d.ridge, d.gram)
-            values, extra = bridge(whole, d, values, rest, a)
-        prediction[rest.epochs] = values.T @ a + d.basis[rest.epochs] @ fitted.free
-        spread[rest.epochs] = np.median(inflation, axis=0)
+        value[rest.epochs], spread[rest.epochs], others = _predict_rest(series, d, rest, f)
+    variance = _variance(series, d, f, slice(None), spread)
+    variance[rest.epochs] += others
+    leverage = None
+    if seen is not None:
+        leverage = np.zeros(len(d.error))
+        leverage[d.train] = seen
+    return Prediction(value, variance, leverage)
+
+
+def predict_rest(series: Series, d: Design, rest: Rest) -> Prediction:
+    """The rest's epochs alone: no fold is held out, nothing is worked out for the epochs trained on."""
+    x, gram, product, turn = _inputs(d)
+    missing = series.bad[d.targets][:, d.train].T
+    if missing.any():
+        r = residual_matrix(x, d.free, d.ridge, gram)
+        f = Fit(r, r.fit(fill_missing(r, d.y, missing)), turn)
+    else:
+        alone = solution(x, d.free, d.ridge, gram)
+        f = Fit(alone, alone.fit(d.y, product), turn)
+    value, spread, others = _predict_rest(series, d, rest, f)
+    return Prediction(value, _variance(series, d, f, rest.epochs, spread) + others)
+
+
+def _predict_rest(series: Series, d: Design, rest: Rest, f: Fit) -> tuple[Array, Array, Array | float]:
+    """Prediction of epochs not trained on, the variance it brings with it in units of the noise plus 1, and
+    what gaps of predictors add."""
+    values = series.values[np.ix_(d.predictors, rest.epochs)]
+    others: Array | float = 0.0
+    if rest.there is not None and not rest.there.all():
+        whole = residual_matrix(d.x, d.free, d.ridge, d.gram)
+        values, others = bridge(whole, d, values, rest, f.coefficients)
+    predicted = values.T @ f.coefficients + d.basis[rest.epochs] @ f.fitted.free
+    error = d.error[rest.epochs]
+    x = (values if f.turn is None else f.turn.T @ values) / error
+    spread = 1 + f.r.new_variance(x, d.basis[rest.epochs] / error[:, None])
+    return predicted, spread[:, None], others
+
+
+def _variance(series: Series, d: Design, f: Fit, epochs: Index | slice, spread: Array) -> Array:
+    """Variance of residuals: photon noise, and what noise in fit and predictors does to the prediction."""
+    error = d.error[epochs, None]
     typical = series.typical[d.targets] ** 2
-    noise = series.noise[d.targets].T
+    noise = series.noise[d.targets][:, epochs].T
     variance = error**2 * (spread - 1) * typical
-    variance += np.where(series.bad[d.targets].T, typical * error**2, noise * noise)
-    brought = _predictor_noise(series, d.predictors, a)
+    variance += np.where(series.bad[d.targets][:, epochs].T, typical * error**2, noise * noise)
+    brought = _predictor_noise(series, d.predictors, f.coefficients, epochs)
     # a fit that saw an epoch has taken up its share of that as well
-    variance += brought if d.held_out else brought * spread
-    if len(rest.epochs):
-        variance[rest.epochs] += extra
-    return prediction, variance
+    return np.asarray(variance + (brought if d.held_out else brought * np.minimum(spread, 1)))
 
 
-def _predictor_noise(series: Series, predictors: Index, a: Array) -> Array:
-    """Variance (time, targets) that the predictors' own noise brings into the prediction."""
+def _predictor_noise(series: Series, predictors: Index, a: Array, epochs: Index | slice) -> Array:
+    """Variance (epochs, targets) that the predictors' own noise brings into the prediction."""
     squares, even = a**2, series.even[predictors]
-    noise = series.epoch_error[:, None] ** 2 * (series.typical[predictors[even]] ** 2 @ squares[even])
+    noise = series.epoch_error[epochs, None] ** 2 * (series.typical[predictors[even]] ** 2 @ squares[even])
     if not even.all():
         # errors need no more than single precision
-        noise += (series.noise[predictors[~even]] ** 2).T @ squares[~even].astype(np.float32)
+        noise += (series.noise[predictors[~even]][:, epochs] ** 2).T @ squares[~even].astype(np.float32)
     return noise
 
 

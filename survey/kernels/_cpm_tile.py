@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from survey.kernels._cpm_folds import held_out_squares
 from survey.kernels._cpm_series import Series
 from survey.kernels._cpm_single import legendre_in_time
-from survey.kernels._cpm_solve import Design, Rest, predict, principal
+from survey.kernels._cpm_solve import Design, Prediction, Rest, predict, predict_rest, principal
+from survey.kernels._held_out import as_slice
 from survey.kernels._predictors import Choice, allowed_predictors, choose_predictors
 
 Array = NDArray[np.float64]
@@ -47,15 +48,43 @@ class Model:
     farthest: float = np.inf
 
 
+@dataclass(frozen=True)
+class BlockFit:
+    """What is known of a block's targets, (epochs, targets), in flux units; NaN where unknown.
+
+    Attributes
+    ----------
+    prediction, variance : arrays
+        The variance is the residual's.
+    leverage : array
+        Weight of a sample in its own prediction.
+    used : int
+        Number of predictors.
+    kept_out : bool array (epochs,)
+        Epochs kept out of this block's fit; held out in turn, or later than all that trained, is not meant.
+    """
+
+    prediction: Array
+    variance: Array
+    leverage: Array
+    used: int
+    kept_out: Mask
+
+
 @dataclass
 class Tile:
-    """Series of a tile's pixels, and what its blocks share."""
+    """Series of a tile's pixels, and what its blocks share.
+
+    With ``start`` only epochs from there on are predicted, none of which is in ``train``.
+    """
 
     series: Series
     model: Model
     train: Index  # epochs
     time: Array  # (time,)
     n_blocks: int = 1  # that will be predicted: whether one normal matrix for all pays
+    start: int = 0
+    left_out: Index = field(default_factory=lambda: np.zeros(0, np.int64))  # epochs kept out of every fit
 
     @cached_property
     def folds(self) -> list[Index]:
@@ -70,10 +99,11 @@ class Tile:
     @cached_property
     def whitened(self) -> Array:
         """Series in the training epochs over those epochs' errors, (pixels, train)."""
-        values, error = self.series.values, self.series.epoch_error
-        if len(self.train) == values.shape[1]:
-            return values if (error == 1).all() else values / error
-        return np.ascontiguousarray(values[:, self.train] / error[self.train])
+        values, at = self.series.values, as_slice(self.train)
+        error = self.series.epoch_error[at]
+        if len(error) == values.shape[1] and (error == 1).all():
+            return values
+        return np.asarray(values[:, at] / error)
 
     @cached_property
     def gram(self) -> Array:
@@ -161,32 +191,46 @@ class Tile:
         found[:, alive] = np.where(varies, squares, np.nan)
         return found
 
-    def predict(self, rows, columns, n: int, factor: float) -> tuple[Array, Array, int]:
-        """Prediction and variance (time, targets) in flux units, and the number of predictors."""
+    def predict(self, rows, columns, n: int, factor: float) -> BlockFit:
+        """The block's epochs from ``start`` on."""
         series, pixels = self.series, self.pixels(rows, columns)
-        prediction, variance = np.full((2, len(self.time), len(pixels)), np.nan)
+        shape = (len(self.time) - self.start, len(pixels))
+        prediction, variance = np.full((2, *shape), np.nan)
+        leverage, kept_out = np.zeros(shape), np.zeros(len(self.time), bool)
         chosen = self.choose(rows, columns, n)
         kept = self.trained(chosen)
         alive = np.nonzero(self.alive(pixels, kept))[0]
         if len(chosen) == 0 or len(alive) == 0 or len(kept) < 2 * self.model.folds:
-            return prediction, variance, 0
+            return BlockFit(prediction, variance, leverage, 0, kept_out[self.start :])
+        kept_out[self.left_out] = True
+        kept_out[np.delete(self.train, kept)] = True
         rest = self._rest(chosen, kept)
         ridge = self._ridge(factor, chosen, pixels[alive])
-        groups = [[i] for i in alive] if self.model.weights == "pixel" else [alive]
-        for group in groups:
-            p, v = predict(series, self._design(chosen, kept, pixels[group], ridge), rest)
-            scale = series.scale[pixels[group]]
-            p *= scale
-            p += series.brightness[pixels[group]]
-            v *= scale**2
-            if len(group) == len(pixels):
-                return p, v, len(chosen)
-            prediction[:, group], variance[:, group] = p, v
-        return prediction, variance, len(chosen)
+        for group in [[i] for i in alive] if self.model.weights == "pixel" else [alive]:
+            at = pixels[group]
+            found = self._predict(self._design(chosen, kept, at, ridge), rest)
+            prediction[:, group] = found.value * series.scale[at] + series.brightness[at]
+            variance[:, group] = found.variance * series.scale[at] ** 2
+            if found.leverage is not None:
+                leverage[:, group] = found.leverage[:, None]
+        return BlockFit(prediction, variance, leverage, len(chosen), kept_out[self.start :])
+
+    def _predict(self, design: Design, rest: Rest) -> Prediction:
+        """Prediction of all epochs, or of those from ``start`` on alone."""
+        if not self.start:
+            return predict(self.series, design, rest)
+        found = predict_rest(self.series, design, rest)
+        shape = (len(self.time) - self.start, len(design.targets))
+        value, variance = np.full((2, *shape), np.nan)
+        at = rest.epochs - self.start
+        value[at], variance[at] = found.value, found.variance
+        return Prediction(value, variance)
 
     def _rest(self, chosen: Index, kept: Index) -> Rest:
         """Epochs that do not train; those in which half of the predictors have no sample stay unpredicted."""
-        epochs = np.setdiff1d(np.arange(len(self.time)), self.train[kept])
+        epochs = np.arange(self.start, len(self.time))
+        if not self.start:
+            epochs = np.delete(epochs, self.train[kept])
         available = self.series.available
         if available is None or len(epochs) == 0:
             return Rest(epochs, None)
@@ -215,6 +259,8 @@ class Tile:
                     gram -= x[:, lost] @ x[:, lost].T
                     product -= x[:, lost] @ y[:, lost].T
                 x, y = x[:, kept], y[:, kept]
+            if self.start and product is None and self.model.components is None:
+                product = x @ y.T  # there are no residuals, for which more would be worked out
         free = self.basis[train] / error[train, None]
         return Design(
             chosen, pixels, train, x, y.T, free, self.basis, error, ridge, self._folds(kept), gram, product,

@@ -73,7 +73,8 @@ class LongFold:
         return np.asarray(1 + leverage - self._ridge * (self._v[: len(self._x)] ** 2).sum(0))
 
 
-def _as_slice(rows: Index) -> Rows:
+def as_slice(rows: Index) -> Rows:
+    """A slice where indices are neighbours: what it picks is not copied."""
     neighbours = len(rows) > 0 and rows[-1] - rows[0] == len(rows) - 1
     return slice(int(rows[0]), int(rows[-1]) + 1) if neighbours else rows
 
@@ -125,11 +126,11 @@ def held_out(r: ResidualMatrix, residual: Array, missing: Mask, folds: list[Inde
     for rows in folds:
         if len(rows) == 0:
             continue
-        at = _as_slice(rows)
+        at = as_slice(rows)
         fold = _fold(r, at, len(rows))
         out[at] = fold.solve(residual[at])
         variance[at] = fold.variance[:, None]
-        others = np.setdiff1d(gone, rows)
+        others = np.setdiff1d(gone, rows) if len(gone) else gone
         if len(others):
             _leave_out(r, fold, at, others, (residual, missing), (out, variance))
     return out, variance
@@ -162,11 +163,12 @@ def _leave_out(
         variance[rows, j] += (2 * g * mixed[:, m] + (g @ inner[np.ix_(m, m)]) * g).sum(1)
 
 
-def in_sample(r: ResidualMatrix, residual: Array, folds: list[Index]) -> tuple[Array, Array]:
-    """Residuals R y of a fit that saw every row, and their variance diag(R R)."""
-    variance = np.empty(len(residual))
+def in_sample(r: ResidualMatrix, residual: Array, folds: list[Index]) -> tuple[Array, Array, Array]:
+    """Residuals R y of a fit that saw every row, their variance diag(R R) and the leverage 1 - diag(R)."""
+    variance, leverage = np.empty((2, len(residual)))
     for rows in folds:
         if len(rows):
-            at = _as_slice(rows)
-            variance[at] = r.square(at, at, r.block(at, at)).diagonal()
-    return residual, variance[:, None]
+            at = as_slice(rows)
+            block = r.block(at, at)
+            variance[at], leverage[at] = r.square(at, at, block).diagonal(), 1 - block.diagonal()
+    return residual, variance[:, None], leverage

@@ -52,7 +52,14 @@ def allowed_predictors(
     farthest : float
         Largest distance in rows or columns: within a halo of it a choice does not depend on the tile.
     """
-    y, x = np.nonzero(usable)
+    # nothing further away is looked at: a tile has many blocks
+    top, left = (max(first - int(np.ceil(min(farthest, first))), 0) for first, _ in (rows, columns))
+    bottom, right = (
+        last + int(np.ceil(min(farthest, size)))
+        for (_, last), size in zip((rows, columns), usable.shape, strict=True)
+    )
+    y, x = np.nonzero(usable[top:bottom, left:right])
+    y, x = y + top, x + left
     dy = np.maximum(np.maximum(rows[0] - y, y - (rows[1] - 1)), 0)
     dx = np.maximum(np.maximum(columns[0] - x, x - (columns[1] - 1)), 0)
     far = np.hypot(dy, dx)

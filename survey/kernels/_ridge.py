@@ -7,11 +7,13 @@ columns, a constant or a polynomial in time, are not penalised.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dpotrf, dpotri
+from scipy.linalg.blas import dsyrk
+from scipy.linalg.lapack import dpotrf, dpotri, dpotrs
 
 Array = NDArray[np.float64]
 # Indices of rows; a slice where they are neighbours, which copies nothing.
@@ -26,11 +28,18 @@ class Fitted(NamedTuple):
     free: Array
 
 
-class ResidualMatrix(Protocol):
-    """What both factorisations offer."""
+class Solution(Protocol):
+    """What every factorisation offers."""
 
     def fit(self, y: Array, product: Array | None = None) -> Fitted:
         """R y and coefficients for y (rows, targets); ``product`` is x @ y where it is known already."""
+
+    def new_variance(self, x: Array, free: Array) -> Array:
+        """Variance (m,), in units of the noise, of the prediction of other rows: x (n, m), free (m, p)."""
+
+
+class ResidualMatrix(Solution, Protocol):
+    """What those offer that have an inverse."""
 
     def block(self, a: Rows, b: Rows) -> Array:
         """R[a, b]."""
@@ -68,7 +77,11 @@ class PrimalResidual:
         self.normal = self.x @ self.x.T if gram is None else gram - self._mean @ self._mean.T
         self.normal[np.diag_indices(len(x))] += ridge
         self._inverse = symmetric_inverse(self.normal.copy())
-        self.w: Array = self._inverse @ self.x
+
+    @cached_property
+    def w(self) -> Array:
+        """N^-1 x, which only residuals need."""
+        return np.asarray(self._inverse @ self.x)
 
     def fit(self, y: Array, product: Array | None = None) -> Fitted:
         """R y and coefficients for y (rows, targets); ``product`` is x @ y where it is known already."""
@@ -90,6 +103,13 @@ class PrimalResidual:
     def inverse_columns(self, columns: NDArray[np.int64]) -> Array:
         """Columns of the inverse of the normal matrix."""
         return self._inverse[:, columns]
+
+    def new_variance(self, x: Array, free: Array) -> Array:
+        """Variance of the prediction of other rows: squares of the training rows' weights in it, summed."""
+        c = np.linalg.solve(self._triangle.T, free.T)
+        x = x - self._mean @ c
+        v = self._inverse @ x
+        return np.asarray((x * v).sum(0) - self.ridge * (v**2).sum(0) + (c**2).sum(0))
 
 
 def _cholesky(matrix: Array) -> Array:
@@ -149,9 +169,64 @@ class DualResidual:
         whole[columns, np.arange(len(columns))] += 1
         return np.asarray(whole / self.ridge)
 
+    def new_variance(self, x: Array, free: Array) -> Array:
+        """Variance of the prediction of other rows: squares of the training rows' weights in it, summed."""
+        weights = self._b @ (self._x.T @ x) + self._free.T @ free.T
+        return np.asarray((weights**2).sum(0))
+
+
+class DualSolution:
+    """Fits by the same matrix, without its inverse: where no row is left out.
+
+    Parameters
+    ----------
+    x : array (n, rows)
+        Whitened predictors.
+    free : array (rows, p)
+        Whitened columns that are not penalised.
+    ridge : float, > 0
+    """
+
+    def __init__(self, x: Array, free: Array, ridge: float) -> None:
+        kernel = dsyrk(1.0, x.T, lower=1)
+        kernel[np.diag_indices(len(kernel))] += ridge
+        self._low, failed = dpotrf(kernel, lower=1, clean=0, overwrite_a=1)
+        if failed:
+            raise np.linalg.LinAlgError("the kernel matrix is singular: give a larger ridge")
+        self._x, self._free, self.ridge = x, free, ridge
+        self._bf = self._solve(free)
+        self._normal = free.T @ self._bf
+
+    def _solve(self, v: Array) -> Array:
+        return np.asarray(dpotrs(self._low, v, lower=1)[0])
+
+    def fit(self, y: Array, product: Array | None = None) -> Fitted:
+        """R y and coefficients for y (rows, targets)."""
+        by = self._solve(y)
+        free = np.asarray(np.linalg.solve(self._normal, self._free.T @ by), np.float64)
+        by -= self._bf @ free
+        return Fitted(self.ridge * by, self._x @ by, free)
+
+    def new_variance(self, x: Array, free: Array) -> Array:
+        """Variance of the prediction of other rows: squares of the training rows' weights in it, summed."""
+        bx = self._solve(self._x.T @ x)
+        weights = bx + self._bf @ np.linalg.solve(self._normal, free.T - self._free.T @ bx)
+        return np.asarray((weights**2).sum(0))
+
 
 def residual_matrix(x: Array, free: Array, ridge: float, gram: Array | None = None) -> ResidualMatrix:
     """The cheaper factorisation of predictors (n, rows); without a ridge only the normal matrix will do."""
-    if ridge > 0 and gram is None and x.shape[1] < x.shape[0]:
+    if _dual(x, ridge, gram):
         return DualResidual(x, free, ridge)
     return PrimalResidual(x, free, ridge, gram)
+
+
+def solution(x: Array, free: Array, ridge: float, gram: Array | None = None) -> Solution:
+    """The cheapest factorisation for a fit of which no row will be left out."""
+    if _dual(x, ridge, gram):
+        return DualSolution(x, free, ridge)
+    return PrimalResidual(x, free, ridge, gram)
+
+
+def _dual(x: Array, ridge: float, gram: Array | None) -> bool:
+    return ridge > 0 and gram is None and x.shape[1] < x.shape[0]

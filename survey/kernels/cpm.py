@@ -16,18 +16,18 @@ from numpy.typing import ArrayLike, NDArray
 from survey.kernels._cpm_blocks import (
     RIDGE_GRID,
     best,
-    block_scores,
     check_predicted,
+    choose,
+    counts_of,
     lattice_blocks,
+    lattice_scores,
     overlap,
-    spread,
-    summed,
 )
 from survey.kernels._cpm_fill import FILL_REACH
-from survey.kernels._cpm_series import make_series
+from survey.kernels._cpm_setup import make_tile
 from survey.kernels._cpm_single import CPMSolution, solve_cpm
-from survey.kernels._cpm_tile import Model, Tile
-from survey.kernels._predictors import CHOICES, Choice, fitting_exclusion
+from survey.kernels._cpm_tile import Tile
+from survey.kernels._predictors import Choice
 
 __all__ = [
     "FILL_REACH",
@@ -35,6 +35,7 @@ __all__ = [
     "CPMFit",
     "CPMSolution",
     "best",
+    "fit_and_score",
     "fit_cpm",
     "ridge_scores",
     "solve_cpm",
@@ -43,9 +44,6 @@ __all__ = [
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Counts = int | Sequence[int]
-
-# Blocks on which the ridge is cross-validated.
-_CV_BLOCKS, _CV_PIXELS = 4, 128
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,10 @@ class CPMFit:
         Penalty in units of n_predictors x (median target variance of a block).
     n_predictors : int array (y, x)
         How many pixels predicted each target.
+    fit_mask : bool array
+        Good samples of epochs that ``train`` leaves out, or in which predictors of the pixel have none.
+    leverage : float32 array
+        Weight of a sample in its own prediction: 0 where folds are held out.
     """
 
     prediction: Array
@@ -73,6 +75,8 @@ class CPMFit:
     mask: Mask
     ridge: float
     n_predictors: NDArray[np.int64]
+    fit_mask: Mask
+    leverage: NDArray[np.float32]
 
 
 def fit_cpm(
@@ -98,6 +102,7 @@ def fit_cpm(
     time: ArrayLike | None = None,
     weights: Literal["epoch", "pixel"] = "epoch",
     held_out: bool = True,
+    start: int = 0,
 ) -> CPMFit:
     """Held-out prediction of every pixel of a window from other pixels of the same epochs.
 
@@ -148,6 +153,9 @@ def fit_cpm(
     held_out : bool
         False: residuals of a fit to all training epochs. They look better and have eaten of the signal; their
         errors are upper limits.
+    start : int
+        Predict the epochs from this one on, and no others, from a fit to all before: what later epochs cost
+        then is one fit without folds. Results have these epochs alone.
 
     Raises
     ------
@@ -168,45 +176,48 @@ def fit_cpm(
     >>> bool(fit.residual.std() < 0.02)
     True
     """
-    tile = _make_tile(
+    tile = make_tile(
         (flux, error, mask), train=train, exclude=exclude, exclusion=exclusion,
         row_column_exclusion=row_column_exclusion, farthest=farthest, predictors=predictors, folds=folds,
         epoch_error=epoch_error, components=components, time_order=time_order, time=time, weights=weights,
-        held_out=held_out,
+        held_out=held_out, start=start,
     )  # fmt: skip
+    return _fit(tile, np.asarray(flux), target, block, origin, n_predictors, ridge)
+
+
+def _fit(
+    tile: Tile, flux: NDArray, target, block: int, origin: tuple[int, int], counts: Counts,
+    ridge: float | None,
+) -> CPMFit:  # fmt: skip
+    """Every block of a window."""
     ny, nx = tile.series.shape
     ys, xs, blocks = lattice_blocks((ny, nx), target, block, origin)
     tile.n_blocks = len(blocks)
-    count, factor = _choose(tile, blocks, n_predictors, ridge, block)
+    count, factor = choose(tile, blocks, counts_of(counts), ridge, block)
     # blocks reach beyond the window, which is what is kept
-    prediction = np.full((len(tile.time), ys[1] - ys[0], xs[1] - xs[0]), np.nan)
-    error_out, used = np.full_like(prediction, np.nan), np.zeros((ny, nx), np.int64)
+    shape = (len(tile.time) - tile.start, ys[1] - ys[0], xs[1] - xs[0])
+    prediction, error = np.full((2, *shape), np.nan)
+    # where folds are held out it is nought
+    leverage = np.broadcast_to(np.float32(0), shape) if tile.model.held_out else np.zeros(shape, np.float32)
+    kept_out, used = np.zeros(shape, bool), np.zeros((ny, nx), np.int64)
     for rows, columns in blocks:
-        p, v, used[slice(*rows), slice(*columns)] = tile.predict(rows, columns, count, factor)
+        found = tile.predict(rows, columns, count, factor)
+        used[slice(*rows), slice(*columns)] = found.used
         there, of_block = zip(*(overlap(a, b) for a, b in ((rows, ys), (columns, xs))), strict=True)
-        shape = (len(p), rows[1] - rows[0], columns[1] - columns[0])
-        prediction[:, *there] = p.reshape(shape)[:, *of_block]
-        error_out[:, *there] = np.sqrt(v.reshape(shape)[:, *of_block])
+        at, size = (slice(None), *of_block), (shape[0], rows[1] - rows[0], columns[1] - columns[0])
+        prediction[:, *there] = found.prediction.reshape(size)[at]
+        error[:, *there] = np.sqrt(found.variance.reshape(size)[at])
+        if not tile.model.held_out:
+            leverage[:, *there] = found.leverage.reshape(size)[at]
+        kept_out[:, *there] = found.kept_out[:, None, None]
     check_predicted(tile, used, blocks)
-    window = (slice(*ys[:2]), slice(*xs[:2]))
-    bad = tile.series.bad.T.reshape(-1, ny, nx)[:, *window] | ~np.isfinite(prediction)
-    residual = np.subtract(np.asarray(flux)[:, *window], prediction, dtype=float)
+    window = (slice(tile.start, None), slice(*ys[:2]), slice(*xs[:2]))
+    bad = np.moveaxis(tile.series.bad.reshape(ny, nx, -1), 2, 0)[window] | ~np.isfinite(prediction)
+    residual = np.subtract(flux[window], prediction, dtype=float)
     residual[bad] = np.nan
-    return CPMFit(prediction, residual, error_out, bad, factor, used[window])
-
-
-def _choose(tile: Tile, blocks, n_predictors: Counts, ridge: float | None, block: int) -> tuple[int, float]:
-    """Number of predictors and ridge: as given, else the best on a few blocks."""
-    counts = _counts(n_predictors)
-    if ridge is not None and len(counts) == 1:
-        return counts[0], float(ridge)
-    sample = spread(blocks, max(_CV_PIXELS // block**2, _CV_BLOCKS))
-    totals = summed(block_scores(tile, sample, counts))
-    return best(totals, counts, ridge) or (counts[-1], ridge or 1.0)
-
-
-def _counts(n_predictors: Counts) -> list[int]:
-    return [n_predictors] if isinstance(n_predictors, int | np.integer) else [int(n) for n in n_predictors]
+    return CPMFit(
+        prediction, residual, error, bad, factor, used[window[1:]], kept_out & ~bad, leverage
+    )  # fmt: skip
 
 
 def ridge_scores(
@@ -232,57 +243,25 @@ def ridge_scores(
         For every number of predictors and ridge: sum of the logarithms of pixels' mean square held-out
         residuals, and number of pixels.
     """
-    tile = _make_tile((flux, error, mask), **model)
-    ys, xs, blocks = lattice_blocks(tile.series.shape, target, block, origin)
-    chosen = [
-        (rows, columns)
-        for rows, columns in blocks
-        if rows[0] >= ys[0] and columns[0] >= xs[0]
-        and not ((rows[0] + origin[0]) // block % lattice or (columns[0] + origin[1]) // block % lattice)
-    ]  # fmt: skip
-    return summed(block_scores(tile, chosen, _counts(n_predictors)))
+    tile = make_tile((flux, error, mask), **model)
+    return lattice_scores(tile, target, block, origin, lattice, counts_of(n_predictors))
 
 
-def _make_tile(
-    cube: tuple[ArrayLike, ArrayLike, ArrayLike],
+def fit_and_score(
+    flux: ArrayLike,
+    error: ArrayLike,
+    mask: ArrayLike,
     *,
-    exclusion: float = 16,
-    row_column_exclusion: int = 10,
-    farthest: float | None = None,
-    predictors: Choice = "closest",
-    folds: int = 10,
-    train: ArrayLike | None = None,
-    exclude: ArrayLike | None = None,
-    epoch_error: ArrayLike | None = None,
-    components: int | None = None,
-    time_order: int = 0,
-    time: ArrayLike | None = None,
-    weights: Literal["epoch", "pixel"] = "epoch",
-    held_out: bool = True,
-) -> Tile:
-    """The tile's series and model; see `fit_cpm` for what it is made of."""
-    shape, *others = (np.shape(a) for a in cube)
-    if len(shape) != 3 or any(other != shape for other in others):
-        raise ValueError(
-            f"flux, error and mask must have one (time, y, x) shape, not {shape}, {others[0]}, {others[1]}"
-        )
-    if predictors not in CHOICES:
-        raise ValueError(f"unknown predictors {predictors!r}; choose one of {', '.join(CHOICES)}")
-    if weights not in ("epoch", "pixel"):
-        raise ValueError(f"unknown weights {weights!r}; choose epoch or pixel")
-    n_time = shape[0]
-    epochs = np.nonzero(np.ones(n_time, bool) if train is None else np.asarray(train, bool))[0]
-    if folds < 2 or len(epochs) < 2 * folds:
-        raise ValueError(f"{len(epochs)} training epochs are too few for {folds} folds; lower folds (>= 2)")
-    if farthest is None:
-        fitting = fitting_exclusion(shape[1:], exclusion, row_column_exclusion)
-    else:
-        fitting = exclusion, row_column_exclusion
-    model = Model(
-        predictors, folds, components, time_order, weights, held_out, fitting,
-        np.inf if farthest is None else farthest,
-    )  # fmt: skip
-    given = None if epoch_error is None else np.broadcast_to(np.asarray(epoch_error, float), (n_time,))
-    series = make_series(cube, epochs, None if exclude is None else np.asarray(exclude, bool), given)
-    when = np.arange(n_time, dtype=float) if time is None else np.asarray(time, float)
-    return Tile(series, model, epochs, when)
+    counts: Sequence[int],
+    lattice: int = 4,
+    n_predictors: int = 400,
+    ridge: float = 1.0,
+    target: tuple[slice, slice] | None = None,
+    block: int = 4,
+    origin: tuple[int, int] = (0, 0),
+    **model: Any,
+) -> tuple[CPMFit, Array]:
+    """`fit_cpm` with one number and ridge, and `ridge_scores` of several numbers, from series made once."""
+    tile = make_tile((flux, error, mask), **model)
+    scores = lattice_scores(tile, target, block, origin, lattice, counts)
+    return _fit(tile, np.asarray(flux), target, block, origin, n_predictors, ridge), scores

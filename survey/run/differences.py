@@ -30,6 +30,12 @@ class Differences(Protocol):
     def key(self, unit: Unit, events: Sequence[Event] = ()) -> str:
         """Key that a tile's differences carry when they are made, or made again without events."""
 
+    def before(self, unit: Unit) -> tuple[str, int] | None:
+        """Key and number of epochs until later ones were last added; None where all were made together."""
+
+    def additions(self) -> list[int]:
+        """First epochs of what was added to the field, addition by addition."""
+
     def submit(self) -> Waiting:
         """Submit what is missing."""
 

@@ -78,6 +78,10 @@ class OversampledDifferences:
             return None
         return record.payload["before"], self.history[unit.name][-1]
 
+    def additions(self) -> list[int]:
+        """First epochs of what was added to the first tile, which stands for all."""
+        return self.history[self.units[0].name]
+
     def submit(self) -> Waiting:
         """Every tile with all its samples; or with later ones added, what was out of its fit still out."""
         self._add_later("oversampled")

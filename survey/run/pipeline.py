@@ -337,7 +337,7 @@ class Pipeline:
 
     def _note_versions(self) -> None:
         """Say of every epoch how often the reference of its difference had been added to."""
-        starts = self.reference.history[self.units[0].name]
+        starts = self.differences.additions()
         version = np.searchsorted(starts, np.arange(self.frames.sizes["time"]), side="right")
         self.field.array(f"difference/{self.config.method}", "version")[:] = version.astype(np.int16)
 

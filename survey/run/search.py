@@ -113,8 +113,8 @@ class Search:
         around = self._around(unit)
         keys = [self.pipeline.differences.key(u) for u in around]
         if before:
-            older = [self.pipeline.reference.before(u) for u in around]
-            if self.pipeline.base is not None or any(o is None for o in older):
+            older = [self.pipeline.differences.before(u) for u in around]
+            if any(o is None for o in older):
                 return None
             keys = [o[0] for o in older if o is not None]
         inputs = {"difference": keys, "psf": self.pipeline.psf_key()}
@@ -126,7 +126,7 @@ class Search:
         wanted = self._searched_key(unit, before=True)
         if record is None or wanted is None or record.payload.get("searched") != wanted:
             return unit
-        older = self.pipeline.reference.before(unit)
+        older = self.pipeline.differences.before(unit)
         assert older is not None
         later = detect.later_search(self.pipeline.frames, state.bank, older[1], record.payload)
         if later is None:

@@ -110,6 +110,14 @@ class SubtractionDifferences:
             found.add(record.payload.get("searched"))
         return found.pop() if len(found) == 1 else None
 
+    def before(self, unit: Unit) -> tuple[str, int] | None:
+        """None: where one frame's kernel changes, all is searched."""
+        return None
+
+    def additions(self) -> list[int]:
+        """Those of the reference."""
+        return self.pipeline.reference.additions()
+
     def submit(self) -> Waiting:
         """Blocks of frames whose differences are missing: kernels first, then every tile."""
         self._searched = self._key()

@@ -6,48 +6,32 @@ pixels a detector pixel's series holds no one star, and the sky grid does better
 A first pass predicts every pixel with one ridge and keeps the mean |difference| / photon error of each,
 and how well each ridge of a grid, with each number of predictors asked for, does on blocks that lie on a
 lattice of the field. From these one ridge, one number and the variable pixels are chosen for the whole field;
-the second pass predicts without the variables.
+the second pass predicts without the variables. Epochs that come later are predicted by all before, with what
+was chosen then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from survey.config import Config
-from survey.io.store import Field
-from survey.kernels.cpm import FILL_REACH, RIDGE_GRID, CPMFit, best, fit_cpm, ridge_scores
+from survey.kernels.cpm import RIDGE_GRID, CPMFit, best, fit_and_score, fit_cpm, ridge_scores
 from survey.stages import forecast
-from survey.stages.calibrated import CalibratedTile, calibrated_frames, read_calibrated
-from survey.stages.frame_table import stretches
-from survey.stages.methods import METHODS
+from survey.stages.cpm_data import VARIABILITY, Later, TileData, campaigns, read, tile_halo
 from survey.stages.protocol import Outlook, Output, Stage, Unit, tile_units
-from survey.tiles import Tile, Window
+from survey.tiles import Window
 
-GROUP, VARIABILITY = "difference/cpm", "variability/cpm"
+__all__ = ["GROUP", "STAGE", "VARIABILITY", "Later", "TileData", "apply", "combine", "partial", "tile_halo"]
+
+GROUP = "difference/cpm"
 # Ridge of the first pass, and of a pass that knows of no other.
 FIRST_RIDGE = 1.0
 # One block in so many, along both axes, tells which ridge is best.
 LATTICE = 4
-
-
-@dataclass
-class TileData:
-    """Calibrated samples of a tile's core and halo.
-
-    ``stretch`` (time,) numbers the campaign of each epoch: pointing changes between them, so that each has a
-    fit of its own.
-    """
-
-    tile: Tile
-    halo: int
-    samples: CalibratedTile
-    epoch_error: NDArray[np.float64]
-    stretch: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -93,87 +77,32 @@ class State:
         return found
 
 
-def tile_halo(config: Config) -> int:
-    """Pixels around a core from which its predictors are drawn, and the gaps of these filled."""
-    # A block at the core's edge begins up to a block before it.
-    return int(np.ceil(config.cpm.exclusion)) + config.cpm.reach + config.cpm.block + FILL_REACH
+def _empty(data: TileData, ridge: float) -> CPMFit:
+    """Nothing predicted in the core's wanted epochs."""
+    rows, columns = data.tile.core
+    shape = (len(data.stretch) - data.start, rows.stop - rows.start, columns.stop - columns.start)
+    prediction, residual, error = (np.full(shape, np.nan) for _ in range(3))
+    mask, used = np.ones(shape, bool), np.zeros(shape[1:], np.int64)
+    kept_out, leverage = np.zeros(shape, bool), np.zeros(shape, np.float32)
+    return CPMFit(prediction, residual, error, mask, ridge, used, kept_out, leverage)
 
 
-def read(field: Field, unit: Unit, config: Config) -> TileData:
-    """Calibrated samples of the core and its halo."""
-    assert unit.tile is not None
-    margin = tile_halo(config)
-    window = unit.tile.window(margin, field.shape)
-    frames = calibrated_frames(field)
-    noise = frames["background_rms"].values / frames["scale"].values
-    known = np.isfinite(noise) & (noise > 0)
-    # The same for every tile, or results would depend on the tiles.
-    relative = np.where(known, noise / np.median(noise[known]), 1.0) if known.any() else np.ones(len(noise))
-    samples = read_calibrated(field, window, frames, grid=METHODS["cpm"].grid(config))
-    return TileData(unit.tile, margin, samples, relative, stretches(frames))
-
-
-def _trains(data: TileData, config: Config) -> NDArray[np.bool_]:
-    """Epochs to train on: of frames without flags, outside the intervals that the settings leave out."""
-    train = data.samples.flags == 0
-    for first, last in config.cpm.leave_out:
-        train &= (data.samples.time < first) | (data.samples.time > last)
-    return train
-
-
-def _stretches(data: TileData, config: Config) -> Iterator[tuple[NDArray[np.int64], dict[str, Any]]]:
-    """Epochs of every campaign, and how the kernels are called for them.
-
-    Flagged frames are predicted and do not train. A campaign with too few epochs is left out where there
-    are others, and where there are no data in this tile.
-    """
-    numbers, train = np.unique(data.stretch), _trains(data, config)
-    for number in numbers:
-        epochs = np.nonzero(data.stretch == number)[0]
-        if train[epochs].sum() < 2 * config.cpm.folds and len(numbers) > 1:
-            continue
-        if not data.samples.mask[epochs].all():
-            yield epochs, _arguments(data, config, epochs, train[epochs])
-
-
-def _arguments(
-    data: TileData, config: Config, epochs: NDArray[np.int64], train: NDArray[np.bool_]
-) -> dict[str, Any]:
-    settings, samples = config.cpm, data.samples
-    return {
-        "flux": samples.flux[epochs],
-        "error": samples.error[epochs],
-        "mask": samples.mask[epochs],
-        "target": data.tile.inner(data.halo),
-        "exclusion": settings.exclusion,
-        "row_column_exclusion": settings.row_column_exclusion,
-        "predictors": settings.predictors,
-        "folds": settings.folds,
-        "block": settings.block,
-        "farthest": settings.exclusion + settings.reach,
-        "train": train,
-        "epoch_error": data.epoch_error[epochs],
-        "origin": (data.samples.window[0].start, data.samples.window[1].start),
-        "components": settings.components,
-        "time_order": settings.time_order,
-        "time": samples.time[epochs],
-        "weights": settings.weights,
-        "held_out": settings.residuals == "held-out",
-    }
+def _join(whole: CPMFit, fit: CPMFit, epochs: NDArray[np.int64], start: int) -> None:
+    """Write a campaign's fit, of the last of its epochs perhaps, into the core's."""
+    at = epochs[len(epochs) - len(fit.prediction) :]
+    wanted = at >= start
+    for name in ("prediction", "residual", "error", "mask", "fit_mask", "leverage"):
+        getattr(whole, name)[at[wanted] - start] = getattr(fit, name)[wanted]
+    np.maximum(whole.n_predictors, fit.n_predictors, out=whole.n_predictors)
 
 
 def _fit(data: TileData, config: Config, state: State, exclude: NDArray[np.bool_] | None) -> CPMFit:
     """The core predicted campaign by campaign; masked where none could be."""
-    rows, columns = data.tile.core
-    shape = (len(data.stretch), rows.stop - rows.start, columns.stop - columns.start)
-    prediction, residual, error = (np.full(shape, np.nan) for _ in range(3))
-    mask, used = np.ones(shape, bool), np.zeros(shape[1:], np.int64)
-    for epochs, arguments in _stretches(data, config):
+    whole = _empty(data, state.ridge)
+    for epochs, arguments in campaigns(data, config):
         fit = fit_cpm(n_predictors=state.n_predictors, ridge=state.ridge, exclude=exclude, **arguments)
-        prediction[epochs], residual[epochs], error[epochs] = fit.prediction, fit.residual, fit.error
-        mask[epochs] = fit.mask
-        used = np.maximum(used, fit.n_predictors)
-    return CPMFit(prediction, residual, error, mask, state.ridge, used)
+        _join(whole, fit, epochs, data.start)
+    return whole
 
 
 def _deviation(fit: CPMFit, data: TileData) -> NDArray[np.float32]:
@@ -194,16 +123,25 @@ def _first(config: Config) -> State:
 
 def partial(data: TileData, config: Config) -> FirstPass:
     """Deviations of the core's pixels, and how well each ridge does on its lattice blocks."""
-    settings = config.cpm
+    settings, first = config.cpm, _first(config)
     scores = np.zeros((len(settings.counts), len(RIDGE_GRID), 2))
-    if settings.ridge is None or len(settings.counts) > 1:
-        for _, arguments in _stretches(data, config):
+    asked = settings.ridge is None or len(settings.counts) > 1
+    whole = _empty(data, first.ridge)
+    for epochs, arguments in campaigns(data, config):
+        arguments.pop("start")
+        if asked and settings.two_passes:
+            fit, found = fit_and_score(
+                lattice=LATTICE, counts=settings.counts, n_predictors=first.n_predictors, ridge=first.ridge,
+                **arguments,
+            )  # fmt: skip
+            _join(whole, fit, epochs, 0)
+            scores += found
+        elif asked:
             scores += ridge_scores(lattice=LATTICE, n_predictors=settings.counts, **arguments)
-    rows, columns = data.tile.core
-    deviation = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.float32)
-    if settings.two_passes:
-        deviation = _deviation(_fit(data, config, _first(config), None), data)
-    return FirstPass(data.tile.core, deviation, scores)
+        elif settings.two_passes:
+            fit = fit_cpm(n_predictors=first.n_predictors, ridge=first.ridge, **arguments)
+            _join(whole, fit, epochs, 0)
+    return FirstPass(data.tile.core, _deviation(whole, data), scores)
 
 
 def combine(partials: list[FirstPass], config: Config) -> State:
@@ -223,30 +161,39 @@ def combine(partials: list[FirstPass], config: Config) -> State:
 
 
 def apply(data: TileData, state: State | None, config: Config) -> Output:
-    """Residuals of the core, held out unless the settings say otherwise."""
-    window = data.samples.window
-    exclude = None if state is None else state.variable_in(window)
-    fit = _fit(data, config, state or _first(config), exclude)
+    """Residuals of the core, held out unless the settings say otherwise; of later epochs always."""
+    state = state or _first(config)
+    if data.later is None:
+        fit = _fit(data, config, state, state.variable_in(data.samples.window))
+    else:
+        chosen = replace(state, n_predictors=data.later.n_predictors, ridge=data.later.ridge)
+        fit = _fit(data, config, chosen, data.excluded)
+    core = data.tile.inner(data.halo)
     bad = fit.mask | ~np.isfinite(fit.error)
-    untrained = np.broadcast_to(~_trains(data, config)[:, None, None], bad.shape)
     arrays = {
         "flux": np.where(bad, np.nan, fit.residual).astype(np.float32),
         "error": np.where(bad, np.nan, fit.error).astype(np.float32),
         "mask": bad,
-        "fit_mask": untrained & ~bad,
-        "leverage": np.zeros(bad.shape, np.float32),  # an epoch held out has none in its own prediction
+        "fit_mask": fit.fit_mask & ~bad,
+        "leverage": fit.leverage,
     }
-    deviation = _deviation(fit, data)
-    payload = {
+    payload: dict[str, Any] = {
         "samples": int((~bad).sum()),
-        "unpredicted": int((bad & ~data.samples.mask[(slice(None), *data.tile.inner(data.halo))]).sum()),
+        "unpredicted": int((bad & ~data.samples.mask[(slice(data.start, None), *core)]).sum()),
         "predictors": int(np.median(fit.n_predictors)),
+    }
+    region = (slice(data.start, len(data.samples.time)), *data.tile.core)
+    if data.later is not None:
+        return Output({GROUP: arrays}, region, payload=payload)
+    deviation, excluded = _deviation(fit, data), state.variable_in(data.tile.core)
+    payload |= {
+        "n_predictors": state.n_predictors,
         "ridge": fit.ridge,
-        "variables": 0 if state is None else int(state.variable[data.tile.core].sum()),
+        "variables": int(excluded.sum()),
         "median deviation": round(float(np.median(deviation)), 4),
     }
-    region = (slice(0, len(data.samples.time)), *data.tile.core)
-    return Output({GROUP: arrays, VARIABILITY: {"deviation": deviation}}, region, payload=payload)
+    maps = {"deviation": deviation, "excluded": excluded}
+    return Output({GROUP: arrays, VARIABILITY: maps}, region, payload=payload)
 
 
 def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
@@ -256,7 +203,7 @@ def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
 
 STAGE = Stage(
     "cpm",
-    6,
+    7,
     lambda config: config.cpm,
     tile_units,
     read,

@@ -15,11 +15,12 @@ from survey.simulate import simulate_field
 pytestmark = pytest.mark.benchmark
 
 
-def test_ten_frames_more(tmp_path):
+@pytest.mark.parametrize("method", ["oversampled", "cpm"])
+def test_ten_frames_more(tmp_path, method):
     folder = tmp_path / "frames"
     simulate_field(folder, size=512, frames=202, seed=11, events=10, variables=2, threads=2)
     files = sorted(folder.glob("*.fits*"))
-    config = Config()
+    config = Config(method=method)
     config.registration.reference = files[5].name.split(".")[0]
     seconds = []
     for part in (files[:192], files[192:]):
@@ -29,6 +30,7 @@ def test_ten_frames_more(tmp_path):
         assert summary.ok, summary.failures
     share = seconds[1] / seconds[0]
     print(
-        f"\n192 frames {seconds[0]:.0f} s, 10 more {seconds[1]:.1f} s of processor time: {100 * share:.0f} %"
+        f"\n{method}: 192 frames {seconds[0]:.0f} s, 10 more {seconds[1]:.1f} s of processor time: "
+        f"{100 * share:.0f} %"
     )
     assert share <= 0.15

@@ -110,12 +110,13 @@ def test_in_sample__is_the_plain_residual():
     rng = np.random.default_rng(9)
     x, y, free = rng.normal(size=(50, 7)), rng.normal(size=(50, 2)), np.ones((50, 1))
     r = residual_matrix(x.T, free, 3.0)
-    residual, variance = in_sample(r, r.fit(y).residual, np.array_split(np.arange(50), 4))
+    residual, variance, leverage = in_sample(r, r.fit(y).residual, np.array_split(np.arange(50), 4))
     z = np.column_stack([x, free])
     inverse, a = refit(z, y, 3.0, 1, np.ones(50, bool))
     matrix = np.eye(50) - z @ inverse @ z.T
     assert_allclose(residual, y - z @ a, atol=1e-12)
     assert_allclose(variance[:, 0], (matrix @ matrix).diagonal(), rtol=1e-10)
+    assert_allclose(leverage, 1 - matrix.diagonal(), rtol=1e-9)
 
 
 @pytest.mark.parametrize("order", [0, 2])
@@ -197,6 +198,18 @@ def test_fit_cpm__predictions_outside_train_and_event_kept_whole():
                   row_column_exclusion=3, train=train)  # fmt: skip
     assert abs(fit.residual[60:90, 1, 1].mean() - 0.3) < 3e-3
     assert abs(fit.residual[~train][:, 2, 2].std() / fit.error[~train][:, 2, 2].mean() - 1) < 0.3
+
+
+def test_fit_cpm__later_epochs_are_as_good_as_held_out_ones():
+    """Their errors hold, and they scatter as in a fit to everything."""
+    flux, error = drifting_field(n_time=200)
+    args = {"target": WINDOW, "exclusion": 8, "row_column_exclusion": 3, "ridge": 10.0, "n_predictors": 200}
+    later, whole = (
+        fit_cpm(flux, error, np.zeros(flux.shape, bool), start=start, **args) for start in (180, 0)
+    )
+    left, of_all = later.residual, whole.residual[180:]
+    assert (left / later.error).std() == pytest.approx(1, abs=0.1)
+    assert left.std() == pytest.approx(of_all.std(), rel=0.1)
 
 
 def test_fit_cpm__bad_samples_do_not_touch_others():

@@ -1,5 +1,6 @@
 """One small simulated field, run once in this thread; other tests compare with it."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +47,35 @@ def finished(frames, tmp_path_factory):
     summary = run(path, small_config(), frames=[folder], client="synchronous")
     assert summary.ok, summary.failures
     return Finished(path, folder, truth, summary)
+
+
+# Frames of the first nights of `nights`.
+FIRST = 60
+
+
+def night_config(frames: Path):
+    """The same reference frame and number of polynomials whatever the number of frames."""
+    config = small_config()
+    config.reference.n_basis = 5
+    config.registration.reference = sorted(frames.glob("*.fits*"))[5].name.split(".")[0]
+    return config
+
+
+@pytest.fixture(scope="session")
+def nights(frames, tmp_path_factory):
+    """A field of 60 frames, the same with 12 more, and the field of all 72 at once."""
+    folder, truth = frames
+    files = sorted(folder.glob("*.fits*"))
+    base = tmp_path_factory.mktemp("nights")
+    config = night_config(folder)
+    early = run(base / "early", config, frames=files[:FIRST], client="synchronous")
+    shutil.copytree(base / "early", base / "later")
+    later = run(base / "later", config, frames=files[FIRST:], client="synchronous")
+    whole = run(base / "whole", config, frames=files, client="synchronous")
+    assert early.ok
+    assert later.ok, later.failures
+    assert whole.ok
+    return base, later, whole, truth
 
 
 @pytest.fixture

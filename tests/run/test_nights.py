@@ -17,34 +17,7 @@ from survey.run.engine import Engine
 from survey.run.executor import InlineExecutor
 from survey.run.pipeline import Pipeline
 from survey.run.results import list_events
-from tests.run.conftest import assert_same_bits, small_config
-
-FIRST = 60
-
-
-def night_config(frames: Path):
-    """The same reference frame and number of polynomials whatever the number of frames."""
-    config = small_config()
-    config.reference.n_basis = 5
-    config.registration.reference = sorted(frames.glob("*.fits*"))[5].name.split(".")[0]
-    return config
-
-
-@pytest.fixture(scope="module")
-def nights(frames, tmp_path_factory):
-    """A field of 60 frames, the same with 12 more, and the field of all 72 at once."""
-    folder, truth = frames
-    files = sorted(folder.glob("*.fits*"))
-    base = tmp_path_factory.mktemp("nights")
-    config = night_config(folder)
-    early = run(base / "early", config, frames=files[:FIRST], client="synchronous")
-    shutil.copytree(base / "early", base / "later")
-    later = run(base / "later", config, frames=files[FIRST:], client="synchronous")
-    whole = run(base / "whole", config, frames=files, client="synchronous")
-    assert early.ok
-    assert later.ok, later.failures
-    assert whole.ok
-    return base, later, whole, truth
+from tests.run.conftest import FIRST, assert_same_bits
 
 
 def cube(path, group, name):
