@@ -7,11 +7,14 @@ hundreds of errors from its median, and so would be the prediction.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Index = NDArray[np.int64]
 
 # A pixel that is bad in a larger part of the epochs in which its neighbours are good predicts nobody.
 MAX_BAD = 0.05
@@ -22,11 +25,13 @@ _LEAST_NEIGHBOURS = 5
 _SPARE_EPOCHS = 10
 # Share of the signal's variance that keeps the normal matrix regular.
 _RIDGE = 1e-9
+# Samples of neighbours that are looked at together.
+_TOGETHER = 2_000_000
 
 
 def fill(
     values: Array, noise: Array, bad: Mask, shape: tuple[int, int], may: Mask,
-    train: NDArray[np.int64], epoch_error: Array,
+    train: Index, epoch_error: Array,
 ) -> tuple[Mask, Mask]:  # fmt: skip
     """Fill gaps of the pixels that may predict, in ``values`` and ``noise``.
 
@@ -59,64 +64,105 @@ def fill(
     available, usable = good.copy(), may.copy()
     trained = np.zeros(bad.shape[1], bool)
     trained[train] = True
-    for pixel in np.nonzero(may & bad.any(1))[0].tolist():
-        around = _around(pixel, shape, FILL_REACH)
-        seen = good[around].sum(0) >= min(_LEAST_NEIGHBOURS, len(around))
-        alone = bad[pixel] & seen
-        if alone[train].sum() > MAX_BAD * len(train) or good[pixel, train].mean() < 0.5:
-            usable[pixel] = False
-            continue
-        epochs = np.nonzero(alone)[0]
-        if len(epochs):
-            _fill_pixel(pixel, epochs, shape, (values, noise, good, available), trained, epoch_error)
+    samples = _Samples(values, noise, good, available, trained, epoch_error)
+    touched = np.nonzero(may & bad.any(1))[0]
+    step = max(1, _TOGETHER // (((2 * FILL_REACH + 1) ** 2) * bad.shape[1]))
+    for first in range(0, len(touched), step):
+        pixels = touched[first : first + step]
+        index, inside = _around(pixels, shape, FILL_REACH)
+        seen = (good[index] & inside[:, :, None]).sum(1) >= np.minimum(_LEAST_NEIGHBOURS, inside.sum(1))[
+            :, None
+        ]
+        alone = bad[pixels] & seen
+        lost = (alone & trained).sum(1) > MAX_BAD * len(train)
+        lost |= (good[pixels] & trained).sum(1) < 0.5 * len(train)
+        usable[pixels[lost]] = False
+        todo = ~lost & alone.any(1)
+        pixels, alone = pixels[todo], alone[todo]
+        # from two pixels around, or from one where the epochs are few
+        for reach in range(FILL_REACH, 0, -1):
+            if len(pixels):
+                done = _fill_some(pixels, alone, _around(pixels, shape, reach), samples)
+                pixels, alone = pixels[~done], alone[~done]
     return usable, available
 
 
-def _around(pixel: int, shape: tuple[int, int], reach: int) -> NDArray[np.int64]:
-    """The pixels of the square around one, without it."""
-    y, x = divmod(pixel, shape[1])
-    rows = np.arange(max(y - reach, 0), min(y + reach + 1, shape[0]))
-    columns = np.arange(max(x - reach, 0), min(x + reach + 1, shape[1]))
-    square = (rows[:, None] * shape[1] + columns).ravel()
-    return square[square != pixel]
+class _Samples(NamedTuple):
+    """Of all pixels (pixels, time): what is filled, what was good, what is there. Epochs that train, errors."""
+
+    values: Array
+    noise: Array
+    good: Mask
+    available: Mask
+    trained: Mask
+    epoch_error: Array
 
 
-def _fill_pixel(pixel, epochs, shape, arrays, trained: Mask, epoch_error: Array) -> None:
-    """Fill one pixel's gaps, from two pixels around it, or from one where the epochs are few."""
-    values, noise, good, available = arrays
-    for reach in range(FILL_REACH, 0, -1):
-        around = _around(pixel, shape, reach)
-        own = good[pixel] & trained
-        around = around[good[around][:, own].mean(1) >= 1 - MAX_BAD]
-        complete = own & good[around].all(0)
-        if len(around) and complete.sum() >= 2 * len(around) + _SPARE_EPOCHS:
-            break
-    else:
-        return
-    x = values[np.append(around, pixel)][:, complete] / epoch_error[complete]
-    one = 1 / epoch_error[complete]
-    length = one @ one
-    mean = x @ one / length
-    gram = x @ x.T - length * np.outer(mean, mean)
-    n = len(around)
-    solved: dict[bytes, tuple[Array, float]] = {}
-    for epoch in epochs:
-        use = good[around, epoch]
-        if use.sum() < min(_LEAST_NEIGHBOURS, n):
-            continue
-        key = use.tobytes()
-        if key not in solved:
-            solved[key] = _regress(gram, np.nonzero(use)[0], int(complete.sum()))
-        a, variance = solved[key]
-        values[pixel, epoch] = mean[n] + a @ (values[around[use], epoch] - mean[:n][use])
-        noise[pixel, epoch] = np.sqrt(variance) * epoch_error[epoch]
-        available[pixel, epoch] = True
+def _around(pixels: Index, shape: tuple[int, int], reach: int) -> tuple[Index, Mask]:
+    """The pixels of the square around each, without it, and which of them exist, (pixels, square)."""
+    y, x = np.divmod(pixels, shape[1])
+    dy, dx = (d.ravel() for d in np.mgrid[-reach : reach + 1, -reach : reach + 1])
+    other = (dy != 0) | (dx != 0)
+    rows, columns = y[:, None] + dy[other], x[:, None] + dx[other]
+    inside = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
+    return np.where(inside, rows * shape[1] + columns, 0), inside
 
 
-def _regress(gram: Array, use: NDArray[np.int64], rows: int) -> tuple[Array, float]:
-    """Coefficients on some of the neighbours, and the variance of what they leave of the last pixel."""
-    normal = gram[np.ix_(use, use)]
-    normal[np.diag_indices(len(use))] += _RIDGE * np.trace(normal) / len(use)
-    a = np.linalg.solve(normal, gram[use, -1])
-    left = gram[-1, -1] - 2 * a @ gram[use, -1] + a @ gram[np.ix_(use, use)] @ a
-    return a, max(float(left), 0.0) / (rows - len(use) - 1)
+def _fill_some(pixels: Index, alone: Mask, around: tuple[Index, Mask], samples: _Samples) -> Mask:
+    """Fill what can be of pixels' gaps, ``alone`` (pixels, time); returns which pixels had a fit."""
+    index, inside = around
+    s = samples
+    near = s.good[index] & inside[:, :, None]
+    own = s.good[pixels] & s.trained
+    kept = inside & ((near & own[:, None]).sum(2) >= (1 - MAX_BAD) * own.sum(1)[:, None])
+    complete = own & (near | ~kept[:, :, None]).all(1)
+    count, rows = kept.sum(1), complete.sum(1)
+    done = (count > 0) & (rows >= 2 * count + _SPARE_EPOCHS)
+    index, near, kept = index[done], near[done], kept[done]
+    if not len(index):
+        return done
+    one = complete[done] / s.epoch_error
+    z = np.concatenate([s.values[index] * kept[:, :, None], s.values[pixels[done]][:, None]], axis=1)
+    mean = (z @ (one**2)[:, :, None])[..., 0] / (one**2).sum(1)[:, None]
+    z = (z - mean[:, :, None]) * one[:, None]
+    gram = z @ z.transpose(0, 2, 1)
+    which, epochs = np.nonzero(alone[done])
+    use = near[which, :, epochs] & kept[which]
+    enough = use.sum(1) >= np.minimum(_LEAST_NEIGHBOURS, count[done][which])
+    which, epochs, use = which[enough], epochs[enough], use[enough]
+    a, variance = _regress(gram, which, use, rows[done])
+    at, moved = pixels[done][which], s.values[index[which], epochs[:, None]] - mean[which, :-1]
+    s.values[at, epochs] = mean[which, -1] + (a * moved).sum(1)
+    s.noise[at, epochs] = np.sqrt(variance) * s.epoch_error[epochs]
+    s.available[at, epochs] = True
+    return done
+
+
+def _regress(gram: Array, which: Index, use: Mask, rows: Index) -> tuple[Array, Array]:
+    """Coefficients on some of the neighbours, and the variance of what they leave of the last pixel.
+
+    Parameters
+    ----------
+    gram : array (pixels, square + 1, square + 1)
+    which : int array (gaps,)
+        The pixel of each gap.
+    use : bool array (gaps, square)
+        The neighbours that are there.
+    rows : int array (pixels,)
+        Epochs in the sums.
+    """
+    # gaps of a pixel with the same neighbours share a solution
+    bits = use @ (1 << np.arange(use.shape[1]))
+    _, first, again = np.unique(np.stack([which, bits]), axis=1, return_index=True, return_inverse=True)
+    which, use = which[first], use[first]
+    square = gram[which, :-1, :-1] * (use[:, :, None] & use[:, None])
+    side = gram[which, :-1, -1] * use
+    diagonal = np.arange(use.shape[1])
+    count = use.sum(1)
+    normal = square.copy()
+    share = _RIDGE * square[:, diagonal, diagonal].sum(1) / count
+    normal[:, diagonal, diagonal] += np.where(use, share[:, None], 1.0)
+    a = np.asarray(np.linalg.solve(normal, side[..., None])[..., 0], np.float64)
+    left = gram[which, -1, -1] - 2 * (a * side).sum(1) + (a * (square @ a[..., None])[..., 0]).sum(1)
+    variance = np.maximum(left, 0.0) / (rows[which] - count - 1)
+    return a[again.ravel()], variance[again.ravel()]
