@@ -88,7 +88,7 @@ def fill(
 
 
 class _Samples(NamedTuple):
-    """Of all pixels (pixels, time): what is filled, what was good, what is there. Epochs that train, errors."""
+    """Of all pixels (pixels, time): what is filled, was good, is there; epochs that train; their errors."""
 
     values: Array
     noise: Array
