@@ -40,8 +40,9 @@ def nn2(
     Example: survey nn2 field --targets stars.csv --pairs 8 --compare
     """
     from survey.config import make_config
+    from survey.io.store import Field
     from survey.progress import TerminalProgress
-    from survey.run.nn2 import nn2_light_curves, run_nn2
+    from survey.run.nn2 import run_nn2
 
     config = load_settings(config_path, field)
     changes = {"subtract": subtract, "pairs": pairs if pairs in (None, "all") else _number(str(pairs))}
@@ -56,7 +57,7 @@ def nn2(
     with TerminalProgress() as progress:
         summary = run_nn2(field, config, progress=progress)
     if compare and summary.ok:
-        print_table(_comparison(nn2_light_curves(field, config.method)), "table", None)
+        print_table(_comparison(Field.open(field), config.method), "table", None)
     click.echo(f"{summary.events} light curves in {field / 'lightcurves' / 'nn2'}", err=True)
     finish(summary)
 
@@ -68,16 +69,17 @@ def _number(text: str) -> int:
         raise click.BadParameter(f"{text!r} is neither 'all' nor a number", param_hint="--pairs") from None
 
 
-def _comparison(rows: list[dict[str, object]]) -> object:
+def _comparison(field: Any, method: str) -> object:
     """One row a template: its scatter, and NN2's over it."""
     from astropy.table import Table
 
     from survey.stages.nn2_compare import compare_with_templates
+    from survey.stages.nn2_curves import row_blocks
 
-    found, epochs = compare_with_templates(rows)
-    names = rows[0]["frame_id"]
+    found, epochs = compare_with_templates(row_blocks(field, method))
+    names = field.frames()["frame_id"].values
     table = Table(found.rows())
-    table["template"] = [names[k] for k in epochs]  # type: ignore[index]
+    table["template"] = [str(names[k]) for k in epochs]
     for name in table.colnames[1:]:
         table[name].format = ".3g" if name == "ks_probability" else ".4g"
     return table

@@ -11,9 +11,11 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 from survey.io.objects import ObjectPath, is_url, parse, remove_objects
 
@@ -52,16 +54,43 @@ def write_atomic(place: Location, data: bytes) -> None:
     if isinstance(place, ObjectPath):
         place.write_bytes(data)
         return
+    with writing(place) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def writing(place: Location) -> Iterator[IO[bytes]]:
+    """A file to write piece by piece, which is there whole when the block ends, and not before.
+
+    An error or a kill leaves what was there. For an object store the pieces wait in a file of this machine.
+    """
+    if isinstance(place, ObjectPath):
+        with TemporaryFile() as stream:
+            yield stream
+            stream.seek(0)
+            place.write_stream(stream)
+        return
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f".{place.name}.{os.getpid()}.partial")
     try:
         with temporary.open("wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(place)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def opened(place: Location) -> IO[bytes]:
+    """A file to read piece by piece.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there.
+    """
+    return place.open_stream() if isinstance(place, ObjectPath) else place.open("rb")
 
 
 def create(place: Location, data: bytes) -> bool:

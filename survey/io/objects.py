@@ -7,13 +7,14 @@ an error stays here: it can hold the name of a key.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import Any
+from typing import IO, Any, cast
 
 URL = re.compile(r"(s3|gs|az):/{1,2}([^/]+)/*(.*)")
 # Objects above this size are sent in parts: a part costs a request, and parts of a killed writer stay unseen.
@@ -157,6 +158,17 @@ class ObjectPath:
             big = len(data) > MULTIPART_BYTES and mode == "overwrite"
             obstore.put(self.store, self.key, data, mode=mode, use_multipart=big)
 
+    def write_stream(self, stream: IO[bytes]) -> None:
+        """Write what a file holds as the whole object, a part at a time."""
+        import obstore
+
+        with told(self):
+            obstore.put(self.store, self.key, stream)
+
+    def open_stream(self) -> IO[bytes]:
+        """The object as a file that is read a piece at a time."""
+        return cast("IO[bytes]", ObjectReader(self))
+
     def create(self, data: bytes) -> bool:
         """Write the object where there is none."""
         return self._write_if(data, "create")
@@ -247,6 +259,46 @@ class ObjectPath:
 
         with told(self):
             obstore.copy(self.store, self.key, other.key)
+
+
+class ObjectReader(io.RawIOBase):
+    """An object as a file; an error once it is another object than when it was opened."""
+
+    def __init__(self, place: ObjectPath) -> None:
+        import obstore
+
+        self._place, self._at = place, 0
+        with told(place):
+            self._meta = obstore.head(place.store, place.key)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, int(self._meta["size"]))[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        import obstore
+
+        end = min(self._at + len(buffer), int(self._meta["size"]))
+        if end <= self._at:
+            return 0
+        place = self._place
+        with told(place):
+            found = obstore.get(place.store, place.key, options={"range": (self._at, end)})
+            data = bytes(found.bytes())
+        if found.meta["e_tag"] != self._meta["e_tag"]:
+            raise StoreError(f"{place}: was replaced while it was read; read it again")
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def remove_objects(places: list[ObjectPath]) -> None:

@@ -48,7 +48,7 @@ def whitening_filter(kernel: Array, image_variance: float, template_variance: fl
     reach = np.maximum.outer(*(np.abs(np.arange(n) - middle),) * 2)
     outside = np.bincount(reach.ravel(), found.ravel() ** 2)[::-1].cumsum()[::-1]
     radius = min(int(np.argmax(np.append(outside, 0.0) <= _CUT * outside[0])), n // 2)
-    cut = slice(middle - radius + 1, middle + radius) if radius > 0 else slice(middle, middle + 1)
+    cut = slice(middle - radius + 1, middle + radius)
     return found[cut, cut]
 
 
@@ -70,12 +70,10 @@ def decorrelate(
     a, b = (float(np.median(e[good]) ** 2) for e in (image_error, template_error))
     white = whitening_filter(kernel, a, b)
     both = fftconvolve(kernel, white)
-    flux, of_image, of_template = (
-        _convolved(np.where(good, v, 0.0) if k == 0 else v, f)
-        for k, (v, f) in enumerate(
-            ((difference.flux, white), (image_error**2, white**2), (template_error**2, both**2))
-        )
-    )
+    flux = _convolved(np.where(good, difference.flux, 0.0), white)
+    # The error of a bad pixel means nothing, and the filter reaches its neighbours.
+    of_image = _convolved(np.where(good, image_error**2, a), white**2)
+    of_template = _convolved(np.where(good, template_error**2, b), both**2)
     spoilt = _convolved(difference.mask.astype(float), white**2) > _BAD_SHARE * np.sum(white**2)
     error = np.sqrt(np.maximum(of_image, 0.0) + np.maximum(of_template, 0.0))
     return Difference(flux, error, difference.mask | spoilt, filtered_psf(difference.psf, white))

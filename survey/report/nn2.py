@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
 import numpy as np
 
-from survey.io.files import read_parquet
 from survey.kernels.nn2_templates import TemplateComparison
 from survey.report.data import ReportData, Row
 from survey.report.markup import figure, fixed, number, section, table
 from survey.report.theme import BLUE, INK, MUTED, ORANGE, light_grid, new_figure, to_svg
-from survey.stages.nn2_compare import compare_with_templates, nn2_path
+from survey.stages.nn2_compare import NoPairsError, compare_with_templates
+from survey.stages.nn2_curves import row_blocks
 
 # Objects whose light curves are drawn: those that vary most.
 SHOWN = 4
@@ -20,19 +22,17 @@ SHOWN = 4
 
 def nn2(data: ReportData) -> str:
     """The section on all pairs of frames; nothing where NN2 was not run."""
-    file = nn2_path(data.field, data.method)
-    rows: list[Row] = read_parquet(file).to_pylist() if file.exists() else []
-    rows = [row for row in rows if row["pair_flux"]]
-    if not rows:
+    seen = Seen()
+    try:
+        found, epochs = compare_with_templates(seen.passing(row_blocks(data.field, data.method)))
+    except NoPairsError:
         return ""
-    found, epochs = compare_with_templates(rows)
-    names = [rows[0]["frame_id"][k] for k in epochs]
-    pairs = {pair for r in rows for pair in zip(r["pair_template"], r["pair_image"], strict=True)}
+    names = [seen.frames[k] for k in epochs]
     lead = (
-        f"{len(rows)} objects, {len(epochs)} frames, {len(pairs)} differences. Scatter is about a constant, "
-        "so that what varies scatters with any template; NN2 is better where its ratio is below 1."
+        f"{seen.count} objects, {len(epochs)} frames, {len(seen.pairs)} differences. Scatter is about a "
+        "constant, so that what varies scatters with any template; NN2 is better where its ratio is below 1."
     )
-    shown = sorted(rows, key=lambda row: -variability(row))[:SHOWN]
+    shown = seen.most
     parts = [figure(scatter_figure(found), "<b>Scatter</b> with each frame as the template. Line: NN2.")]
     parts += [
         figure(curve_figure(row, data), f"<b>{escape(str(row['object_id']))}</b>: \u03c7\u00b2 of the pairs "
@@ -45,6 +45,38 @@ def nn2(data: ReportData) -> str:
         comparison_table(found, names) + f'<div class="grid">{"".join(parts)}</div>',
         lead,
     )
+
+
+@dataclass
+class Seen:
+    """What of all light curves is shown, kept while they pass a block at a time.
+
+    Attributes
+    ----------
+    count : int
+        Light curves with pairs.
+    pairs : set of (template, image)
+    frames : list of str
+        Names of the field's frames.
+    most : list of rows
+        Those that vary most, the first most of all.
+    """
+
+    count: int = 0
+    pairs: set[tuple[int, int]] = field(default_factory=set)
+    frames: list[str] = field(default_factory=list)
+    most: list[Row] = field(default_factory=list)
+
+    def passing(self, blocks: Iterable[list[Row]]) -> Iterator[list[Row]]:
+        """The blocks again, of light curves that have pairs."""
+        for block in blocks:
+            rows = [row for row in block if row["pair_flux"]]
+            for row in rows:
+                self.frames = row["frame_id"]
+                self.pairs.update(zip(row["pair_template"], row["pair_image"], strict=True))
+            self.count += len(rows)
+            self.most = sorted([*self.most, *rows], key=lambda row: -variability(row))[:SHOWN]
+            yield rows
 
 
 def variability(row: Row) -> float:

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from survey.config import Config
-from survey.io.files import read_parquet, write_parquet
+from survey.io.files import read_parquet
 from survey.io.locations import Location, absolute, locate
 from survey.io.store import Field
 from survey.kernels.frame_quality import FrameFlag
@@ -23,9 +22,10 @@ from survey.run.ingest import place_grid
 from survey.run.progress import Failure
 from survey.run.record import RunSummary, begin, recorded
 from survey.run.targets import read_targets
+from survey.run.worker import function_key
 from survey.stages import nn2, nn2_psf, psf
 from survey.stages.calibrated import calibrated_frames
-from survey.stages.nn2_compare import nn2_path
+from survey.stages.nn2_curves import gather, nn2_path, row_blocks
 from survey.stages.nn2_cutouts import pair_grid
 from survey.stages.nn2_pairs import BLOCK
 from survey.stages.nn2_plan import Group, epoch_pairs, object_groups, pair_units
@@ -36,6 +36,8 @@ from survey.stages.protocol import STAGES, Unit
 UNUSABLE = int(FrameFlag.TRAILED | FrameFlag.UNREGISTERED)
 # What a run of NN2 holds while it writes.
 LEASE = nn2.FOLDER
+# Groups that say what the epochs' flux units are, and how far steady light errs: an upper limit, for memory.
+MOST_GROUPS = 100
 
 
 def run_nn2(
@@ -134,19 +136,19 @@ class AllPairs:
         self.engine.submit(stage, keyed, state=psf.load(self.field) if self.carried else None)
         self.engine.collect()
         self.failed_pairs = sum(len(p["failed"]) for p in self.engine.payloads(stage, units))
-        for group in self.groups:
-            self._check(stage, group, [unit for unit in units if unit.items[0] is group])
+        for group, own in by_group(units).items():
+            self._check(stage, group, own)
         # Only now: a light curve of what the check struck out would count as done for ever.
-        done = {unit.name: key for unit, key in keyed if self.engine.ledger(stage).has(unit.name, key)}
+        done = [(unit, key) for unit, key in keyed if self.engine.ledger(stage).has(unit.name, key)]
         return self._solve(done)
 
-    def _check(self, stage: str, group: Group, units: list[Unit]) -> None:
+    def _check(self, stage: str, group: str, units: list[Unit]) -> None:
         """A group that frames show and of which no pair could be subtracted has failed; it is tried again."""
         payloads = self.engine.payloads(stage, units)
         failed = [pair for payload in payloads for pair in payload["failed"]]
         if failed and not sum(payload["measured"] for payload in payloads):
             reason = f"none of {len(failed)} pairs could be subtracted; the first: {failed[0][2]}"
-            self.engine.failures.append(Failure(stage, group.name, reason))
+            self.engine.failures.append(Failure(stage, group, reason))
             self.engine.ledger(stage).invalidate(unit.name for unit in units)
 
     def _base(self) -> dict[str, Any]:
@@ -198,18 +200,19 @@ class AllPairs:
             moved.append(Group(group.name, group.y, group.x, group.size, tuple(objects)))
         return moved
 
-    def _solve(self, done: dict[str, str]) -> int:
+    def _solve(self, done: list[tuple[Unit, str]]) -> int:
         """Solve all groups on one zero point, with one pooled share of the subtraction's variance."""
+        sums, parts = STAGES["nn2_scales"], by_group([unit for unit, _ in done])
+        shared = {
+            "pairs": function_key([key for _, key in done]),
+            "scales": [sums.version, sums.settings(self.config), MOST_GROUPS],
+        }
         units, keys = [], []
-        sums = STAGES["nn2_scales"]
-        shared = {"pairs": list(done.values()), "scales": [sums.version, sums.settings(self.config)]}
-        for group in self.groups:
-            own = f"{group.name}-{self.settings.subtract}-"
-            names = tuple(name for name in done if name.startswith(own))
-            unit = Unit(group.name, items=(group, self.epochs, names))
+        for unit in nn2.units(self.groups, self.epochs):
+            names = tuple(part.name for part in parts.get(unit.items[0].name, []))
+            unit = Unit(unit.name, items=(*unit.items, names))
             units.append(unit)
-            inputs = {**shared, "items": _plain(unit.items)}
-            keys.append(stage_key("nn2", self.config, unit.name, inputs))
+            keys.append(stage_key("nn2", self.config, unit.name, {**shared, "items": _plain(unit.items)}))
         ledger = self.engine.ledger("nn2")
         if all(ledger.has(unit.name, key) for unit, key in zip(units, keys, strict=True)):
             self.engine.skip(len(units))
@@ -219,16 +222,14 @@ class AllPairs:
             keyed = list(zip(full, keys, strict=True))
             self.engine.submit("nn2", keyed, state=self._gather("nn2", keyed))
             self.engine.collect()
-        folder = self.field.path / nn2.FOLDER / f"{self.config.method}.parts"
-        tables = [read_parquet(folder / f"{u.name}.parquet") for u in units]
-        table = pa.concat_tables(tables).sort_by("object_id").combine_chunks()
-        write_parquet(nn2_path(self.field, self.config.method), table)
-        return table.num_rows
+        return gather(self.field, self.config.method, [unit.name for unit in units])
 
-    def _scales(self, done: dict[str, str]) -> tuple[tuple[float, ...], float]:
+    def _scales(self, done: list[tuple[Unit, str]]) -> tuple[tuple[float, ...], float]:
         """Flux units of the epochs, the reference frame's being 1; share of steady light that is an error."""
-        units = [Unit(name, items=(self.epochs, name)) for name in done]
-        scales, share = self._gather("nn2_scales", [(unit, done[unit.name]) for unit in units])
+        of_group, keys = by_group([unit for unit, _ in done]), {unit.name: key for unit, key in done}
+        names = [part.name for group in spread(list(of_group), MOST_GROUPS) for part in of_group[group]]
+        keyed = [(Unit(name, items=(self.epochs, name)), keys[name]) for name in names]
+        scales, share = self._gather("nn2_scales", keyed)
         if len(scales) != len(self.epochs):
             return (1.0,) * len(self.epochs), share
         found = np.array(scales)
@@ -245,19 +246,37 @@ class AllPairs:
         return STAGES[stage].combine([reports[unit.name].result for unit, _ in keyed], self.config)
 
 
+def by_group(units: Sequence[Unit]) -> dict[str, list[Unit]]:
+    """Units of pairs by the names of their groups."""
+    found: dict[str, list[Unit]] = {}
+    for unit in units:
+        found.setdefault(unit.items[0].name, []).append(unit)
+    return found
+
+
+def spread(names: list[str], most: int) -> list[str]:
+    """At most so many of them, evenly taken."""
+    if len(names) <= most:
+        return names
+    return [names[k] for k in np.linspace(0, len(names) - 1, most).round().astype(int)]
+
+
 def nn2_light_curves(path: str | Location, method: str = "oversampled") -> list[dict[str, Any]]:
-    """Rows of NN2's light curves: ``time``, ``flux``, ``error``, ``flags``, and the pairs they came of.
+    """All rows of NN2's light curves: ``time``, ``flux``, ``error``, ``flags``, and the pairs they came of.
+
+    They are sorted by ``object_id``. Where there are many, `survey.stages.nn2_curves.row_blocks` reads them
+    a block at a time.
 
     Raises
     ------
     RunError
         If there are none yet.
     """
-    file = nn2_path(Field.open(path), method)
-    if not file.exists():
+    field = Field.open(path)
+    if not nn2_path(field, method).exists():
         raise RunError(f"{path}: no NN2 light curves yet; `survey nn2 {path}`")
-    rows: list[dict[str, Any]] = read_parquet(file).to_pylist()
-    return rows
+    rows = [row for block in row_blocks(field, method) for row in block]
+    return sorted(rows, key=lambda row: str(row["object_id"]))
 
 
 def _plain(value: Any) -> Any:

@@ -7,12 +7,13 @@ share of the pairs' variance that the subtraction makes, which divides the error
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from survey.config import Config
@@ -23,10 +24,13 @@ from survey.stages import nn2_pairs
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.nn2_plan import Group
 from survey.stages.photometry import FLAG_FRAME, FLAG_NO_DATA, light_curve_table
-from survey.stages.protocol import Output, Stage, Unit
+from survey.stages.protocol import Outlook, Output, Stage, Unit
 
 Array = NDArray[np.float64]
 FOLDER = "lightcurves/nn2"
+# Bytes for every object and two of its epochs, and objects times epochs squared that a unit holds at most.
+PAIR_BYTES = 100
+MOST_PAIRS = 2_000_000
 
 
 @dataclass
@@ -51,11 +55,10 @@ def read(field: Field, unit: Unit, config: Config) -> Matrices:
     group, epochs, names, scales, share = unit.items
     frames = calibrated_frames(field)
     folder = field.path / nn2_pairs.FOLDER / f"{config.method}.parts"
-    tables = [read_parquet(folder / f"{name}.parquet") for name in names]
-    rows = pa.concat_tables(tables) if tables else nn2_pairs.SCHEMA.empty_table()
     ids = [item["object_id"] for item in group.objects]
     epochs = np.asarray(epochs, np.int64)
-    difference, error = matrices(rows.to_pydict(), ids, epochs, np.asarray(scales, float), share)
+    tables = (read_parquet(folder / f"{name}.parquet") for name in names)
+    difference, error = matrices(tables, ids, epochs, np.asarray(scales, float), share)
     return Matrices(
         group,
         epochs,
@@ -68,28 +71,38 @@ def read(field: Field, unit: Unit, config: Config) -> Matrices:
 
 
 def matrices(
-    rows: Mapping[str, list[Any]],
+    tables: Iterable[pa.Table],
     ids: list[str],
     epochs: NDArray[np.int64],
     scales: Array,
     share: float = 0.0,
 ) -> tuple[Array, Array]:
-    """Rows of pairs as difference and error (objects, N, N), [template, image]; NaN where there is no pair.
+    """Pairs of parts as difference and error (objects, N, N), [template, image]; NaN where there is no pair.
 
     A difference is in the units of its image; ``scales`` (N,) are those units. ``share`` of the steady light
     under the object adds to its error.
     """
-    number = {name: k for k, name in enumerate(ids)}
     difference, error = np.full((2, len(ids), len(epochs), len(epochs)), np.nan)
-    kept = np.array([k for k, name in enumerate(rows["object_id"]) if name in number], int)
-    if len(kept):
-        objects = np.array([number[rows["object_id"][k]] for k in kept])
-        template, image = (np.searchsorted(epochs, np.array(rows[v])[kept]) for v in ("template", "image"))
-        flux, sigma, level = (np.array(rows[v], float)[kept] for v in ("flux", "error", "level"))
+    for rows in tables:
+        number = pc.fill_null(pc.index_in(rows["object_id"], pa.array(ids, pa.string())), -1).to_numpy()
+        mine = number >= 0
+        template, image = (np.searchsorted(epochs, rows[v].to_numpy()[mine]) for v in ("template", "image"))
+        flux, sigma, level = (rows[v].to_numpy()[mine] for v in ("flux", "error", "level"))
         sigma = np.hypot(sigma, share * np.nan_to_num(level))
-        difference[objects, template, image] = flux / scales[image]
-        error[objects, template, image] = sigma / scales[image]
+        difference[number[mine], template, image] = flux / scales[image]
+        error[number[mine], template, image] = sigma / scales[image]
     return difference, error
+
+
+def units(groups: Sequence[Group], epochs: NDArray[np.int64]) -> list[Unit]:
+    """Objects of a group, so many together as fit into memory; the unit's items are they and the epochs."""
+    found = []
+    most = max(1, MOST_PAIRS // len(epochs) ** 2)
+    for group in groups:
+        for start in range(0, len(group.objects), most):
+            part = replace(group, objects=group.objects[start : start + most])
+            found.append(Unit(f"{group.name}-{start:06d}", items=(part, epochs)))
+    return found
 
 
 def solve(data: Matrices, config: Config) -> NN2Solution:
@@ -201,4 +214,10 @@ def settings(config: Config) -> dict[str, Any]:
     return config.nn2.model_dump(include={"gauge", "baseline"})
 
 
-STAGE = Stage("nn2", 3, settings, lambda field, config: [], read, partial, combine, apply)
+def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
+    """Bytes of the objects' matrices and their solution, and of their pairs as rows (measured: 50 to 90)."""
+    group, epochs, *_ = unit.items
+    return float(PAIR_BYTES * len(group.objects) * len(epochs) ** 2)
+
+
+STAGE = Stage("nn2", 3, settings, lambda field, config: [], read, partial, combine, apply, memory=memory)

@@ -207,14 +207,18 @@ def fit_positions(data: PairData, state: None, config: Config) -> Output:
     return Output(payload={"positions": shifts})
 
 
-def read_positions(field: Field, unit: Unit, config: Config) -> PairData:
-    """Cutouts of at most `POSITION_EPOCHS` of the epochs; the unit's items are a group and the epochs."""
-    group, epochs = unit.items
+def position_pairs(epochs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Pairs (n, 2) of at most `POSITION_EPOCHS` of the epochs, on which positions are fitted."""
     epochs = np.asarray(epochs, np.int64)
     if len(epochs) > POSITION_EPOCHS:
         epochs = epochs[np.linspace(0, len(epochs) - 1, POSITION_EPOCHS).round().astype(int)]
-    pairs = epoch_pairs(epochs, POSITION_PARTNERS)
-    return read(field, Unit(unit.name, items=(group, pairs)), config)
+    return epoch_pairs(epochs, POSITION_PARTNERS)
+
+
+def read_positions(field: Field, unit: Unit, config: Config) -> PairData:
+    """Cutouts of the epochs that positions are fitted on; the unit's items are a group and the epochs."""
+    group, epochs = unit.items
+    return read(field, Unit(unit.name, items=(group, position_pairs(epochs))), config)
 
 
 def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
@@ -224,12 +228,10 @@ def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
 
 
 def positions_memory(unit: Unit, outlook: Outlook, config: Config) -> float:
-    """The same, and all differences at once: flux, error, mask and level."""
+    """The same for the pairs taken, and all their differences at once: flux, error, mask and level."""
     group, epochs = unit.items
-    used = min(len(epochs), POSITION_EPOCHS)
-    return memory(Unit(unit.name, items=(group, used)), outlook, config) + group.size**2 * (
-        17 * used + 25 * used * POSITION_PARTNERS / 2
-    )
+    pairs = position_pairs(epochs)
+    return memory(Unit(unit.name, items=(group, pairs)), outlook, config) + group.size**2 * 25 * len(pairs)
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -237,10 +239,10 @@ def settings(config: Config) -> dict[str, Any]:
     return config.nn2.model_dump(include={"subtract", "direction", "kernel", "errors"}) | {"block": BLOCK}
 
 
-STAGE = Stage("nn2_pairs", 4, settings, lambda field, config: [], read, apply=apply, memory=memory)
+STAGE = Stage("nn2_pairs", 5, settings, lambda field, config: [], read, apply=apply, memory=memory)
 POSITIONS = Stage(
     "nn2_positions",
-    3,
+    4,
     settings,
     lambda field, config: [],
     read_positions,

@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 from numpy.testing import assert_allclose
+from scipy.ndimage import binary_dilation
 from scipy.signal import fftconvolve
 
 from survey.kernels.decorrelate import decorrelate, filtered_psf, whitening_filter
@@ -88,6 +89,27 @@ def test_decorrelate__bad_pixels_stay_few():
     assert found.mask[100, 120]
     assert 1 <= found.mask.sum() <= 9
     assert np.abs(found.flux[~found.mask]).max() < 10
+
+
+def test_decorrelate__errors_of_bad_pixels_mean_nothing():
+    """Whatever stands there, in any unit of flux: 1.0 is large beside some errors, small beside others."""
+    plain, image_error, template_error = pair(3)
+    plain.mask[100:103, 120] = True
+    good = ~plain.mask
+    found = [
+        decorrelate(
+            Difference(unit * plain.flux, unit * plain.error, plain.mask, plain.psf),
+            broadening(),
+            np.where(good, unit * image_error, placeholder),
+            np.where(good, unit * template_error, placeholder),
+        )
+        for unit, placeholder in ((1.0, 1.0), (1e-3, 1.0), (1e4, 1.0), (1.0, np.inf))
+    ]
+    for other, unit in zip(found[1:], (1e-3, 1e4, 1.0), strict=True):
+        assert_allclose(other.error / unit, found[0].error, rtol=1e-9)
+        assert_allclose(other.flux / unit, found[0].flux, rtol=1e-9, atol=1e-9)
+    near = binary_dilation(plain.mask, iterations=4) & ~found[0].mask
+    assert_allclose(found[0].error[near], np.sqrt(2), rtol=0.01)
 
 
 def test_filtered_psf__is_the_convolution_at_any_phase():

@@ -49,6 +49,14 @@ def test_nn2__solves_the_paper_normal_equations():
     s = solve_nn2(d, e)
     assert_allclose(s.flux, np.linalg.solve(c, (w * d).sum(0)), atol=1e-10)
     assert_allclose(s.covariance, np.linalg.inv(c), rtol=1e-9, atol=1e-13)
+    chi2 = np.sum(np.triu(w * (d - pairs_of(s.flux)) ** 2))
+    assert_allclose(s.chi2, chi2, rtol=1e-9)
+    assert_allclose(s.internal_error, np.sqrt(np.diag(np.linalg.inv(c)) * chi2 / s.dof), rtol=1e-9)
+    m = w**2 + np.diag((w**2).sum(1))
+    external = np.linalg.solve(m, w.sum(1))
+    assert np.all(external > 0)
+    assert_allclose(s.external_error**2, external, rtol=1e-6)
+    assert_allclose(s.total_error**2, external + s.internal_error**2, rtol=1e-6)
 
 
 def test_nn2__paper_errors_from_exact_pair_variances():

@@ -5,14 +5,16 @@ import pickle
 import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import xarray as xr
 
 from survey.config import Config
 from survey.io import locations
+from survey.io.files import parquet_blocks, read_parquet, write_parquet_blocks
 from survey.io.ledger import FieldBusyError, Lease, Ledger, holder_of
 from survey.io.locations import locate, zarr_place
-from survey.io.objects import StoreError
+from survey.io.objects import ObjectPath, StoreError
 from survey.io.store import Field, FieldError, holds_frames, is_field, open_field
 from survey.io.versions import Versions
 from survey.run.upkeep import prune
@@ -55,6 +57,43 @@ def test_files_are_written_found_and_removed(place):
     (place / "d.txt").unlink()
     with pytest.raises(FileNotFoundError):
         (place / "d.txt").read_bytes()
+
+
+def test_a_table_is_written_and_read_in_blocks(place):
+    def tables(fails=False):
+        for k in range(4):
+            yield pa.table({"n": np.arange(3) + 3 * k, "text": ["x" * 50] * 3})
+        if fails:
+            raise RuntimeError("no more")
+
+    file = place / "a" / "table.parquet"
+    assert write_parquet_blocks(file, tables(), 200) == 12
+    blocks = list(parquet_blocks(file))
+    assert [len(block) for block in blocks] == [6, 6]
+    assert np.concatenate([block["n"] for block in blocks]).tolist() == list(range(12))
+    assert next(parquet_blocks(file, ["n"])).column_names == ["n"]
+    assert read_parquet(file)["n"].to_pylist() == list(range(12))
+    # What is not written to its end is not there.
+    with pytest.raises(RuntimeError, match="no more"):
+        write_parquet_blocks(file, (t.slice(0, 1) for t in tables(fails=True)), 1)
+    assert len(read_parquet(file)) == 12
+    assert [p.name for p in locations.files(place, "a/*")] == ["table.parquet"]
+    with pytest.raises(FileNotFoundError):
+        next(parquet_blocks(place / "b.parquet"))
+
+
+def test_a_table_replaced_while_it_is_read_is_an_error(place):
+    """On a file system the old file is read to its end; an object's half would be another's."""
+    file = place / "table.parquet"
+    write_parquet_blocks(file, (pa.table({"n": [k] * 1000}) for k in range(3)), 8000)
+    blocks = parquet_blocks(file)
+    next(blocks)
+    write_parquet_blocks(file, (pa.table({"n": [k] * 1000}) for k in range(4)), 8000)
+    if isinstance(file, ObjectPath):
+        with pytest.raises(StoreError, match="was replaced while it was read"):
+            list(blocks)
+    else:
+        assert len(list(blocks)) == 2
 
 
 @pytest.mark.parametrize("scheme", ["gs", "az"])

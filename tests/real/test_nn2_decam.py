@@ -110,7 +110,7 @@ def test_decam__all_pairs_are_measured(measured):
 
 
 def test_decam__nn2_scatters_less_than_most_templates(measured):
-    table, _ = compare_with_templates(measured["stars"])
+    table, _ = compare_with_templates([measured["stars"]])
     LOG.info("NN2 over each template: %s", table.ratio.round(3))
     assert np.median(table.ratio) < 0.95
     assert np.sum(table.ratio < 1) >= 8

@@ -1,16 +1,20 @@
 """NN2 before any pixel: which pairs, which objects together, which scales."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.testing import assert_allclose
 
 from survey.config import Config, ConfigError, make_config
 from survey.kernels.nn2 import solve_nn2
+from survey.run.nn2 import spread
+from survey.stages import nn2, nn2_pairs
 from survey.stages.nn2 import matrices
 from survey.stages.nn2_pairs import NO_OBJECT
 from survey.stages.nn2_plan import epoch_pairs, object_groups, pair_blocks, pair_units
 from survey.stages.nn2_scales import SHARES, star_counts
 from survey.stages.nn2_scales import combine as combine_scales
+from survey.stages.protocol import Unit
 
 
 def test_epoch_pairs__are_all_or_connected():
@@ -76,8 +80,63 @@ def test_scales__stars_say_what_share_of_the_flux_is_an_error(share):
     _, found = combine_scales([[3, [], star_counts(rows)]], Config())
     assert abs(found - share) < 0.1 * share + 1e-3
     objects = {**rows, "template": [0] * len(rows["flux"]), "image": [1] * len(rows["flux"])}
-    _, sigma = matrices(objects, ["a"], np.arange(2), np.ones(2), 2.0)
+    _, sigma = matrices([pa.table(objects)], ["a"], np.arange(2), np.ones(2), 2.0)
     assert_allclose(sigma[0, 0, 1], np.hypot(1.0, 2.0))
+
+
+def test_matrices__hold_the_pairs_of_their_objects_from_all_parts():
+    def part(names, template, image):
+        n = len(names)
+        return pa.table(
+            {
+                "object_id": names,
+                "template": pa.array([template] * n, pa.int32()),
+                "image": pa.array([image] * n, pa.int32()),
+                "flux": [float(k + 1) for k in range(n)],
+                "error": [0.5] * n,
+                "level": [np.nan] * n,
+            }
+        )
+
+    parts = (part(["b", NO_OBJECT, "a"], 4, 9), part(["c", "b"], 9, 7))
+    difference, error = matrices(parts, ["a", "b"], np.array([4, 7, 9]), np.array([1.0, 2.0, 4.0]))
+    want = np.full((2, 3, 3), np.nan)
+    want[0, 0, 2], want[1, 0, 2], want[1, 2, 1] = 3 / 4, 1 / 4, 2 / 2
+    assert_allclose(difference, want)
+    assert_allclose(error[1, 2, 1], 0.25)
+    assert np.isnan(matrices([], ["a"], np.arange(2), np.ones(2))[0]).all()
+
+
+def test_units__hold_so_many_objects_that_their_pairs_fit_into_memory(monkeypatch):
+    monkeypatch.setattr(nn2, "MOST_PAIRS", 3 * 16**2 + 5)
+    objects = [{"object_id": f"o{k}", "y": 5.0, "x": 5.0 + 100 * (k == 7)} for k in range(8)]
+    groups, epochs = object_groups(objects, 96, 32), np.arange(16)
+    units = nn2.units(groups, epochs)
+    assert [[o["object_id"] for o in u.items[0].objects] for u in units] == [
+        ["o0", "o1", "o2"], ["o3", "o4", "o5"], ["o6"], ["o7"],
+    ]  # fmt: skip
+    assert len({u.name for u in units}) == 4
+    assert max(nn2.memory(u, None, Config()) for u in units) <= nn2.PAIR_BYTES * nn2.MOST_PAIRS
+    assert len(nn2.units(groups, np.arange(100))) == 8  # one object is not divided
+
+
+def test_spread__takes_some_of_many_evenly():
+    names = [f"{k:03d}" for k in range(250)]
+    chosen = spread(names, 100)
+    assert len(set(chosen)) == 100
+    assert (chosen[0], chosen[-1]) == ("000", "249")
+    assert spread(names[:100], 100) == names[:100]
+
+
+def test_memory_of_positions__is_that_of_their_pairs_and_of_all_differences():
+    (group,) = object_groups([{"y": 5.0, "x": 5.0}], 96, 32)
+    for n in (3, 6, 24, 90):
+        pairs = nn2_pairs.position_pairs(np.arange(n))
+        assert len(np.unique(pairs)) == min(n, 24)
+        of_pairs = nn2_pairs.memory(Unit("", items=(group, pairs)), None, Config())
+        assert of_pairs == group.size**2 * (17 * min(n, 24) + 800)
+        found = nn2_pairs.positions_memory(Unit("", items=(group, np.arange(n))), None, Config())
+        assert found - of_pairs == 25 * group.size**2 * len(pairs)
 
 
 def test_settings__are_checked():

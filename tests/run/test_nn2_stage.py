@@ -7,7 +7,9 @@ import tracemalloc
 from contextlib import nullcontext
 from dataclasses import replace
 
+import distributed
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -20,6 +22,7 @@ from survey.hotpants import HotpantsError
 from survey.io.locations import locate
 from survey.io.store import Field
 from survey.kernels.nn2 import solve_nn2
+from survey.kernels.pair_flux import MIN_COPIES
 from survey.report.page import write_report
 from survey.run.api import create_field
 from survey.run.differences import RunError
@@ -31,9 +34,10 @@ from survey.run.upkeep import unlock
 from survey.simulate.nn2 import SEEING
 from survey.simulate.nn2_images import PIXEL, simulate_nn2_images
 from survey.simulate.pairs import draw_stars
-from survey.stages import nn2_pairs
+from survey.stages import nn2_curves, nn2_pairs, nn2_psf
 from survey.stages.nn2_compare import compare_with_templates
-from survey.stages.nn2_plan import epoch_pairs, object_groups
+from survey.stages.nn2_curves import nn2_path
+from survey.stages.nn2_plan import object_groups
 from survey.stages.protocol import STAGES, Unit
 from tests.run.conftest import small_config
 from tests.run.nn2_fields import FEW, followed, made
@@ -74,10 +78,28 @@ def test_light_curves__carry_frames_and_pairs(small):
         assert row["connected"]
 
 
+def test_pairs__convolve_the_sharper_frame_and_take_errors_from_copies(small):
+    path, objects, _, _ = small
+    field = Field.open(path)
+    psfs = nn2_psf.load(field, Config(), np.arange(6))
+    folder = path / "lightcurves" / "nn2" / "pairs" / "oversampled.parts"
+    rows = pa.concat_tables([pq.read_table(file) for file in sorted(folder.glob("*.parquet"))]).to_pylist()
+    mine = [row for row in rows if row["object_id"] in {o["object_id"] for o in objects}]
+    assert len(mine) == 15 * len(objects)
+    assert all(psfs[row["template"]].fwhm <= psfs[row["image"]].fwhm for row in mine)
+    scale = np.array([row["error"] / row["noise_error"] for row in mine])
+    copies = np.array([row["copies"] for row in mine])
+    measured = scale[copies >= MIN_COPIES]
+    LOG.info("copies in %d pairs, scales %.2f to %.2f", len(measured), measured.min(), measured.max())
+    assert len(measured) > len(mine) / 2
+    assert np.ptp(measured) > 0.05
+    assert 0.7 < np.median(measured) < 1.5
+
+
 def test_comparison__comes_from_the_same_pairs(small):
     path, _, _, _ = small
     rows = nn2_light_curves(path)
-    table, epochs = compare_with_templates(rows)
+    table, epochs = compare_with_templates([rows])
     assert epochs.tolist() == list(range(6))
     assert table.template_rms.shape == (len(rows), 6)
     assert len(table.rows()) == 6
@@ -181,18 +203,23 @@ def test_events_of_a_searched_field_are_measured(finished, tmp_path):
     }
 
 
-def test_subtractions_do_not_write_each_others_pairs(small):
-    path, objects, _, _ = small
+def test_subtractions_do_not_write_each_others_pairs__and_follow_the_truth(small):
+    path, objects, truth, _ = small
     config = make_config({"nn2": {"pairs": 2, "errors": "noise"}})
     other = make_config({"nn2": {"pairs": 2, "errors": "noise", "subtract": "zogy"}})
     file = path / "lightcurves" / "nn2" / "oversampled.parquet"
-    found = []
+    found, slopes, most = [], [], int(np.argmax(np.std(truth, axis=1)))
     for chosen in (config, other, config):
-        summary = run_nn2(path, chosen, objects=objects[:1], client="synchronous")
+        summary = run_nn2(path, chosen, objects=[objects[most]], client="synchronous")
         assert summary.ok, summary.failures
         found.append((file.read_bytes(), "nn2_pairs" in summary.stages))
+        slopes.append(followed(path, truth[[most]])[:2])
     assert [ran for _, ran in found] == [True, True, False]
     assert found[0][0] == found[2][0] != found[1][0]
+    LOG.info("slopes of sfft and zogy: %s", np.round(slopes[:2], 3).tolist())
+    for slope, sigma in slopes:
+        assert sigma < 0.1
+        assert abs(slope - 1) < 0.2
 
 
 def pair_data(small, **settings):
@@ -278,9 +305,8 @@ def test_memory__is_what_the_forecast_says(small):
     path, objects, _, _ = small
     config = Config()
     group = object_groups(objects, config.nn2.cell, config.nn2.margin)[0]
-    unit = Unit("unit", items=(group, epoch_pairs(np.arange(6), "all")))
+    unit = Unit("unit", items=(group, np.array([[1, 4], [0, 2], [3, 5]])))  # first the largest kernel
     field = Field.open(path)
-    nn2_pairs.apply(nn2_pairs.read(field, unit, config), None, config)  # compiled
     tracemalloc.start()
     nn2_pairs.apply(nn2_pairs.read(field, unit, config), None, config)
     peak = tracemalloc.get_traced_memory()[1]
@@ -290,6 +316,38 @@ def test_memory__is_what_the_forecast_says(small):
         "pairs of 6 cutouts of %d px: peak %.1f MB, forecast %.1f", group.size, peak / 1e6, forecast / 1e6
     )
     assert 0.5 * forecast < peak < 1.1 * forecast
+
+
+def test_memory__of_positions_is_what_the_forecast_says(small):
+    path, objects, _, _ = small
+    config, field = Config(), Field.open(path)
+    asked = [{**o, "refine": True} for o in objects]
+    group = object_groups(asked, config.nn2.cell, config.nn2.margin)[0]
+    unit = Unit("unit", items=(group, np.array([1, 3, 4])))
+    tracemalloc.start()
+    nn2_pairs.fit_positions(nn2_pairs.read_positions(field, unit, config), None, config)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    forecast = nn2_pairs.positions_memory(unit, None, config)
+    LOG.info("positions of %d px: peak %.1f MB, forecast %.1f", group.size, peak / 1e6, forecast / 1e6)
+    assert 0.5 * forecast < peak < 1.1 * forecast
+
+
+def test_light_curves__are_written_and_read_in_blocks(small, monkeypatch):
+    path, objects, _, _ = small
+    field = Field.open(path)
+    monkeypatch.setattr(nn2_curves, "BLOCK_BYTES", 1)
+    summary = run_nn2(path, Config(), objects=objects, client="synchronous")
+    assert summary.events == len(objects)
+    blocks = list(nn2_curves.row_blocks(field, "oversampled"))
+    assert [len(block) for block in blocks] == [1] * len(objects)
+    rows = nn2_light_curves(path)
+    assert [r["object_id"] for r in rows] == [o["object_id"] for o in objects]
+    once, epochs = compare_with_templates([rows])
+    several, again = compare_with_templates(sorted(blocks, key=lambda block: block[0]["object_id"]))
+    assert_allclose(several.nn2_rms, once.nn2_rms, rtol=1e-12)
+    assert_allclose(several.template_rms, once.template_rms, rtol=1e-12)
+    assert again.tolist() == epochs.tolist()
 
 
 def test_bad_template_pixels_do_not_leak(small):
@@ -364,6 +422,40 @@ def test_failed_pairs_are_counted(small, monkeypatch):
     record = json.loads((path / "runs" / summary.run_id / "run.json").read_text())
     assert record["failed_pairs"] == 2
     assert len(nn2_light_curves(path)[0]["pair_flux"]) == 28
+
+
+def test_a_stopped_run_goes_on_where_it_was__on_a_cluster_with_the_same_bits(small, tmp_path, monkeypatch):
+    path, objects = small[0], small[1][:2]
+    cells = {"cell": 48, "margin": 56}
+    config = make_config({"nn2": {"pairs": 2, "errors": "noise", "refine_position": False, **cells}})
+    whole, groups = STAGES["nn2_pairs"].apply, [g.name for g in object_groups(objects, **cells)]
+
+    def dies(data, state, config):
+        if data.group.name == groups[1]:
+            raise KeyboardInterrupt
+        return whole(data, state, config)
+
+    other = tmp_path / "undisturbed"
+    shutil.copytree(path, other)
+    monkeypatch.setitem(STAGES, "nn2_pairs", STAGES["nn2_pairs"])
+    replace(STAGES["nn2_pairs"], apply=dies)  # registers itself
+    with pytest.raises(KeyboardInterrupt):
+        run_nn2(path, config, objects=objects, client="synchronous")
+    replace(STAGES["nn2_pairs"], apply=whole)
+    cluster = {
+        "processes": False,
+        "n_workers": 2,
+        "threads_per_worker": 1,
+        "dashboard_address": "127.0.0.1:0",
+    }
+    with distributed.Client(**cluster, set_as_default=False) as client:
+        summary = run_nn2(path, config, objects=objects, client=client)
+    assert summary.ok
+    assert 0 < summary.stages["nn2_pairs"]["units"] < len(groups)
+    assert run_nn2(other, config, objects=objects, client="synchronous").ok
+    assert nn2_path(Field.open(path), "oversampled").read_bytes() == (
+        nn2_path(Field.open(other), "oversampled").read_bytes()
+    )
 
 
 def test_nothing_to_measure_is_an_error(small):
