@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -116,3 +117,18 @@ def test_it_listens_on_loopback_only(tmp_path):
         Service(tmp_path, "0.0.0.0")
     with pytest.raises(ValueError, match="no folder"):
         Service(tmp_path / "none")
+
+
+def test_it_listens_on_the_other_loopback_too(tmp_path):
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError as error:
+        pytest.skip(f"this machine has no ::1: {error}")
+    with Service(tmp_path, "::1") as service:
+        thread = threading.Thread(target=service.serve_forever, daemon=True)
+        thread.start()
+        with urllib.request.urlopen(f"{service.url}/fields", timeout=30) as answer:
+            assert json.load(answer) == {"fields": []}
+        service.shutdown()
+        thread.join()

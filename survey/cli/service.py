@@ -27,7 +27,7 @@ def serve(folder: Path, host: str, port: int) -> None:
     from survey.service.server import Service
 
     with Service(folder, host, port) as server:
-        click.echo(f"http://{host}:{server.server_port}/fields  token {server.token}", err=True)
+        click.echo(f"{server.url}/fields  token {server.token}", err=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

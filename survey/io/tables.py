@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import xarray as xr
 
@@ -145,8 +147,14 @@ class Tables:
             remove(self._packed(name))
         remove(self.cube / name)
 
-    def table(self, name: str) -> xr.Dataset:
-        """A small group, loaded.
+    def table(self, name: str, *, fresh: bool = False) -> xr.Dataset:
+        """A small group, loaded: the caller's own copy.
+
+        Parameters
+        ----------
+        name : str
+        fresh : bool
+            Read it also where this process has done so since it was written.
 
         Raises
         ------
@@ -161,8 +169,8 @@ class Tables:
                 raise missing from None
         if not self.has_table(name):
             raise missing
-        with quiet_strings(), xr.open_zarr(str(self.cube / name), chunks=None, consolidated=False) as ds:
-            return ds.load()
+        read = _read.__wrapped__ if fresh else _read
+        return read(self.cube / name, _stamp(self.cube / name)).copy(deep=True)
 
     def frames(self) -> xr.Dataset:
         """The table of frames, loaded.
@@ -175,3 +183,16 @@ class Tables:
         if not self.has_table("frames"):
             raise FieldError(f"{self.path}: holds no frames yet; `survey ingest FRAMES… -o {self.path}`")
         return self.table("frames")
+
+
+def _stamp(place: Path) -> tuple[int, ...]:
+    """What tells a group from the one before it: each is written in a folder of its own."""
+    found = (place / "zarr.json").stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=8)
+def _read(place: Path, stamp: tuple[int, ...]) -> xr.Dataset:
+    """A small group; a unit asks for the same ones several times, and all of a worker's units do."""
+    with quiet_strings(), xr.open_zarr(str(place), chunks=None, consolidated=False) as ds:
+        return ds.load()

@@ -115,6 +115,14 @@ class OversampledDifferences:
             self._add_later("reference")
             self._submit({}, "reference", [unit for unit in lacking if not self._is_added(unit)])
             self.pipeline.engine.collect()
+            self._blank([unit for unit in lacking if unit.name not in self.records])
+
+    def _blank(self, lost: Sequence[Unit]) -> None:
+        """Where no reference could be made there is none, also for those who look over a tile's edge."""
+        for unit in lost:
+            assert unit.tile is not None
+            shape = (*unit.tile.shape, *self.pipeline.field.array("reference", "coefficients").shape[2:])
+            self.pipeline.field.write("reference", {"coefficients": np.zeros(shape)}, unit.tile.core)
 
     def _is_added(self, unit: Unit) -> bool:
         return bool(self.history[unit.name]) and self._is_there(unit)

@@ -174,19 +174,6 @@ class Pipeline:
         assert unit.tile is not None
         return touching(events, unit.tile, oversampled.EVENT_RADIUS + oversampled.tile_halo(self.config))
 
-    def gather(self, stage: str, keyed: Sequence[tuple[Unit, str]]) -> Any:
-        """What a stage's partial results, in the order of its units, combine to.
-
-        Raises
-        ------
-        RunError
-            If a unit failed.
-        """
-        state, lost = self.gather_some(stage, keyed)
-        if lost:
-            raise RunError(f"{stage}: {self.engine.failures[-1].reason}")
-        return state
-
     def gather_some(self, stage: str, keyed: Sequence[tuple[Unit, str]]) -> tuple[Any, list[str]]:
         """What a stage's partial results combine to without those that failed, and the names of these.
 
@@ -195,14 +182,18 @@ class Pipeline:
         RunError
             If every unit failed.
         """
+        found = self.partials(stage, keyed)
+        if not found:
+            raise RunError(f"{stage}: {self.engine.failures[-1].reason}")
+        lost = [unit.name for unit, _ in keyed if unit.name not in found]
+        return STAGES[stage].combine(list(found.values()), self.config), lost
+
+    def partials(self, stage: str, keyed: Sequence[tuple[Unit, str]]) -> dict[str, Any]:
+        """A stage's partial results by unit, in their order, without those that failed."""
         label = f"{stage} (sums)"
         self.engine.submit(stage, keyed, step="partial", label=label, ledger=False)
         reports = self.engine.collect().get(label, {})
-        there = [unit.name for unit, _ in keyed if unit.name in reports]
-        if not there:
-            raise RunError(f"{stage}: {self.engine.failures[-1].reason}")
-        state = STAGES[stage].combine([reports[name].result for name in there], self.config)
-        return state, [unit.name for unit, _ in keyed if unit.name not in reports]
+        return {unit.name: reports[unit.name].result for unit, _ in keyed if unit.name in reports}
 
     def only(self, stage: str, tile: int | None = None) -> list[dict[str, Any]]:
         """One stage alone, on one tile or on all, computed even where it is there already.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from survey.run.blocks import Block, Span, at_once, blocks_of
 from survey.run.differences import RunError, Waiting
 from survey.run.engine import stage_key
 from survey.run.oversampled import same_event
+from survey.run.tickets import Ticket
 from survey.run.worker import function_key
 from survey.stages import matching
 from survey.stages.events import Event
@@ -18,9 +20,6 @@ if TYPE_CHECKING:
 
 # Sums that may wait at the client at once, beside their totals: tiles times frames times a kernel's matrix.
 _BYTES = 512 * 2**20
-
-# Epochs of a block, a unit of it, and its key.
-Keyed = tuple[tuple[int, int], Unit, str]
 
 
 class FrameFits(Protocol):
@@ -43,6 +42,9 @@ class SubtractionDifferences:
     Where the reference is the template, events bend it: they are taken out of it and all is subtracted again.
     The ledger remembers of such differences under ``searched`` the key of those in which the events were
     found, so that nobody searches again.
+
+    A tile whose data cannot be read is told and left out: the frames of its block are fitted to the sums of
+    the others, by another key. Every later run looks at it again, and makes all anew once it can be read.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -50,6 +52,9 @@ class SubtractionDifferences:
         matching.check_template(pipeline.field, pipeline.config)
         self.stage = STAGES[pipeline.config.method]
         self.units = self.stage.units(pipeline.field, pipeline.config)
+        self.blocks = blocks_of(self.units)
+        for block in self.blocks.values():
+            block.recall(pipeline.engine.ledger("lost"))
         self._searched = self._recall() or self._key()
 
     def groups(self) -> tuple[str, ...]:
@@ -66,7 +71,7 @@ class SubtractionDifferences:
         """Times that the tiles' sums are made before they are subtracted."""
         return self.pipeline.config.subtraction.passes
 
-    def _fits(self, span: tuple[int, int]) -> FrameFits:
+    def _fits(self, span: Span) -> FrameFits:
         """What is fitted to the frames of a block."""
         field, config = self.pipeline.field, self.pipeline.config
         return matching.FrameFits(matching.model_of(field, config), span[1] - span[0], config)
@@ -76,7 +81,9 @@ class SubtractionDifferences:
         return matching.bytes_of_sums(self.pipeline.field, self.pipeline.config)
 
     def _unit_key(self, unit: Unit) -> str:
-        return stage_key(self.stage.name, self.pipeline.config, unit.name, self._inputs())
+        without = self.blocks[unit.items[:2]].without
+        inputs = {**self._inputs(), **({"without": without} if without else {})}
+        return stage_key(self.stage.name, self.pipeline.config, unit.name, inputs)
 
     def _inputs(self) -> dict[str, Any]:
         """Keys of what the differences are made of."""
@@ -103,11 +110,14 @@ class SubtractionDifferences:
         """Key of the differences in which those events were found that are out of these."""
         records = self.pipeline.engine.ledger(self.stage.name).records
         found = set()
-        for unit in self.units:
-            record = records.get(unit.name)
-            if record is None or record.key != self._unit_key(unit):
-                return None
-            found.add(record.payload.get("searched"))
+        for block in self.blocks.values():
+            for unit in block.units:
+                record = records.get(unit.name)
+                if unit.name in block.lost:
+                    continue
+                if record is None or record.key != self._unit_key(unit):
+                    return None
+                found.add(record.payload.get("searched"))
         return found.pop() if len(found) == 1 else None
 
     def before(self, unit: Unit) -> tuple[str, int] | None:
@@ -120,10 +130,56 @@ class SubtractionDifferences:
 
     def submit(self) -> Waiting:
         """Blocks of frames whose differences are missing: kernels first, then every tile."""
-        self._searched = self._key()
-        self._submit(self.stage.name, {})
+        stale = self._stale()
+        healed = [block for block in self._lossy() if block not in stale and self._is_healed(block)]
+        for block in (*stale, *healed):
+            block.forget()
+        if stale or healed:
+            self._make([*stale, *healed], self.stage.name, {})
+            self._searched = self._key()
+        else:
+            self._skip([])
         self._tell_failed()
-        return {}
+        return self._lost()
+
+    def _stale(self) -> list[Block]:
+        """Blocks whose differences are not all there, but for units that failed when they were made."""
+        ledger = self.pipeline.engine.ledger(self.stage.name)
+        return [
+            block
+            for block in self.blocks.values()
+            if not all(ledger.has(u.name, self._unit_key(u)) for u in block.units if u.name not in block.lost)
+        ]
+
+    def _lossy(self) -> list[Block]:
+        """Blocks of which units failed."""
+        return [block for block in self.blocks.values() if block.lost]
+
+    def _is_healed(self, block: Block) -> bool:
+        """Whether one of the units that failed does no longer."""
+        state = self._fits(block.span).state
+        units = [unit for unit in self._able(block.units) if unit.name in block.lost]
+        again = [(Unit(unit.name, unit.tile, (*block.span, state)), "again") for unit in units]
+        return bool(self.pipeline.partials(self.stage.name, again))
+
+    def _able(self, units: Sequence[Unit]) -> list[Unit]:
+        """Units in whose tiles there is a reference, where that is the template."""
+        base = self.pipeline.base
+        if base is None or self.pipeline.config.subtraction.template != "reference":
+            return list(units)
+        made = base.engine.ledger("oversampled").records
+        return [unit for unit in units if unit.tile is not None and unit.tile.name in made]
+
+    def _lost(self) -> Waiting:
+        """A failed ticket for every unit without differences, so that who would read them fails, too."""
+        waiting: Waiting = {}
+        for block in self.blocks.values():
+            for unit in block.units:
+                if unit.name in block.lost and unit.tile is not None:
+                    name = self.stage.name
+                    ticket = Ticket(name, "apply", unit, "", name, status="failed")
+                    waiting.setdefault(unit.tile.name, []).append(ticket)
+        return waiting
 
     def _tell_failed(self) -> None:
         """Warn of frames without a kernel, whose differences are masked; raise if there is no other."""
@@ -137,70 +193,89 @@ class SubtractionDifferences:
             raise RunError(text + failed[first])
         engine.warn(text + failed[first])
 
-    def _submit(self, label: str, note: Mapping[str, Any]) -> None:
-        engine = self.pipeline.engine
-        keyed = [(unit, self._unit_key(unit)) for unit in self.units]
-        ledger = engine.ledger(self.stage.name)
-        blocks: dict[tuple[int, int], list[tuple[Unit, str]]] = {}
-        for unit, key in keyed:
-            blocks.setdefault(unit.items[:2], []).append((unit, key))
-        missing = {
-            span: units for span, units in blocks.items() if not all(ledger.has(u.name, k) for u, k in units)
-        }
-        engine.skip(len(keyed) - sum(len(units) for units in missing.values()))
-        for group in self._groups(missing):
-            fits = self._fitted({span: missing[span] for span in group})
-            for span in group:
-                self._keep(span, fits[span])
-                engine.submit(
-                    self.stage.name, missing[span], state=fits[span].state, label=label, note=lambda _: note
-                )
-            engine.collect()
+    def _skip(self, blocks: Sequence[Block]) -> None:
+        """Count what other blocks have as found done."""
+        others = [block for block in self.blocks.values() if block not in blocks]
+        self.pipeline.engine.skip(sum(len(block.units) - len(block.lost) for block in others))
 
-    def _keep(self, span: tuple[int, int], fit: FrameFits) -> None:
+    def _make(self, blocks: Sequence[Block], label: str, note: Mapping[str, Any]) -> None:
+        """Fit the frames of blocks and subtract them, as many at once as the client's memory takes.
+
+        Raises
+        ------
+        RunError
+            If no unit of the field has differences then.
+        """
+        self._skip(blocks)
+        engine = self.pipeline.engine
+        ledger, known = engine.ledger(self.stage.name), engine.ledger("lost")
+        for group in at_once(blocks, self._frame_bytes(), _BYTES):
+            fits = self._fitted(group)
+            for block in group:
+                keyed = [(unit, self._unit_key(unit)) for unit in block.summed]
+                # Before the kernels: old differences and new kernels do not belong together.
+                wanted = {unit.name for unit, key in keyed if ledger.has(unit.name, key)}
+                ledger.invalidate(unit.name for unit in block.units if unit.name not in wanted)
+                if keyed:
+                    self._keep(block.span, fits[block.span])
+                state = fits[block.span].state
+                engine.submit(self.stage.name, keyed, state=state, label=label, note=lambda _: note)
+            engine.collect()
+            for block in group:
+                block.lost = [unit.name for unit in block.units if unit.name not in ledger.records]
+                block.remember(known)
+            known.flush()
+        if len(self.units) == sum(len(block.lost) for block in self.blocks.values()):
+            raise RunError(f"{self.stage.name}: {engine.failures[-1].reason}")
+
+    def _keep(self, span: Span, fit: FrameFits) -> None:
         """Write what was fitted to the frames of a block beside their differences."""
         model = matching.model_of(self.pipeline.field, self.pipeline.config)
         for name, values in matching.kernel_arrays(model, fit.state).items():
             self.pipeline.field.array(self.groups()[0], name)[slice(*span)] = values
 
-    def _groups(self, blocks: Mapping[tuple[int, int], Any]) -> list[list[tuple[int, int]]]:
-        """Blocks that go through their passes together, as many as the client's memory takes."""
-        size = self._frame_bytes()
-        groups: list[list[tuple[int, int]]] = []
-        room = 0.0
-        for span, units in blocks.items():
-            need = size * len(units) * (span[1] - span[0])
-            if not groups or need > room:
-                groups.append([])
-                room = _BYTES
-            groups[-1].append(span)
-            room -= need
-        return groups
-
-    def _parts(self, keyed: Sequence[Keyed]) -> list[Sequence[Keyed]]:
-        """Units as many at a time as the client's memory takes, one at least."""
-        longest = max(span[1] - span[0] for span, _, _ in keyed)
-        size = self._frame_bytes() * longest
-        count = max(1, _BYTES // size)
-        return [keyed[i : i + count] for i in range(0, len(keyed), count)]
-
-    def _fitted(self, blocks: Mapping[tuple[int, int], list[tuple[Unit, str]]]) -> dict[Any, FrameFits]:
-        """Kernels, or what else is fitted, of every frame of some blocks."""
-        fits = {span: self._fits(span) for span in blocks}
-        for _ in range(self.passes):
-            keyed = [
-                (span, Unit(unit.name, unit.tile, (*span, fits[span].state)), key)
-                for span, units in blocks.items()
-                for unit, key in units
+    def _fitted(self, blocks: Sequence[Block]) -> dict[Span, FrameFits]:
+        """Kernels, or what else is fitted, of every frame of some blocks; notes the units that fail."""
+        for block in blocks:
+            able = {unit.name for unit in self._able(block.units)}
+            block.without += [
+                u.name for u in block.units if u.name not in able and u.name not in block.without
             ]
-            # tiles are added in their order, a few at a time: so the sums have the same bits however few
-            for part in self._parts(keyed):
-                found = self.pipeline.gather(self.stage.name, [(unit, key) for _, unit, key in part])
-                for (span, _, _), sums in zip(part, found, strict=True):
-                    fits[span].add(sums)
+        fits = {block.span: self._fits(block.span) for block in blocks}
+        for step in range(self.passes):
+            if self._add_sums(blocks, fits) and step:
+                # What the passes before were told by units that are lost now nobody could tell again.
+                return self._fitted(blocks)
             for fit in fits.values():
                 fit.step()
         return fits
+
+    def _add_sums(self, blocks: Sequence[Block], fits: Mapping[Span, FrameFits]) -> bool:
+        """Add the tiles' sums to the fits, in their order; whether a unit failed."""
+        keyed = [
+            (block, Unit(unit.name, unit.tile, (*block.span, fits[block.span].state)))
+            for block in blocks
+            for unit in block.summed
+        ]
+        failed = False
+        # a few at a time: the sums have the same bits however few
+        for part in self._parts(keyed):
+            found = self.pipeline.partials(self.stage.name, [(unit, "sums") for _, unit in part])
+            for block, unit in part:
+                if unit.name in found:
+                    fits[block.span].add(found[unit.name])
+                else:
+                    failed = True
+                    block.without.append(unit.name)
+        return failed
+
+    def _parts(self, keyed: Sequence[tuple[Block, Unit]]) -> list[Sequence[tuple[Block, Unit]]]:
+        """Units as many at a time as the client's memory takes, one at least."""
+        if not keyed:
+            return []
+        longest = max(block.span[1] - block.span[0] for block, _ in keyed)
+        count = max(1, _BYTES // (self._frame_bytes() * longest))
+        return [keyed[i : i + count] for i in range(0, len(keyed), count)]
 
     def refit(self, touched: Mapping[str, list[Event]]) -> Waiting:
         """Take events out of the reference, where that is the template, and subtract it again.
@@ -209,9 +284,9 @@ class SubtractionDifferences:
         """
         if self._take_out(touched):
             self.pipeline.forget_reference()
-            self._submit("refit", {"searched": self._searched})
+            self._make(self._stale(), "refit", {"searched": self._searched})
         self._tell_failed()
-        return {}
+        return self._lost()
 
     def _take_out(self, touched: Mapping[str, list[Event]]) -> bool:
         """Make the reference without events; False where it is not the template or holds none of them."""

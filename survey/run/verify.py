@@ -173,7 +173,7 @@ def place_again(target: Field, name: str, record: Record) -> str | None:
 
 def _check_table(target: Field, name: str) -> list[Problem]:
     try:
-        target.table(name)
+        target.table(name, fresh=True)
     except Exception as error:
         return [Problem("", "", f"table {name} cannot be read: {type(error).__name__}: {error}")]
     if not target.table_is_copied(name):

@@ -11,6 +11,7 @@ import hmac
 import json
 import logging
 import secrets
+import socket
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -90,7 +91,19 @@ class Service(ThreadingHTTPServer):
             raise ValueError(f"{root}: no folder to serve")
         self.root = root
         self.token = secrets.token_urlsafe(24)
+        if ":" in host:
+            self.address_family = socket.AF_INET6
         super().__init__((host, port), _Handler)
+
+    @property
+    def url(self) -> str:
+        """What its addresses begin with."""
+        host, port = self.server_address[:2]
+        return (
+            f"http://[{host!s}]:{port}"
+            if self.address_family == socket.AF_INET6
+            else f"http://{host!s}:{port}"
+        )
 
 
 class _Handler(BaseHTTPRequestHandler):

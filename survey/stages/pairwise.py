@@ -28,12 +28,14 @@ from survey.stages.matching import SPLINE_REACH, read_template
 from survey.stages.nn2_cutouts import Cutouts, pair_grid, read_cutouts
 from survey.stages.protocol import Output, Unit
 from survey.stages.template_share import TemplateShare, empty, read_share, without_own
-from survey.tiles import Tile
+from survey.tiles import Tile, Window
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 # FWHM of the broadest frame around a tile that its differences look at.
 REACH_FWHM = 5.0
+# Pixels of a template beyond those looked at: its spline feels an edge so far, to one part in ten million.
+SPLINE_TAIL = 12
 
 
 @dataclass
@@ -79,7 +81,7 @@ class PairBlock:
     cutouts: Cutouts
     fwhm: Array
     shape: tuple[int, int]
-    window: tuple[slice, slice]
+    window: Window
     reference: ReferenceFit | None
     template: Array
     template_bad: Mask
@@ -127,12 +129,27 @@ def read(field: Field, unit: Unit, config: Config) -> PairBlock:
     halo = tile_halo(frames)
     half = max(_half_width(m, tile, centre) for m in maps) + halo
     cutouts = read_cutouts(field, frames, epochs, centre, 2 * half + 1, pair_grid(field))
-    window = tile.window(2 * halo + half - min(tile.shape) // 2, field.shape)
+    window = _seen(cutouts, field.shape, 1 if config.subtraction.template == "reference" else SPLINE_TAIL)
     found = read_template(field, window, config)
     share = read_share(field, (slice(first, last), *tile.core)) if found[0] is not None else None
     fwhm = frames["psf_fwhm"].values[epochs].astype(float)
     shared = unit.items[2] if len(unit.items) > 2 else Shared([FrameState() for _ in epochs])
-    return PairBlock(first, tile, cutouts, fwhm, field.shape, (window[0], window[1]), *found, share, shared)
+    return PairBlock(first, tile, cutouts, fwhm, field.shape, window, *found, share, shared)
+
+
+def _seen(cutouts: Cutouts, shape: tuple[int, int], margin: int) -> Window:
+    """What of the sky grid the pixels of cutouts look at, and a margin."""
+    ends = np.linspace(0, cutouts.flux.shape[1] - 1, 5)
+    y, x = (part.ravel() for part in np.meshgrid(ends, ends, indexing="ij"))
+    seen = np.array(
+        [m.inverse(x + c[1], y + c[0]) for m, c in zip(cutouts.maps, cutouts.corner, strict=True)]
+    )
+    low, high = (np.floor(seen.min((0, 2))) - margin, np.ceil(seen.max((0, 2))) + margin + 1)
+    rows, columns = (
+        slice(int(np.clip(low[axis], 0, size - 1)), int(np.clip(high[axis], 1, size)))
+        for axis, size in ((1, shape[0]), (0, shape[1]))
+    )
+    return rows, columns
 
 
 def tile_halo(frames: xr.Dataset) -> int:

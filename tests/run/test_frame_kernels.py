@@ -9,6 +9,7 @@ from survey.config import Config
 from survey.kernels._sfft_fit import KernelModel
 from survey.kernels._sfft_pass import Sums
 from survey.run import subtraction
+from survey.run.blocks import Block
 from survey.run.differences import RunError
 from survey.run.engine import Engine
 from survey.stages import matching
@@ -31,24 +32,59 @@ def differences_of(pipeline):
     return found
 
 
-def test_sums_of_a_few_tiles_at_a_time_give_the_same_bits(monkeypatch):
+def pipeline_of(partials):
+    """One without a reference."""
+    return SimpleNamespace(field=None, config=Config(), base=None, partials=partials)
+
+
+@pytest.fixture
+def plain_model(monkeypatch):
     monkeypatch.setattr(matching, "bytes_of_sums", lambda field, config: 800)
     monkeypatch.setattr(matching, "model_of", lambda field, config: MODEL)
+
+
+def block_of(count):
+    return Block((0, 2), [Unit(str(i), items=(0, 2)) for i in range(count)])
+
+
+def test_sums_of_a_few_tiles_at_a_time_give_the_same_bits(plain_model, monkeypatch):
     gathered = []
 
-    def gather(stage, keyed):
+    def partials(stage, keyed):
         gathered.append(len(keyed))
-        return [[sums_of(2 * int(unit.name) + k) for k in range(2)] for unit, _ in keyed]
+        return {unit.name: [sums_of(2 * int(unit.name) + k) for k in range(2)] for unit, _ in keyed}
 
-    found = differences_of(SimpleNamespace(field=None, config=Config(), gather=gather))
-    blocks = {(0, 2): [(Unit(str(i)), "") for i in range(7)]}
+    found = differences_of(pipeline_of(partials))
     kernels = []
     for room in (800 * 2 * 3, 800 * 2 * 7, 1):
         monkeypatch.setattr(subtraction, "_BYTES", room)
-        fits = found._fitted(blocks)
+        fits = found._fitted([block_of(7)])
         kernels.append([kernel.coefficients.tobytes() for kernel in fits[0, 2].kernels])
     assert gathered == [3, 3, 1] * 3 + [7] * 3 + [1] * 21
     assert kernels[0] == kernels[1] == kernels[2]
+
+
+@pytest.mark.parametrize("fails_in", [1, 2, 3])
+def test_kernels_know_nothing_of_a_tile_that_fails_in_any_pass(plain_model, fails_in):
+    calls = []
+
+    def partials(stage, keyed, *, without=("3",), fails_in=fails_in):
+        calls.append(len(keyed))
+        there = [u.name for u, _ in keyed if len(calls) < fails_in or u.name not in without]
+        return {name: [sums_of(2 * int(name) + k) for k in range(2)] for name in there}
+
+    def all_of(stage, keyed):
+        return {unit.name: [sums_of(2 * int(unit.name) + k) for k in range(2)] for unit, _ in keyed}
+
+    block, whole = block_of(5), block_of(5)
+    fits = differences_of(pipeline_of(partials))._fitted([block])
+    assert block.without == ["3"]
+    # in a later pass: all again without it
+    assert calls == [5] * fails_in + [4] * (2 if fails_in == 1 else 3)
+    whole.units.pop(3)
+    expected = differences_of(pipeline_of(all_of))._fitted([whole])
+    for kernel, other in zip(fits[0, 2].kernels, expected[0, 2].kernels, strict=True):
+        assert kernel.coefficients.tobytes() == other.coefficients.tobytes()
 
 
 def test_a_frame_whose_bright_stars_are_missed_has_no_kernel():

@@ -1,0 +1,177 @@
+"""Methods that sum over all tiles, on a field with a shard that cannot be read; and killed between writes."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from survey.config import Config
+from survey.io.store import Field
+from survey.run.api import create_field, run
+from survey.run.differences import RunError
+from survey.run.engine import Engine
+from survey.run.executor import InlineExecutor
+from survey.run.pipeline import Pipeline
+from survey.run.results import list_events
+from survey.run.subtraction import SubtractionDifferences
+from survey.simulate import simulate_field
+from survey.stages import detect
+
+METHODS = ("sfft", "zogy", "hotpants")
+# Three tiles of 32 pixels in a row, two blocks of three frames; the third tile sees nothing of the first.
+SIZE, FRAMES, BLOCK = 96, 6, 3
+FIRST = "tile-00000-block-00000"
+
+
+def settings(method, **changes):
+    config = Config(
+        method=method, grid={"tile": 32, "time_block": BLOCK}, reference={"n_basis": 1}, psf={"fwhm": 2.2}
+    )
+    wanted = {"psf": "field", "kernel_size": 3, "kernel_order": 0, "background_order": 0}
+    changes = {**wanted, **changes}
+    for name, value in changes.items():
+        setattr(config.subtraction, name, value)
+    return config
+
+
+def make(path, config):
+    """Make the differences alone; returns the engine, what is waiting, and the differences."""
+    pipeline = Pipeline(Engine(Field.open(path), config, InlineExecutor()))
+    pipeline.prepare()
+    waiting = pipeline.differences.submit()
+    pipeline.engine.finish()
+    return pipeline, waiting
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory):
+    """A field with a reference."""
+    folder = tmp_path_factory.mktemp("ready")
+    simulate_field(
+        folder / "frames", size=SIZE, frames=FRAMES, seed=2, events=0, variables=0, density=0.03,
+        psf_fwhm=2.2, saturation=None, bad_pixels=0, cosmic_rays=0,
+    )  # fmt: skip
+    config = settings("oversampled")
+    config.input.cutout = (0, 32, 0, SIZE)
+    summary = run(folder / "field", config, frames=[folder / "frames"], client="synchronous")
+    assert summary.ok, summary.failures
+    return folder / "field"
+
+
+def bits(path, method):
+    field, found = Field.open(path), {}
+    for name in sorted(field.root[f"difference/{method}"].array_keys()):
+        found[name] = np.asarray(field.array(f"difference/{method}", name)[...]).tobytes()
+    return found
+
+
+def recorded(path, method):
+    return {name: r.key for name, r in Field.open(path).ledger(f"{method}.{method}").records.items()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_rest_goes_on_without_a_tile_and_heals(ready, hotpants, tmp_path, method):
+    hotpants("works")
+    whole, path = tmp_path / "whole", tmp_path / "field"
+    for place in (path, whole):
+        shutil.copytree(ready, place)
+    pipeline, waiting = make(whole, settings(method))
+    assert (pipeline.engine.failures, waiting) == ([], {})
+    shard = path / "cube.zarr" / "images" / "sky" / "flux" / "c" / "0" / "0" / "0"
+    sound = shard.read_bytes()
+    shard.write_bytes(b"x" * len(sound))
+
+    pipeline, waiting = make(path, settings(method))
+    failed = {f.unit for f in pipeline.engine.failures}
+    assert FIRST in failed
+    assert {unit[:10] for unit in failed} == {"tile-00000", "tile-00001"}
+    assert all("block-00000" in unit for unit in failed), "the other block's frames are all there"
+    assert set(waiting) == {unit[:10] for unit in failed}
+    assert len(pipeline.engine.failures) == len(failed), "each told once"
+    first = recorded(path, method)
+    assert set(first) == {unit.name for unit in pipeline.differences.units} - failed
+    halo = detect.tile_halo(pipeline.config)
+    unsearched = {unit.name for unit in pipeline.units if pipeline.futures(waiting, unit, halo)}
+    assert set(waiting) <= unsearched
+
+    pipeline, again = make(path, settings(method))
+    assert {f.unit for f in pipeline.engine.failures} == failed, "whoever runs again hears of it again"
+    assert recorded(path, method) == first, "and what was made without it stands"
+    assert not [r for r in pipeline.engine.reports if r.step == "apply"]
+    assert set(again) == set(waiting)
+
+    shard.write_bytes(sound)
+    pipeline, waiting = make(path, settings(method))
+    assert (pipeline.engine.failures, waiting) == ([], {})
+    assert bits(path, method) == bits(whole, method)
+    assert recorded(path, method) == recorded(whole, method)
+
+
+def test_where_no_tile_can_be_read_the_run_says_why(ready, tmp_path):
+    path = tmp_path / "field"
+    shutil.copytree(ready, path)
+    for shard in (path / "cube.zarr" / "images" / "sky" / "flux" / "c").rglob("*"):
+        if shard.is_file():
+            shard.write_bytes(b"x" * 1000)
+    with pytest.raises(RunError, match=r"^sfft: .* \(read tile-"):
+        make(path, settings("sfft"))
+    assert recorded(path, "sfft") == {}
+
+
+def test_a_run_killed_between_kernels_and_differences(ready, tmp_path, monkeypatch):
+    """Of other settings: nothing vouches any more for differences whose kernels have gone."""
+    path = tmp_path / "field"
+    shutil.copytree(ready, path)
+    make(path, settings("sfft"))
+    before, records = bits(path, "sfft"), recorded(path, "sfft")
+    keep = SubtractionDifferences._keep
+
+    def killed(self, span, fit):
+        keep(self, span, fit)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SubtractionDifferences, "_keep", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make(path, settings("sfft", clip=2.5))
+    assert bits(path, "sfft")["kernel"] != before["kernel"]
+    assert set(recorded(path, "sfft")) == {name for name in records if "block-00001" in name}
+    pipeline, _ = make(path, settings("sfft"))
+    assert len([r for r in pipeline.engine.reports if r.step == "apply"]) == 3
+    assert bits(path, "sfft") == before
+    assert recorded(path, "sfft") == records
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_whole_run_goes_on_without_a_shard(hotpants, tmp_path, method):
+    """From the frames on: reference, differences, search and light curves; then it is mended."""
+    hotpants("works")
+    simulate_field(
+        tmp_path / "frames", size=160, frames=48, seed=3, events=2, density=0.05, psf_fwhm=2.2,
+        event_snr=(60, 90), event_duration=(4, 6), saturation=None, bad_pixels=0, cosmic_rays=0,
+    )  # fmt: skip
+    whole, path = tmp_path / "whole", tmp_path / "field"
+    config = settings(method)
+    create_field(path, [tmp_path / "frames"], config, client="synchronous")
+    shutil.copytree(path, whole)
+    assert run(whole, config, client="synchronous").ok
+    shard = path / "cube.zarr" / "images" / "sky" / "flux" / "c" / "0" / "0" / "0"
+    sound = shard.read_bytes()
+    shard.write_bytes(b"x" * len(sound))
+    computed = []
+    for _ in range(2):
+        summary = run(path, config, client="synchronous")
+        assert summary.status == "failed"
+        reasons = {f"{f.stage} {f.unit}" for f in summary.failures}
+        assert any(reason.endswith("tile-00000") for reason in reasons), reasons
+        assert summary.events >= 1
+        assert len(Field.open(path).ledger(f"{method}.detect").records) >= 9
+        computed.append(summary.stages.get(method, {}).get("units", 0))
+    assert computed[0] > 0
+    assert computed[1] == 0
+    shard.write_bytes(sound)
+    assert run(path, config, client="synchronous").ok
+    assert bits(path, method) == bits(whole, method)
+    assert list_events(path, method).meta == list_events(whole, method).meta
+    assert len(list_events(path, method)) == len(list_events(whole, method))
