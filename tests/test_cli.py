@@ -6,7 +6,6 @@ from click.testing import CliRunner
 
 from survey.cli import main
 from survey.cli._common import load_settings
-from tests.run.conftest import finished, frames  # noqa: F401  (fixtures)
 
 
 def call(*args, status=0):
@@ -24,7 +23,7 @@ def test_every_command_has_help_with_an_example(command):
     assert f"survey {command}" in text.split("Example", 1)[1]
 
 
-def test_events_in_every_text_format(finished, tmp_path):  # noqa: F811
+def test_events_in_every_text_format(finished, tmp_path):
     assert "E00001" in call("events", finished.path)
     first = call("events", finished.path, "--format", "csv").splitlines()
     assert first[0].startswith("object_id,kind,ra,dec")
@@ -36,7 +35,7 @@ def test_events_in_every_text_format(finished, tmp_path):  # noqa: F811
     assert (tmp_path / "e.parquet").stat().st_size > 0
 
 
-def test_light_curve_of_an_event_and_of_a_pixel(finished):  # noqa: F811
+def test_light_curve_of_an_event_and_of_a_pixel(finished):
     by_event = call("lightcurve", finished.path, "--event", "E00001", "--format", "csv").splitlines()
     assert by_event[0].split(",")[:4] == ["time", "flux", "error", "flags"]
     assert len(by_event) == 73
@@ -44,7 +43,7 @@ def test_light_curve_of_an_event_and_of_a_pixel(finished):  # noqa: F811
     assert len(by_pixel) == 73
 
 
-def test_errors_are_one_line_and_name_the_way_out(tmp_path, finished):  # noqa: F811
+def test_errors_are_one_line_and_name_the_way_out(tmp_path, finished):
     assert "survey ingest" in call("events", tmp_path / "nothing", status=1)
     assert "-o FIELD" in call("run", tmp_path / "a.fits", status=2)
     assert "no such file" in call("run", tmp_path / "none.toml", status=1)
@@ -62,7 +61,7 @@ def settings_of(folder, method):
     return file
 
 
-def test_plan_says_what_would_run(finished, tmp_path):  # noqa: F811
+def test_plan_says_what_would_run(finished, tmp_path):
     text = call("plan", finished.frames, "-o", tmp_path / "new")
     assert "72 of 96 x 96" in text
     assert not (tmp_path / "new").exists()
@@ -72,21 +71,21 @@ def test_plan_says_what_would_run(finished, tmp_path):  # noqa: F811
     assert by_method["memory"] > there["memory"] > 0, "cpm takes all around a tile, too"
 
 
-def test_status_names_runs_and_events(finished):  # noqa: F811
+def test_status_names_runs_and_events(finished):
     text = call("status", finished.path)
     assert "72 of 96 x 96" in text
     assert "done" in text
     assert json.loads(call("status", finished.path, "--json"))["events"] == finished.summary.events
 
 
-def test_one_tile_alone(finished, tmp_path):  # noqa: F811
+def test_one_tile_alone(finished, tmp_path):
     field = tmp_path / "field"
     shutil.copytree(finished.path, field)
     text = call("detect", field, "--tile", 1)
     assert "tile-00001: read" in text
 
 
-def test_a_run_by_settings_file_reports_and_exits_by_what_was_done(finished, tmp_path):  # noqa: F811
+def test_a_run_by_settings_file_reports_and_exits_by_what_was_done(finished, tmp_path):
     settings = tmp_path / "run.toml"
     settings.write_text(f'[input]\nframes = ["{finished.frames}"]\n[grid]\ntile = 48\n[psf]\nsize = 11\n')
     field = tmp_path / "field"

@@ -12,11 +12,10 @@ import pytest
 
 from survey.service.paths import OutsideError, field_in, place_in
 from survey.service.server import Service
-from tests.run.conftest import finished, frames  # noqa: F401  (fixtures)
 
 
 @pytest.fixture(scope="module")
-def server(finished, tmp_path_factory):  # noqa: F811
+def server(finished, tmp_path_factory):
     """A folder with two fields, one of them in a folder of its own; beside it one that nobody may see."""
     folder = tmp_path_factory.mktemp("service")
     root = folder / "fields"
@@ -44,7 +43,7 @@ def ask(server, path, method="GET", **headers):
     return status, body
 
 
-def test_it_says_what_there_is_and_what_was_found(server, finished):  # noqa: F811
+def test_it_says_what_there_is_and_what_was_found(server, finished):
     assert json.loads(ask(server, "/fields")[1]) == {"fields": ["bulge", "season/one"]}
     status, body = ask(server, "/fields/bulge/status")
     assert status == 200

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from survey.run.blocks import Block, Span, at_once, blocks_of
 from survey.run.differences import RunError, Waiting
 from survey.run.engine import stage_key
-from survey.run.oversampled import same_event
+from survey.run.taken import TakenEvents
 from survey.run.tickets import Ticket
 from survey.run.worker import function_key
 from survey.stages import matching
@@ -55,7 +55,8 @@ class SubtractionDifferences:
         self.blocks = blocks_of(self.units)
         for block in self.blocks.values():
             block.recall(pipeline.engine.ledger("lost"))
-        self._searched = self._recall() or self._key()
+        self.taken = TakenEvents(pipeline)
+        self._searched = self.taken.interrupted() or self._recall() or self._key()
 
     def groups(self) -> tuple[str, ...]:
         """Differences alone."""
@@ -130,12 +131,13 @@ class SubtractionDifferences:
 
     def submit(self) -> Waiting:
         """Blocks of frames whose differences are missing: kernels first, then every tile."""
-        stale = self._stale()
-        healed = [block for block in self._lossy() if block not in stale and self._is_healed(block)]
-        for block in (*stale, *healed):
+        wanted = self._stale()
+        wanted += [block for block in self._lossy() if block not in wanted and self._is_healed(block)]
+        for block in wanted:
             block.forget()
-        if stale or healed:
-            self._make([*stale, *healed], self.stage.name, {})
+        if wanted:
+            self.taken.put_back()
+            self._make(self._stale(), self.stage.name, {})
             self._searched = self._key()
         else:
             self._skip([])
@@ -282,25 +284,8 @@ class SubtractionDifferences:
 
         What another method has found and taken out stays out.
         """
-        if self._take_out(touched):
-            self.pipeline.forget_reference()
+        if self.taken.take_out(touched, self._searched):
             self._make(self._stale(), "refit", {"searched": self._searched})
+            self.taken.end()
         self._tell_failed()
         return self._lost()
-
-    def _take_out(self, touched: Mapping[str, list[Event]]) -> bool:
-        """Make the reference without events; False where it is not the template or holds none of them."""
-        base = self.pipeline.base
-        if base is None or self.pipeline.config.subtraction.template != "reference":
-            return False
-        known = {unit.name: base.reference.excluded(unit) for unit in base.units}
-        new = {
-            name: [event for event in touched[name] if not any(same_event(k, event) for k in old)]
-            for name, old in known.items()
-        }
-        if not any(new.values()):
-            return False
-        base.reference.refit({name: [*old, *new[name]] for name, old in known.items()})
-        base.engine.collect()
-        base.engine.finish()
-        return True

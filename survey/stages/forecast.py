@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from survey.config import Config
 from survey.stages.matching import SPLINE_REACH, kernel_edge
+from survey.stages.pairwise import reach
 from survey.stages.protocol import Outlook, Unit
 
 # cpm: a sample of core and halo (calibrated, normalised, whitened, squared), one of the core (predicted and
@@ -15,6 +16,8 @@ CPM = {"sample": 67, "phase": 16, "core": 40, "least": 20e6}
 # sfft: a sample of the block in core and halo, and the rest, while sums are made and while it is subtracted.
 SUMS = {"sample": 20, "phase": 16, "least": 22e6}
 SUBTRACTED = {"sample": 52, "phase": 16, "least": 18e6}
+# zogy, hotpants: a sample of a block's cutouts, a pixel of one while it is subtracted, and the rest.
+PAIRS = {"sample": 42, "pixel": 900, "least": 20e6}
 
 
 def predicted(unit: Unit, outlook: Outlook, halo: int) -> float:
@@ -41,3 +44,11 @@ def matching(unit: Unit, outlook: Outlook, config: Config) -> float:
         return each * samples + bytes_of["least"]
 
     return max(taken(SUMS) + matrix * (last - first), taken(SUBTRACTED))
+
+
+def pairs(unit: Unit, outlook: Outlook, config: Config) -> float:
+    """Forecast of a tile's cutouts of a block of frames, and of one frame and the template in them."""
+    assert unit.tile is not None
+    first, last = unit.items[:2]
+    edge = 2 * ((max(unit.tile.shape) + 1) // 2 + 2 + reach(outlook.psf_widths[1])) + 1
+    return PAIRS["sample"] * edge**2 * (last - first) + PAIRS["pixel"] * edge**2 + PAIRS["least"]

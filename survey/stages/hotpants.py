@@ -9,7 +9,7 @@ import numpy as np
 from survey.config import Config
 from survey.hotpants import HotpantsError, find_hotpants, subtract_hotpants
 from survey.kernels.subtraction import Subtraction
-from survey.stages import pairwise
+from survey.stages import forecast, pairwise
 from survey.stages.matching import units
 from survey.stages.pairwise import Pair, PairBlock, Shared, read
 from survey.stages.protocol import Output, Stage
@@ -77,4 +77,4 @@ def settings(config: Config) -> dict[str, Any]:
     return pairwise.settings(config, ("template", "kernel_order", "background_order"))
 
 
-STAGE = Stage("hotpants", 1, settings, units, read, apply=apply)
+STAGE = Stage("hotpants", 2, settings, units, read, apply=apply, memory=forecast.pairs)

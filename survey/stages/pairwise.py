@@ -23,7 +23,7 @@ from survey.kernels.pixelmap import PixelMap, nearest_pixels
 from survey.kernels.psf import EffectivePSF
 from survey.kernels.reference import ReferenceFit
 from survey.kernels.subtraction import Subtraction
-from survey.stages.calibrated import calibrated_frames, frame_map
+from survey.stages.calibrated import calibrated_frames, frame_map, psf_widths
 from survey.stages.matching import SPLINE_REACH, read_template
 from survey.stages.nn2_cutouts import Cutouts, pair_grid, read_cutouts
 from survey.stages.protocol import Output, Unit
@@ -154,10 +154,12 @@ def _seen(cutouts: Cutouts, shape: tuple[int, int], margin: int) -> Window:
 
 def tile_halo(frames: xr.Dataset) -> int:
     """Pixels around a core that its differences look at."""
-    widths = frames["psf_fwhm"].values
-    widths = widths[np.isfinite(widths)]
-    broad = float(np.quantile(widths, 0.95)) if widths.size else 2.5
-    return int(np.ceil(REACH_FWHM * broad)) + SPLINE_REACH
+    return reach(psf_widths(frames)[1])
+
+
+def reach(broad: float) -> int:
+    """Pixels around a core that its differences look at, for the FWHM of the broadest frames."""
+    return int(np.ceil(REACH_FWHM * (broad if np.isfinite(broad) else 2.5))) + SPLINE_REACH
 
 
 def _half_width(pixel_map: PixelMap, tile: Tile, centre: tuple[int, int]) -> int:

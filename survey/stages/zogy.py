@@ -18,7 +18,7 @@ from survey.kernels._zogy_tile import TilePair, matched_pair
 from survey.kernels.psf import EffectivePSF
 from survey.kernels.subtraction import Subtraction
 from survey.kernels.zogy import subtract_zogy
-from survey.stages import pairwise
+from survey.stages import forecast, pairwise
 from survey.stages.matching import units
 from survey.stages.pairwise import FrameState, Pair, PairBlock, Shared, grown, read
 from survey.stages.protocol import Output, Stage
@@ -142,4 +142,6 @@ def settings(config: Config) -> dict[str, Any]:
     return pairwise.settings(config, ("template", "passes", "psf"))
 
 
-STAGE = Stage("zogy", 1, settings, units, read, partial, lambda partials, config: partials, apply)
+STAGE = Stage(
+    "zogy", 2, settings, units, read, partial, lambda partials, config: partials, apply, memory=forecast.pairs
+)

@@ -21,9 +21,11 @@ from survey.run.worker import execute
 from survey.simulate import simulate_field
 from survey.stages import detect, frame_table, matching, place, psf
 from survey.stages.calibrated import outlook
+from survey.stages.pairwise import FrameState, Shared
 from survey.stages.protocol import STAGES, tile_units
 from survey.tiles import Tile
 from tests.benchmarks.wide_field import seed_field, wide_field
+from tests.run.conftest import FAKE
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +64,10 @@ def child(path, name, step):
     if name == "detect":
         state = detect.prepare(field, psf.load(field), config)
     step = step or ("partial" if stage.gathers else "apply")
+    if name in ("zogy", "hotpants"):
+        known = Shared([FrameState() for _ in range(*unit.items[:2])], psf.load(field))
+        unit, small = (replace(u, items=(*u.items[:2], known)) for u in (unit, small))
+        state = known
     if name == "sfft" and step == "apply":
         # A kernel of one pixel for every frame.
         model = matching.model_of(field, config)
@@ -78,6 +84,14 @@ def child(path, name, step):
     print(json.dumps({"forecast": forecast, "measured": measured, "what": what}))
 
 
+def program(folder):
+    """What stands in for HOTPANTS, whose own memory is no worker's."""
+    script = folder / "hotpants"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
 SIZES = [(64, 96), (128, 192), (64, 768)]
 
 
@@ -92,8 +106,8 @@ def test_forecast_of_tiles_is_within_a_quarter(seed, tmp_path, tile, epochs):
 
 
 @pytest.mark.parametrize(("tile", "epochs"), SIZES)
-def test_forecast_of_other_methods_is_within_a_quarter(seed, tmp_path, tile, epochs):
-    """cpm on a tile and its halo of 32 pixels; sfft on a block of 32 frames, by a flat reference."""
+def test_forecast_of_other_methods_is_within_a_quarter(seed, tmp_path, monkeypatch, tile, epochs):
+    """cpm on a tile and its halo of 40 pixels; the others on a block of 32 frames, by a flat reference."""
     shape = (3 * tile, 3 * tile)
     field = wide_field(tmp_path / "field", seed, shape, tile, epochs)
     settings = {**field.attrs["config"], "cpm": {"grid": "sky"}, "subtraction": {"kernel_size": 7}}
@@ -101,13 +115,17 @@ def test_forecast_of_other_methods_is_within_a_quarter(seed, tmp_path, tile, epo
     flat = np.zeros((*shape, 6, 6), np.float32)
     flat[..., 0, 0] = 1.0
     field.write("reference", {"coefficients": flat}, (slice(0, shape[0]), slice(0, shape[1])))
-    field.require_group("difference/cpm", {"time": epochs, "y": shape[0], "x": shape[1]})
     field.require_group("variability/cpm", {"time": epochs, "y": shape[0], "x": shape[1]})
-    field.require_group("difference/sfft", {"time": epochs, "y": shape[0], "x": shape[1]})
-    for stage in ("cpm", "sfft"):
-        found = [measure(field.path, stage, step) for step in ("partial", "apply")]
+    monkeypatch.setenv("HOTPANTS", str(program(tmp_path)))
+    wrong = []
+    for stage in ("cpm", "sfft", "zogy", "hotpants"):
+        field.require_group(f"difference/{stage}", {"time": epochs, "y": shape[0], "x": shape[1]})
+        steps = ("apply",) if stage == "hotpants" else ("partial", "apply")
+        found = [measure(field.path, stage, step) for step in steps]
         highest = max(measured for _, measured in found)
-        assert abs(found[0][0] / highest - 1) < 0.25
+        if abs(found[0][0] / highest - 1) >= 0.25:
+            wrong.append((stage, found))
+    assert not wrong
 
 
 @pytest.mark.parametrize("epochs", [96, 384, 1000])

@@ -1,7 +1,10 @@
 """What goes wrong in units and how the engine takes it; no cluster, no waiting."""
 
 import errno
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from survey.run.upkeep import unlock
 from survey.run.worker import execute
 from survey.stages.protocol import Unit
 from tests.faults import tiny
+from tests.faults.harness import ROOT, wait_for
 
 
 @pytest.fixture
@@ -101,6 +105,23 @@ def test_two_runs_want_the_same_group(field):
     with field.lease(tiny.GROUP, "first"), pytest.raises(FieldBusyError, match="first"):
         tiny.run_tiny(field.path, InlineExecutor())
     assert not tiny.executions(field.path)
+
+
+@pytest.mark.slow
+def test_two_processes_want_the_same_group(field):
+    """The second is told who writes; the first ends as if nobody had asked."""
+    code = (
+        "from tests.faults import tiny; from survey.run.executor import InlineExecutor\n"
+        f"tiny.run_tiny({str(field.path)!r}, InlineExecutor(), sleep=0.3)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    wait_for(lambda: len(tiny.executions(field.path)) > 2, 60, "three tiles begun")
+    for _ in range(2):
+        with pytest.raises(FieldBusyError, match=rf"run tiny \(process {first.pid} on .* is writing"):
+            tiny.run_tiny(field.path, InlineExecutor())
+    assert first.wait(60) == 0
+    assert set(tiny.executions(field.path).values()) == {1}
+    tiny.assert_undisturbed(field.path)
 
 
 def test_a_full_disk_stops_the_run_and_it_resumes(tmp_path, small_disk):

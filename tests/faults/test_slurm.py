@@ -12,7 +12,7 @@ from survey.io.certificates import make_certificates
 from survey.run.api import run
 from survey.run.clusters import cluster_client
 from tests.faults.harness import ROOT, wait_for
-from tests.run.conftest import assert_same_bits, finished, frames, small_config  # noqa: F401
+from tests.run.conftest import assert_same_bits, small_config
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,7 @@ def slurm(tmp_path):
     )
 
 
-def test_a_run_under_slurm_loses_a_job_and_equals_a_local_one(finished, slurm, tmp_path):  # noqa: F811
+def test_a_run_under_slurm_loses_a_job_and_equals_a_local_one(finished, slurm, tmp_path):
     field = tmp_path / "field"
     config = small_config()
     result = []

@@ -12,8 +12,7 @@ from survey.run.live import run_state
 from survey.run.submit import submit
 from survey.run.verify import verify
 from tests.faults.harness import ROOT, Processes, kill, wait_for
-from tests.run.conftest import assert_same_bits, frames, small_config  # noqa: F401
-from tests.run.conftest import finished as finished
+from tests.run.conftest import assert_same_bits, small_config
 
 pytestmark = pytest.mark.slow
 

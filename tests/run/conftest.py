@@ -1,52 +1,17 @@
-"""One small simulated field, run once in this thread; other tests compare with it."""
+"""What tests of runs share: how fields are compared, what stands in for HOTPANTS."""
 
 import shutil
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from survey.config import Config
 from survey.io.store import Field
 from survey.run.api import run
-from survey.run.record import RunSummary
-from survey.simulate import SimulatedField, simulate_field
+from tests.small_field import small_config as small_config
 
 FAKE = Path(__file__).parents[1] / "fake_hotpants.py"
-
-
-class Finished(NamedTuple):
-    path: Path
-    frames: Path
-    truth: SimulatedField
-    summary: RunSummary
-
-
-def small_config() -> Config:
-    """Four tiles of 48 pixels; everything else as a user gets it."""
-    return Config(grid={"tile": 48}, psf={"size": 11})
-
-
-@pytest.fixture(scope="session")
-def frames(tmp_path_factory):
-    """A crowded field of 96 x 96 pixels, 72 epochs, three events, one variable."""
-    folder = tmp_path_factory.mktemp("frames")
-    truth = simulate_field(
-        folder, size=96, frames=72, seed=4, events=3, variables=1, event_snr=(25, 60), event_duration=(2, 6)
-    )
-    return folder, truth
-
-
-@pytest.fixture(scope="session")
-def finished(frames, tmp_path_factory):
-    """The field after a run without any cluster."""
-    folder, truth = frames
-    path = tmp_path_factory.mktemp("finished") / "field"
-    summary = run(path, small_config(), frames=[folder], client="synchronous")
-    assert summary.ok, summary.failures
-    return Finished(path, folder, truth, summary)
 
 
 # Frames of the first nights of `nights`.
