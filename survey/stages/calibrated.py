@@ -162,14 +162,15 @@ def read_calibrated(
         else:
             jy, jx = _detector_positions(frames, k, rows, columns, field.shape, grid)
             level = background_surface(background[k], jy, jx, (height, width))
+        # Frame by frame all of it stays in the processor's cache.
         flux[k] = (flux[k] - level) / scale[k]
         error[k] /= scale[k]
-    bad = mask | ~np.isfinite(flux) | ~(error > 0) | ~np.isfinite(error)
+        mask[k] |= ~(np.isfinite(flux[k]) & np.isfinite(error[k]) & (error[k] > 0))
     phase_y, phase_x = phases(frames, window, field.shape, grid)
     return CalibratedTile(
         flux=flux,
         error=error,
-        mask=bad,
+        mask=mask,
         phase_y=phase_y,
         phase_x=phase_x,
         time=frames["time"].values,
