@@ -244,7 +244,12 @@ class SubtractionSettings(Settings):
     kernel_size: int | None = Field(
         None, ge=1, le=31, description="edge of the kernel in pixels, odd; none: from the frames' PSF widths"
     )
-    kernel_order: int = Field(2, ge=0, le=4, description="degree of the kernel over the field")
+    kernel_order: int | None = Field(
+        None,
+        ge=0,
+        le=4,
+        description="degree of the kernel over the field; none: 2, less where it is very small",
+    )
     flux_order: int = Field(0, ge=0, le=4, description="degree of the kernel's sum")
     background_order: int = Field(2, ge=0, le=4, description="degree of the background")
     ridge: float = Field(1e-6, gt=0)
@@ -252,8 +257,8 @@ class SubtractionSettings(Settings):
     passes: int = Field(3, ge=1, le=8, description="of fit, weighting and clipping")
     psf: Literal["auto", "frames", "field"] = Field(
         "auto",
-        description="zogy: whose PSF a frame has; auto: its own stars', the field's where that is narrower "
-        "than two pixels",
+        description="zogy, hotpants: whose PSF a frame has; auto: its own stars', the field's where that is "
+        "narrower than two pixels",
     )
     hotpants: str | None = Field(None, description="path of the external program; none: on the PATH")
     timeout: float = Field(600.0, gt=0, description="seconds that program may take for a frame")

@@ -11,7 +11,7 @@ BLOCK = 2880
 
 
 def read(path):
-    """Image of a simple FITS file of floats; astropy would take longer to import than all the rest."""
+    """Image of a simple FITS file; astropy would take longer to import than all the rest."""
     with open(path, "rb") as file:
         raw = file.read()
     end = 0
@@ -22,7 +22,9 @@ def read(path):
             cards[card[:8].strip()] = card[10:].split("/")[0].strip()
         end += BLOCK
     shape = int(cards["NAXIS2"]), int(cards["NAXIS1"])
-    return np.frombuffer(raw, ">f4", shape[0] * shape[1], end).reshape(shape).astype(float)
+    kind = {"-32": ">f4", "16": ">i2"}[cards["BITPIX"]]
+    values = np.frombuffer(raw, kind, shape[0] * shape[1], end).reshape(shape)
+    return values + float(cards.get("BZERO", 0))
 
 
 def write(path, layers, **keywords):
@@ -55,6 +57,27 @@ def options(arguments):
     return found
 
 
+def matched(image, template, good, noise, widths):
+    """The template with the best kernel (Gaussians times polynomials) and sky, and the kernel's sum."""
+    edge = 12
+    padded = np.pad(template, edge, mode="edge")
+    v, u = (np.fft.fftfreq(n, 1 / n) for n in padded.shape)
+    kernels = [(u == 0) * (v == 0)[:, None]]
+    for width in widths:
+        bell = np.exp(-(u**2 + v[:, None] ** 2) / (2 * width**2))
+        bell /= bell.sum()
+        kernels += [bell, bell * u**2, bell * v[:, None] ** 2, bell * u * v[:, None]]
+    wave, inside = np.fft.rfft2(padded), slice(edge, -edge)
+    columns = [np.fft.irfft2(wave * np.fft.rfft2(k), padded.shape)[inside, inside].ravel() for k in kernels]
+    design = np.stack([*columns, np.ones(image.size)], axis=1)
+    use = good.ravel()
+    for _ in range(3):
+        weight = use / noise.ravel()
+        found = np.linalg.lstsq(design * weight[:, None], image.ravel() * weight, rcond=1e-9)[0]
+        use = good.ravel() & (np.abs(image.ravel() - design @ found) < 5 * noise.ravel())
+    return (design @ found).reshape(image.shape), float(found[:-1] @ [k.sum() for k in kernels])
+
+
 def main():
     how = os.environ.get("FAKE_HOTPANTS", "works")
     given = options(sys.argv[1:])
@@ -79,13 +102,14 @@ def main():
     if how == "writes nothing":
         return
     image, template = (read(given[name][0]) for name in ("inim", "tmplim"))
+    bad = np.add(*(read(given[name][0]) for name in ("imi", "tmi"))) != 0
     noise = np.hypot(read(given["ini"][0]), read(given["tni"][0]))
-    convolved = template * np.median(image / template)
+    convolved, total = matched(image, template, ~bad, noise, [float(s) for s in given["ng"][2::2]])
     difference = image - convolved
     difference[:3] = 1e-30
     noise[:3] = 1e-30
     layers = [difference, convolved, difference / noise, noise]
-    write(given["outim"][0], layers[:1] if how == "one layer" else layers, KSUM00=0.9)
+    write(given["outim"][0], layers[:1] if how == "one layer" else layers, KSUM00=total)
 
 
 main()

@@ -12,6 +12,8 @@ Floats = NDArray[np.floating]
 _BRIGHT = 10.0  # pixels this many sigma above the sky in both images are used
 _PSF_ERROR = 0.02  # of the flux: PSFs are never known better
 _CLIP = 4.0
+# Star pixels without which there is neither ratio nor shift.
+FEWEST_PIXELS = 20
 
 
 @dataclass
@@ -70,9 +72,9 @@ def solve_match(match: Match, *, sky: bool = True) -> tuple[float, tuple[float, 
     Raises
     ------
     ValueError
-        If there are too few star pixels.
+        If there are too few star pixels, or they are not those of the same stars.
     """
-    if match.pixels < 20:
+    if match.pixels < FEWEST_PIXELS:
         raise ValueError(
             f"{match.pixels} star pixels are too few for flux ratio and shift; give flux_ratio and shift"
         )

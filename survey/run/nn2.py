@@ -17,16 +17,14 @@ from survey.run.api import stored_config
 from survey.run.differences import RunError
 from survey.run.engine import Engine, Progress, Silent, stage_key
 from survey.run.executor import connect
-from survey.run.identity import images_key
-from survey.run.ingest import place_grid
+from survey.run.frame_psfs import ensure_frame_psfs, frame_psf_units, own_pixels
 from survey.run.progress import Failure
 from survey.run.record import RunSummary, begin, recorded
 from survey.run.targets import read_targets
 from survey.run.worker import function_key
-from survey.stages import nn2, nn2_psf, psf
+from survey.stages import nn2, psf
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.nn2_curves import gather, nn2_path, row_blocks
-from survey.stages.nn2_cutouts import pair_grid
 from survey.stages.nn2_pairs import BLOCK
 from survey.stages.nn2_plan import Group, epoch_pairs, object_groups, pair_units
 from survey.stages.protocol import STAGES, Unit
@@ -161,19 +159,10 @@ class AllPairs:
                 )
             records = self.field.ledger("oversampled.oversampled").records
             return {"reference": {name: record.key for name, record in sorted(records.items())}}
-        grid = pair_grid(self.field)
-        if grid != "sky":
-            place_grid(self.engine, grid)
-        base = {"images": images_key(self.field, self.frames, grid)}
-        keyed = [
-            (u, stage_key("nn2_psf", self.config, u.name, {**base, "epochs": list(u.items)}))
-            for u in nn2_psf.units(self.field, self.config)
-        ]
-        self.engine.submit("nn2_psf", keyed)
-        self.engine.collect()
-        if not all(self.engine.ledger("nn2_psf").has(u.name, key) for u, key in keyed):
-            raise RunError(f"no PSFs of the frames: {self.engine.failures[-1].reason}")
-        return base | {"psf": [key for _, key in keyed]}
+        images = own_pixels(self.engine, self.frames)
+        keyed = frame_psf_units(self.engine, images)
+        ensure_frame_psfs(self.engine, keyed)
+        return {"images": images, "psf": [key for _, key in keyed]}
 
     def _keyed(self, stage: str, units: Sequence[Unit]) -> list[tuple[Unit, str]]:
         return [

@@ -10,16 +10,12 @@ import numpy as np
 from survey.config import Config
 from survey.kernels.psf import EffectivePSF
 from survey.run.differences import RunError, Waiting
-from survey.run.engine import stage_key
 from survey.run.executor import Executor
-from survey.run.identity import images_key
-from survey.run.ingest import place_grid
+from survey.run.frame_psfs import ensure_frame_psfs, frame_psf_units, own_pixels
 from survey.run.subtraction import FrameFits, SubtractionDifferences
-from survey.stages import hotpants, nn2_psf, psf, zogy
+from survey.stages import frame_psf, hotpants, psf, zogy
 from survey.stages.difference_psf import template_psf
-from survey.stages.nn2_cutouts import pair_grid
 from survey.stages.pairwise import FrameState, Shared
-from survey.stages.protocol import Unit
 
 if TYPE_CHECKING:
     from survey.run.pipeline import Pipeline
@@ -53,10 +49,7 @@ class PairDifferences(SubtractionDifferences):
 
     def __init__(self, pipeline: Pipeline) -> None:
         field = pipeline.field
-        self._grid = pair_grid(field)
-        if self._grid != "sky":
-            place_grid(pipeline.engine, self._grid)
-        self._images = images_key(field, pipeline.frames, self._grid)
+        self._images = own_pixels(pipeline.engine, pipeline.frames)
         self._field_psf = psf.load(field) if field.has_table("psf") else None
         self._template_psf: EffectivePSF | None = None
         super().__init__(pipeline)
@@ -73,45 +66,26 @@ class PairDifferences(SubtractionDifferences):
 
     def _own_psfs(self) -> bool:
         """Whether the frames' own PSFs are wanted."""
-        config = self.pipeline.config
-        return (
-            config.method == "zogy" and self._field_psf is not None and zogy.own_psfs(config, self._field_psf)
-        )
-
-    def _psf_units(self) -> list[tuple[Unit, str]]:
-        """Blocks of frames whose PSFs are measured, with their keys."""
-        pipeline = self.pipeline
-        return [
-            (
-                u,
-                stage_key(
-                    "nn2_psf", pipeline.config, u.name, {"images": self._images, "epochs": list(u.items)}
-                ),
-            )
-            for u in nn2_psf.units(pipeline.field, pipeline.config)
-        ]
+        return self._field_psf is not None and frame_psf.own_psfs(self.pipeline.config, self._field_psf)
 
     def _inputs(self) -> dict[str, Any]:
         """Images on the frames' own pixels, and PSFs, besides the template."""
         inputs = super()._inputs() | {"images": self._images, "psf": self._psf_key()}
         if self._own_psfs():
-            inputs["psfs"] = [key for _, key in self._psf_units()]
+            inputs["psfs"] = [key for _, key in frame_psf_units(self.pipeline.engine, self._images)]
         return inputs
 
     def submit(self) -> Waiting:
         """PSFs first, as far as they are wanted and missing."""
         if self._own_psfs():
-            engine, keyed = self.pipeline.engine, self._psf_units()
-            engine.submit("nn2_psf", keyed, label="psf of frames")
-            engine.collect()
-            if not all(engine.ledger("nn2_psf").has(unit.name, key) for unit, key in keyed):
-                raise RunError(f"no PSFs of the frames: {engine.failures[-1].reason}")
+            engine = self.pipeline.engine
+            ensure_frame_psfs(engine, frame_psf_units(engine, self._images))
         return super().submit()
 
     def _fits(self, span: tuple[int, int]) -> FrameFits:
         """Ratio and shift of the block's frames; for the program nothing but their PSFs."""
         pipeline, epochs = self.pipeline, np.arange(*span)
-        own = nn2_psf.load(pipeline.field, pipeline.config, epochs) if self._own_psfs() else {}
+        own = frame_psf.load(pipeline.field, epochs) if self._own_psfs() else {}
         shared = Shared([FrameState(own.get(int(k))) for k in epochs], self._psf_of_template())
         return zogy.FrameMatches(shared) if self.passes else _Known(shared)
 

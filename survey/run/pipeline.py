@@ -137,6 +137,7 @@ class Pipeline:
             attrs["grid"] = self.grid
             if self.config.method in TEMPLATE_METHODS:
                 attrs["template"] = self.config.subtraction.template
+                attrs["psf"] = self.config.subtraction.psf
         self.field.require_group(group, sizes, attrs)
 
     def _prepare_base(self) -> Pipeline:

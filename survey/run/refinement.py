@@ -80,7 +80,8 @@ def _refine_all(engine: Engine, frames: xr.Dataset) -> list[str]:
     for step in range(REFINEMENTS):
         sums = _sums(engine, "refine", f"refine {step + 1}", 0, good)
         good = list(sums)
-        frames = refine.corrected(frames, refine.combine(_some(engine, sums), config), reference)
+        correction = refine.combine(_some(engine, sums), config, scale=refine.one_psf(frames))
+        frames = refine.corrected(frames, correction, reference)
         field.write_table("registration", frames[list(REFINED)].reset_coords(drop=True))
     return [name for name in windows if name not in good]
 
@@ -97,7 +98,7 @@ def _refine_later(engine: Engine, frames: xr.Dataset, known: int) -> None:
     field.write_table("registration", start[list(REFINED)].reset_coords(drop=True))
     # One round: the reference is good, and what it says of a frame is linear.
     sums = _sums(engine, "refine_later", "refine later", known, _windows(engine))
-    correction = refine.combine(_some(engine, sums), config, gauge=False)
+    correction = refine.combine(_some(engine, sums), config, gauge=False, scale=refine.one_psf(frames))
     start = refine.corrected_later(start, correction, known)
     field.write_table("registration", start[list(REFINED)].reset_coords(drop=True))
 

@@ -35,7 +35,8 @@ def all_leases(target: Field) -> Iterator[None]:
     heads = {tuple(name.split(".", 1)) for name in ledgers(target) if "." in name}
     templates = {f"template.{name}" for head, name in heads if head == "template"}
     methods = {head for head, _ in heads if head != "template"} | {"oversampled"}
-    groups = {"images", "lightcurves.nn2", *templates, *(f"difference.{method}" for method in methods)}
+    groups = {"images", "frame_psf", "lightcurves.nn2", *templates}
+    groups |= {f"difference.{method}" for method in methods}
     # What a run makes for the first time has a lease, but no ledger yet.
     groups |= {file.stem for file in files(target.path / "leases", "*.json")}
     owner = new_run_id()

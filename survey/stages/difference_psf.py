@@ -1,7 +1,8 @@
 """What a point source looks like in the differences of every epoch.
 
 One PSF serves the oversampled reference and cpm. A matched template was convolved with a kernel a frame, so
-that a source shows its kernel * PSF; in a proper difference, nearly the frame's own PSF.
+that a source shows its kernel * PSF; in a proper difference, and in one by HOTPANTS, nearly the frame's own
+PSF.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from survey.config import Config
 from survey.io.store import Field
 from survey.kernels.psf import EffectivePSF, stamp_psf
 from survey.kernels.subtraction import MatchingKernel
-from survey.stages import nn2_psf, psf
+from survey.stages import frame_psf, psf
 from survey.stages.matching import read_template
+from survey.stages.methods import TEMPLATE_METHODS
 
 Array = NDArray[np.float64]
 # Edge of the middle of a template in which its PSF's stars are looked for.
-MIDDLE = nn2_psf.EDGE
+MIDDLE = frame_psf.EDGE
 # A template's wings are seen further out than a frame's.
 TEMPLATE_REACH = 3.5
 
@@ -34,6 +36,8 @@ class DifferencePSF:
     ----------
     base : EffectivePSF
         Of the template.
+    common : EffectivePSF, optional
+        Of all differences alike, where it is not the template's.
     frames : sequence of EffectivePSF, optional
         Of every frame, where its difference shows that.
     kernels : array (time, ky, kx, n_terms), optional
@@ -43,14 +47,10 @@ class DifferencePSF:
     """
 
     base: EffectivePSF
+    common: EffectivePSF | None = None
     frames: Sequence[EffectivePSF] | None = None
     kernels: Array | None = None
     shape: tuple[int, int] = (1, 1)
-
-    @property
-    def matched(self) -> bool:
-        """Whether every frame's difference is known to have a PSF of its own."""
-        return self.frames is not None or self.kernels is not None
 
     def kernel_at(self, y: float, x: float) -> Array | None:
         """Kernels (time, ky, kx) at a position."""
@@ -79,7 +79,7 @@ class DifferencePSF:
             return np.concatenate(parts)
         kernels = self.kernel_at(y, x)
         if kernels is None:
-            return stamp_psf(self.base, phase_y, phase_x, y, x, shape, origin)
+            return stamp_psf(self.common or self.base, phase_y, phase_x, y, x, shape, origin)
         size_y, size_x = kernels.shape[1:]
         total = np.zeros((len(kernels), *shape))
         for i in range(size_y):
@@ -93,34 +93,30 @@ class DifferencePSF:
 
 
 def as_subtracted(field: Field, config: Config) -> Config:
-    """Settings with the template that the method's differences say they were made with."""
+    """Settings with the template and the choice of PSFs that the method's differences were made with."""
     group = f"difference/{config.method}"
-    name = field.group_attrs(group).get("template") if field.has(group) else None
-    if not isinstance(name, str):
-        return config
-    own = config.subtraction.model_copy(update={"template": name})
+    noted = field.group_attrs(group) if field.has(group) else {}
+    made = {name: noted[name] for name in ("template", "psf") if isinstance(noted.get(name), str)}
+    own = config.subtraction.model_copy(update=made)
     return config.model_copy(update={"subtraction": own})
 
 
 def load(field: Field, config: Config) -> DifferencePSF:
     """PSF of ``difference/<method>``."""
-    if config.method == "zogy":
-        return _of_frames(field, config)
     group = f"difference/{config.method}"
-    if not field.has(group, "kernel"):
+    if config.method not in TEMPLATE_METHODS or not field.has(group, "flux"):
         return DifferencePSF(psf.load(field))
-    kernels = np.asarray(field.array(group, "kernel")[...], float)
-    return DifferencePSF(template_psf(field, config), kernels=kernels, shape=field.shape)
-
-
-def _of_frames(field: Field, config: Config) -> DifferencePSF:
-    """Frames' own PSFs, as far as the run has measured them."""
-    epochs = np.arange(field.frames().sizes["time"])
-    try:
-        own = nn2_psf.load(field, config, epochs)
-    except FileNotFoundError:  # all frames have the field's
-        return DifferencePSF(psf.load(field))
-    return DifferencePSF(psf.load(field), frames=[own[int(k)] for k in epochs])
+    base = template_psf(field, config)
+    if config.method == "sfft":
+        kernels = np.asarray(field.array(group, "kernel")[...], float)
+        return DifferencePSF(base, kernels=kernels, shape=field.shape)
+    common = psf.load(field)
+    if not frame_psf.own_psfs(config, common):
+        return DifferencePSF(base, common)
+    # frames that were appended since have no differences, nor PSFs
+    epochs = np.arange(field.array(group, "flux").shape[0])
+    found = frame_psf.load(field, epochs)
+    return DifferencePSF(base, frames=[found[int(k)] for k in epochs])
 
 
 def template_psf(field: Field, config: Config) -> EffectivePSF:
@@ -136,5 +132,5 @@ def template_psf(field: Field, config: Config) -> EffectivePSF:
     known = field.group_attrs(f"template/{name}").get("psf_fwhm")
     width = float(known) if isinstance(known, float | int) else np.nan
     error = np.where(usable, error, 1.0)
-    places = nn2_psf.star_places(flux, error, ~usable)
-    return nn2_psf.frame_psf(flux, error, ~usable, width, places, TEMPLATE_REACH)[0]
+    places = frame_psf.star_places(flux, error, ~usable)
+    return frame_psf.psf_of_stars(flux, error, ~usable, width, places, TEMPLATE_REACH)[0]

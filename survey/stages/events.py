@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from survey.config import IMAGES_PER_COEFFICIENT
 from survey.tiles import Tile, Window
 
 Event = dict[str, Any]
@@ -27,21 +26,50 @@ def touching(events: Sequence[Event], tile: Tile, radius: float) -> list[Event]:
     ]
 
 
-def event_epochs(event: Event, time: NDArray[np.float64], n_basis: int) -> NDArray[np.bool_]:
-    """Epochs (time,) within an event's reach, never more than leave a baseline."""
+def event_epochs(
+    event: Event, time: NDArray[np.float64], usable: NDArray[np.bool_], needed: int
+) -> NDArray[np.bool_]:
+    """Epochs within an event's reach, nearest first and in no pixel more than leave a baseline.
+
+    Parameters
+    ----------
+    usable : bool array (time, n)
+        Samples of pixels that could enter a fit.
+    needed : int
+        Images a pixel's fit needs.
+
+    Returns
+    -------
+    bool array (time, n)
+    """
     distance = np.abs(time - event["time"]) / max(event["sigma_days"], 1e-12)
-    baseline = max(MINIMUM_SHARE * len(time), IMAGES_PER_COEFFICIENT * n_basis**2)
-    allowed = max(int(len(time) - baseline), 0)
-    nearest = np.argsort(distance, kind="stable")[:allowed]
-    inside = np.zeros(len(time), bool)
-    inside[nearest] = distance[nearest] <= TEMPORAL_REACH
+    order = np.argsort(distance, kind="stable")
+    order = order[distance[order] <= TEMPORAL_REACH]
+    left = usable.sum(axis=0) - np.cumsum(usable[order], axis=0)
+    inside = np.zeros(usable.shape, bool)
+    inside[order] = left >= max(MINIMUM_SHARE * len(time), needed)
     return inside
 
 
 def event_mask(
-    events: Sequence[Event], time: NDArray[np.float64], window: Window, radius: float, n_basis: int
+    events: Sequence[Event],
+    time: NDArray[np.float64],
+    window: Window,
+    radius: float,
+    usable: NDArray[np.bool_],
+    needed: int,
 ) -> NDArray[np.bool_]:
-    """Samples (time, y, x) of a window that belong to events: good data to keep out of the fit."""
+    """Samples (time, y, x) of a window that belong to events: good data to keep out of the fit.
+
+    Parameters
+    ----------
+    radius : float
+        Pixels around an event.
+    usable : bool array (time, y, x)
+        Samples of the window that could enter the fit.
+    needed : int
+        Images a pixel's fit needs: a pixel without its reference would show nothing of the event at all.
+    """
     rows, columns = window
     y = np.arange(rows.start, rows.stop)[:, None]
     x = np.arange(columns.start, columns.stop)[None, :]
@@ -49,5 +77,5 @@ def event_mask(
     for event in events:
         near = (y - event["y"]) ** 2 + (x - event["x"]) ** 2 <= radius**2
         if near.any():
-            mask |= event_epochs(event, time, n_basis)[:, None, None] & near
+            mask[:, near] |= event_epochs(event, time, (usable & ~mask)[:, near], needed)
     return mask

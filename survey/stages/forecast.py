@@ -36,7 +36,8 @@ def matching(unit: Unit, outlook: Outlook, config: Config) -> float:
     settings = config.subtraction
     edge = settings.kernel_size or kernel_edge(*outlook.psf_widths)
     samples = Outlook(last - first).samples(unit.tile, edge // 2 + SPLINE_REACH)
-    order = max(settings.kernel_order, settings.flux_order, settings.background_order)
+    kernel_order = 2 if settings.kernel_order is None else settings.kernel_order
+    order = max(kernel_order, settings.flux_order, settings.background_order)
     matrix = 8 * ((edge**2 + 1) * (order + 1) * (order + 2) // 2) ** 2
 
     def taken(bytes_of: dict[str, float]) -> float:

@@ -10,7 +10,7 @@ from survey.config import Config
 from survey.hotpants import HotpantsError, find_hotpants, subtract_hotpants
 from survey.kernels.subtraction import Subtraction
 from survey.stages import forecast, pairwise
-from survey.stages.matching import units
+from survey.stages.matching import kernel_order, units
 from survey.stages.pairwise import Pair, PairBlock, Shared, read
 from survey.stages.protocol import Output, Stage
 
@@ -64,7 +64,7 @@ def run_program(data: PairBlock, k: int, pair: Pair, program: str, config: Confi
         return subtract_hotpants(
             pair.image, pair.template, mask=pair.bad, template_mask=pair.template_bad, error=pair.error,
             template_error=np.maximum(template_error, _NO_NOISE * pair.error), image_fwhm=width,
-            template_fwhm=template_width, kernel_poly_order=wanted.kernel_order,
+            template_fwhm=template_width, kernel_poly_order=kernel_order(data.shape, config),
             bg_poly_order=wanted.background_order, stamps=(count, count), direction="template",
             executable=program, timeout=wanted.timeout,
         )  # fmt: skip

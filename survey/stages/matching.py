@@ -35,6 +35,9 @@ from survey.tiles import Tile, Window
 SPLINE_REACH = 3
 # Kernels beyond this are no seeing's.
 _WIDEST = 15
+# Edges of fields, in pixels, from which on a kernel may change linearly, and as a parabola: a PSF hardly does
+# over less, and what the polynomials then follow at the edges is noise.
+_ORDER_EDGES = (40, 80)
 
 
 @dataclass
@@ -101,11 +104,19 @@ def kernel_edge(narrow: float, broad: float) -> int:
     return int(min(2 * max(1, int(np.ceil(3 * sigma))) + 1, _WIDEST))
 
 
+def kernel_order(shape: tuple[int, int], config: Config) -> int:
+    """Degree of the kernel over a field of a shape: as set, or 2, but less over very few pixels."""
+    wanted = config.subtraction.kernel_order
+    return sum(min(shape) >= edge for edge in _ORDER_EDGES) if wanted is None else wanted
+
+
 def model_of(field: Field, config: Config) -> KernelModel:
     """The kernel's model over the whole grid."""
     s = config.subtraction
     size = kernel_size(field, config)
-    return KernelModel((size, size), s.kernel_order, s.flux_order, s.background_order, field.shape)
+    return KernelModel(
+        (size, size), kernel_order(field.shape, config), s.flux_order, s.background_order, field.shape
+    )
 
 
 def read(field: Field, unit: Unit, config: Config) -> BlockData:

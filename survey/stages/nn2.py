@@ -1,6 +1,6 @@
 """Light curves from all pairs of epochs (Barris et al. 2005): the pairs' fluxes solved, object by object.
 
-`nn2_psf` measures each frame's PSF, `nn2_positions` fits the objects' places, `nn2_pairs` subtracts and
+`frame_psf` measures each frame's PSF, `nn2_positions` fits the objects' places, `nn2_pairs` subtracts and
 measures; this stage reads what they left and solves it. Its first pass pools chi2/dof over all objects: the
 share of the pairs' variance that the subtraction makes, which divides the errors.
 """

@@ -15,7 +15,7 @@ from survey.io.store import Field
 from survey.kernels.pair_flux import Difference, copies_scale, empty_places, point_fluxes
 from survey.kernels.pair_position import common_position
 from survey.kernels.psf import EffectivePSF
-from survey.stages import nn2_psf
+from survey.stages import frame_psf
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.nn2_cutouts import Cutouts, pair_grid, read_cutouts
 from survey.stages.nn2_plan import Group, epoch_pairs
@@ -71,7 +71,7 @@ def read(field: Field, unit: Unit, config: Config) -> PairData:
     frames = calibrated_frames(field)
     epochs = np.unique(pairs)
     cutouts = read_cutouts(field, frames, epochs, (group.y, group.x), group.size, pair_grid(field))
-    return PairData(group, pairs, cutouts, nn2_psf.load(field, config, epochs))
+    return PairData(group, pairs, cutouts, frame_psf.load(field, epochs))
 
 
 def apply(data: PairData, state: None, config: Config) -> Output:

@@ -165,7 +165,9 @@ def _fit(data: WindowData, state: Sequence[Event] | None, config: Config) -> Out
     samples, settings = data.samples, config.reference
     excluded = np.broadcast_to((samples.flags != 0)[:, None, None], samples.flux.shape)
     if state:
-        excluded = excluded | event_mask(state, samples.time, samples.window, EVENT_RADIUS, settings.n_basis)
+        usable = ~(excluded | samples.mask)
+        needed = settings.needed_images
+        excluded = excluded | event_mask(state, samples.time, samples.window, EVENT_RADIUS, usable, needed)
     result = difference_images(
         samples.flux,
         samples.error,
@@ -235,7 +237,7 @@ def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
 
 STAGE = Stage(
     "oversampled",
-    2,
+    3,
     lambda config: config.reference.model_dump(exclude={"keep_sums"}),
     tile_units,
     read,

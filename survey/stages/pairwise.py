@@ -40,12 +40,13 @@ SPLINE_TAIL = 12
 
 @dataclass
 class FrameState:
-    """What is known of one frame before it is subtracted."""
+    """What is known of one frame before it is subtracted; ``failed``: why it cannot be, anywhere."""
 
     psf: EffectivePSF | None = None
     ratio: float = 1.0
     shift: tuple[float, float] = (0.0, 0.0)
     guess: Array | None = None
+    failed: str | None = None
 
 
 @dataclass
@@ -178,13 +179,17 @@ def apply(
     arrays = empty((len(data.cutouts.epochs), rows.stop - rows.start, columns.stop - columns.start))
     failed: list[list[Any]] = []
     for k, epoch in enumerate(data.cutouts.epochs):
+        problem = data.shared.frames[k].failed
+        if problem is not None:
+            failed.append([int(epoch), problem])
+            continue
         pair = data.pair(k)
         if not (pair.core & ~pair.bad & ~pair.template_bad).any():
             continue  # the frame does not cover this tile
         try:
             found = subtract(data, k, pair)
-        except ValueError as problem:
-            failed.append([int(epoch), str(problem)])
+        except ValueError as reason:
+            failed.append([int(epoch), str(reason)])
             continue
         planes = (np.asarray(found.difference), np.asarray(found.error), found.mask, found.fit_mask)
         flux, error, bad, out_of_fit = data.on_sky(k, *planes)

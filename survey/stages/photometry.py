@@ -82,8 +82,8 @@ def read_window(
     template = None
     if field.has("reference", "coefficients"):
         template = Template(*read_template(field, window, template_settings(config))[1:])
-    if field.has(f"difference/{config.method}", "kernel"):
-        arrays["error"] = _without_model(field, window, frames, config, template)
+    if config.method == "sfft":
+        arrays["error"] = _without_model(field, window, frames)
     phase_y, phase_x = phases(frames, window, field.shape)
     return Window3(
         window,
@@ -105,21 +105,28 @@ def template_settings(config: Config) -> Config:
     return config.model_copy(update={"subtraction": own})
 
 
-def _without_model(
-    field: Field, window: Window, frames: xr.Dataset, config: Config, template: Template | None
-) -> NDArray[np.float32]:
-    """Errors (time, y, x) without the share of the model that counts as error in bright stars.
+def _without_model(field: Field, window: Window, frames: xr.Dataset) -> NDArray[np.float32]:
+    """Errors (time, y, x) of the images alone, with what their own share of the template takes.
 
-    That share says how far single pixels of a star may be off. As a weight it takes the star's core, where
-    its own light changes, out of the fit of its flux.
+    In bright stars a matched difference's error holds a share of the model, which says how far single pixels
+    of a star may be off. As a weight it takes the star's core, where its own light changes, out of the fit
+    of its flux.
     """
     error = read_calibrated(field, window, frames).error
-    leverage = np.asarray(field.array(f"difference/{config.method}", "leverage")[(slice(None), *window)])
-    error = error / np.sqrt(np.clip(1 - leverage, 1e-3, 1))
-    if template is not None and template.variance is not None:
-        kernels = np.asarray(field.array(f"difference/{config.method}", "kernel")[...])[..., 0]
-        error = np.sqrt(error**2 + np.nansum(kernels**2, axis=(1, 2))[:, None, None] * template.variance)
-    return np.asarray(error, np.float32)
+    leverage = np.asarray(field.array("difference/sfft", "leverage")[(slice(None), *window)])
+    return np.asarray(error / np.sqrt(np.clip(1 - leverage, 1e-3, 1)), np.float32)
+
+
+def with_template_noise(
+    data: Window3, psf: DifferencePSF, place: tuple[float, float], cut: tuple[slice, slice, slice]
+) -> NDArray[np.float32]:
+    """Errors (time, y, x) of a part of the window, with the noise that kernels at a place (y, x) bring."""
+    error = data.arrays["error"][cut]
+    kernels = psf.kernel_at(*place)
+    if kernels is None or data.template is None or data.template.variance is None:
+        return np.asarray(error)
+    gain = np.nansum(kernels**2, axis=(1, 2))[:, None, None]
+    return np.asarray(np.sqrt(error**2 + gain * data.template.variance[cut[1:]]), np.float32)
 
 
 def read(field: Field, unit: Unit, config: Config) -> list[Window3]:
@@ -151,7 +158,8 @@ def measure(data: Window3, psf: DifferencePSF, item: dict[str, Any], config: Con
     y0, y1 = max(cy - half, 0), min(cy + half + 1, height)
     x0, x1 = max(cx - half, 0), min(cx + half + 1, width)
     cut = (slice(None), slice(y0, y1), slice(x0, x1))
-    flux, error, mask, fit_mask = (data.arrays[name][cut] for name in ("flux", "error", "mask", "fit_mask"))
+    flux, mask, fit_mask = (data.arrays[name][cut] for name in ("flux", "mask", "fit_mask"))
+    error = with_template_noise(data, psf, (float(item["y"]), float(item["x"])), cut)
     py, px = data.phase_y, data.phase_x
     if py.ndim == 3:
         py, px = py[cut], px[cut]
@@ -277,4 +285,4 @@ def gather(field: Field, config: Config, names: Sequence[str]) -> None:
     write_parquet(field.light_curves_path(config.method), table)
 
 
-STAGE = Stage("photometry", 2, lambda config: config.photometry, lambda field, config: [], read, apply=apply)
+STAGE = Stage("photometry", 3, lambda config: config.photometry, lambda field, config: [], read, apply=apply)

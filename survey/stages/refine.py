@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from survey.config import Config
 from survey.io.store import Field
 from survey.kernels.reference import ReferenceFit, difference_images
-from survey.stages.calibrated import REFINED, CalibratedTile, read_calibrated
+from survey.stages.calibrated import REFINED, CalibratedTile, psf_widths, read_calibrated
+from survey.stages.frame_psf import SAMPLED
 from survey.stages.protocol import Outlook, Stage, Unit
 from survey.tiles import Tile
 
@@ -30,6 +31,9 @@ MODEL_ERROR = 3e-3
 MIN_SAMPLES = 200
 # Largest offset believed in, pixels: beyond, the linear model is none.
 MAX_OFFSET = 0.3
+# Well-sampled frames whose FWHM differ by more are no images of one reference: light that seeing moves out of
+# the stars' cores would be taken for scale (up to 15 %, where apertures are right to 2).
+STEADY = 1.1
 
 
 @dataclass
@@ -157,16 +161,25 @@ def partial_later(data: LaterSamples, config: Config) -> Sums:
     return sums
 
 
-def combine(partials: list[Sums], config: Config, *, gauge: bool = True) -> NDArray[np.float64]:
+def one_psf(frames: xr.Dataset) -> bool:
+    """Whether frames are alike enough for their scales to be refined against one reference."""
+    narrow, broad = psf_widths(frames)
+    return not (narrow >= SAMPLED and broad > STEADY * narrow)
+
+
+def combine(
+    partials: list[Sums], config: Config, *, gauge: bool = True, scale: bool = True
+) -> NDArray[np.float64]:
     """Corrections (time, 4) of scale (relative), sky (reference flux) and offset (y, x pixels).
 
-    With ``gauge`` the mean offset is taken out: the reference of these frames moves with it.
+    With ``gauge`` the mean offset is taken out: the reference of these frames moves with it. Without
+    ``scale`` that stays as it is.
     """
     matrix = np.sum([p.matrix for p in partials], axis=0)
     vector = np.sum([p.vector for p in partials], axis=0)
     count = np.sum([p.count for p in partials], axis=0)
     used = [0, 1, 2, 3] if config.registration.refine_offsets else [0, 1]
-    if config.calibrate.scale == "unit":
+    if config.calibrate.scale == "unit" or not scale:
         used.remove(0)
     if config.calibrate.background == "none":
         used.remove(1)
@@ -237,7 +250,7 @@ def _settings(config: Config) -> list[object]:
 
 STAGE = Stage(
     "refine",
-    1,
+    2,
     _settings,
     units,
     read,
@@ -245,4 +258,4 @@ STAGE = Stage(
     combine,
     memory=memory,
 )
-LATER = Stage("refine_later", 1, _settings, units, read_later, partial_later, combine, memory=memory)
+LATER = Stage("refine_later", 2, _settings, units, read_later, partial_later, combine, memory=memory)

@@ -13,7 +13,7 @@ from survey.io.store import Field
 from survey.kernels.aperture import EnsembleLightCurve, aperture_flux, ensemble_light_curve
 from survey.stages.calibrated import read_calibrated
 from survey.stages.difference_psf import DifferencePSF
-from survey.stages.photometry import measure, read_window
+from survey.stages.photometry import measure, read_window, with_template_noise
 from survey.tiles import Window
 
 # Candidates for the ensemble, brightest first, and how far from the target they must be.
@@ -150,9 +150,9 @@ def _difference_aperture(
     window = _cut(field, found["y"], found["x"], aperture.half)
     data = read_window(field, window, config)
     place = (found["y"] - window[0].start, found["x"] - window[1].start)
-    arrays = data.arrays
+    noise = with_template_noise(data, psf, (found["y"], found["x"]), np.s_[:, :, :])
     flux, error = aperture.measure(
-        arrays["flux"], arrays["error"], arrays["mask"], data.phase_y, data.phase_x, place
+        data.arrays["flux"], noise, data.arrays["mask"], data.phase_y, data.phase_x, place
     )
     assert data.template is not None
     zero = np.zeros(1)

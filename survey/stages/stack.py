@@ -98,7 +98,7 @@ def stack_tile(field: Field, tile: Tile, chosen: NDArray[np.int64], events: Sequ
         np.concatenate([_full(part, size) for part in column]) for column in zip(*parts, strict=True)
     )
     of_events = [event for event in events if event["kind"] == "event"]
-    mask |= event_mask(of_events, frames["time"].values[chosen], window, EVENT_RADIUS, 1)
+    mask |= event_mask(of_events, frames["time"].values[chosen], window, EVENT_RADIUS, ~mask, 1)
     stack = stack_frames(
         flux, error, mask, phase_y, phase_x,
         weight=(frames["scale"].values[chosen] / frames["background_rms"].values[chosen]) ** 2,

@@ -13,27 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from survey.config import Config
-from survey.kernels._zogy_match import Match, match_sums, solve_match
+from survey.kernels._zogy_match import FEWEST_PIXELS, Match, match_sums, solve_match
 from survey.kernels._zogy_tile import TilePair, matched_pair
-from survey.kernels.psf import EffectivePSF
 from survey.kernels.subtraction import Subtraction
 from survey.kernels.zogy import subtract_zogy
 from survey.stages import forecast, pairwise
 from survey.stages.matching import units
-from survey.stages.pairwise import FrameState, Pair, PairBlock, Shared, grown, read
+from survey.stages.pairwise import Pair, PairBlock, Shared, grown, read
 from survey.stages.protocol import Output, Stage
 
 GROUP = "difference/zogy"
-# Below this FWHM in pixels frames are undersampled, and no frame can be convolved with another's PSF.
-SAMPLED = 2.0
 # A template is never taken for better than this share of a frame's noise: what it lacks is divided by that.
 _LEAST_NOISE = 0.1
-
-
-def own_psfs(config: Config, field_psf: EffectivePSF) -> bool:
-    """Whether frames have PSFs of their own, or all the field's."""
-    wanted = config.subtraction.psf
-    return wanted == "frames" or (wanted == "auto" and field_psf.fwhm >= SAMPLED)
 
 
 def stamps(data: PairBlock, k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -68,6 +59,9 @@ def partial(data: PairBlock, config: Config) -> list[Match | None]:
     """Sums of every frame over the tile's stars, for ratio and shift."""
     found: list[Match | None] = []
     for k, state in enumerate(data.shared.frames):
+        if state.failed is not None:
+            found.append(None)
+            continue
         pair = data.pair(k)
         bad = pair.bad | pair.template_bad
         if bad.all():
@@ -104,15 +98,19 @@ class FrameMatches:
                 self._totals[k] = sums if total is None else total + sums
 
     def step(self) -> None:
-        """What the sums say of every frame; one with too few stars keeps its calibration."""
+        """What the sums say of every frame.
+
+        One with too few stars keeps what was found before, at first its calibration; one that does not show
+        the template's stars has failed.
+        """
         totals, self._totals = self._totals, [None] * len(self.shared.frames)
         for k, (state, total) in enumerate(zip(self.shared.frames, totals, strict=True)):
-            if total is None:
+            if total is None or total.pixels < FEWEST_PIXELS:
                 continue
             try:
                 ratio, shift, guess = solve_match(total, sky=False)
-            except ValueError:
-                self.shared.frames[k] = FrameState(state.psf)
+            except ValueError as problem:
+                self.shared.frames[k] = replace(state, failed=str(problem))
                 continue
             self.shared.frames[k] = replace(state, ratio=ratio, shift=shift, guess=guess)
 
@@ -143,5 +141,5 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 STAGE = Stage(
-    "zogy", 2, settings, units, read, partial, lambda partials, config: partials, apply, memory=forecast.pairs
+    "zogy", 3, settings, units, read, partial, lambda partials, config: partials, apply, memory=forecast.pairs
 )

@@ -12,7 +12,7 @@ from survey.kernels.pair_flux import Difference, point_fluxes
 from survey.kernels.stars import StarFlag, find_stars
 from survey.run.api import create_field
 from survey.run.nn2 import nn2_light_curves, run_nn2
-from survey.stages import nn2_psf
+from survey.stages import frame_psf
 from survey.stages.calibrated import calibrated_frames, read_calibrated
 from survey.stages.nn2_compare import compare_with_templates
 
@@ -93,7 +93,7 @@ def star_flux(field, config, star):
     """The star's flux in the reference frame, by that frame's PSF."""
     k = int(np.argmin(np.abs(calibrated_frames(field)["scale"].values - 1)))
     tile = read_calibrated(field, (slice(0, 256), slice(0, 256)))
-    psf = nn2_psf.load(field, config, np.array([k]))[k]
+    psf = frame_psf.load(field, np.array([k]))[k]
     frame = Difference(*(np.asarray(a[k], float) for a in (tile.flux, tile.error)), tile.mask[k], psf)
     return float(point_fluxes(frame, star["y"], star["x"], 9)[0][0])
 

@@ -114,3 +114,11 @@ def test_frames_without_a_kernel_are_told_and_a_run_of_none_but_such_ends():
     rows += [[0, "none good"], [2, "none good"]]
     with pytest.raises(RunError, match="3 of 3 frames have no kernel and are masked; frame 0: none good"):
         found._tell_failed()
+
+
+def test_a_kernel_hardly_changes_over_a_few_pixels():
+    orders = [
+        matching.kernel_order(shape, Config()) for shape in ((39, 500), (64, 64), (80, 90), (4096, 4096))
+    ]
+    assert orders == [0, 1, 2, 2]
+    assert matching.kernel_order((39, 39), Config(subtraction={"kernel_order": 3})) == 3

@@ -1,5 +1,6 @@
 """Methods zogy and hotpants as runs: turned frames, seeing that changes, a template of the field's own."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,14 @@ from astropy.io import fits
 from survey.config import Config
 from survey.hotpants import HotpantsError
 from survey.io.store import Field
+from survey.kernels._zogy_match import Match
 from survey.run.api import create_field, run, stored_config
 from survey.run.results import light_curve
 from survey.run.template import make_template
-from survey.stages.calibrated import calibrated_frames, read_calibrated
+from survey.stages import difference_psf, psf, zogy
+from survey.stages.calibrated import read_calibrated
+from survey.stages.pairwise import FrameState, Shared
+from survey.stages.zogy import FrameMatches
 from tests.templates.archives import draw, tan
 
 RA, DEC, SHAPE, SKY, FRAMES = 150.0, 20.0, (96, 96), 200.0, 7
@@ -21,18 +26,29 @@ GRID = tan(RA, DEC, 1.0, SHAPE)
 FLARE, FLARE_FLUX, FLARE_FROM = (60.3, 40.6), 6000.0, 5
 
 
+def simulated_stars(rng):
+    """Positions (x, y) and fluxes."""
+    places = rng.uniform(4, 92, (30, 2))
+    places = places[np.hypot(*(places - FLARE[::-1]).T) > 8]
+    return places, 10 ** rng.uniform(3.3, 4.3, len(places))
+
+
+def lone_star():
+    """Position (y, x) and flux of the brightest star that is far from others and from the edge."""
+    places, flux = simulated_stars(np.random.default_rng(9))
+    distance = np.hypot(*(places[:, None] - places[None]).transpose(2, 0, 1)) + 99 * np.eye(len(places))
+    lone = (distance.min(1) > 9) & (np.abs(places - 47.5).max(1) < 36)
+    best = np.argmax(np.where(lone, flux, 0))
+    return places[best][::-1], flux[best]
+
+
 @pytest.fixture(scope="module")
 def field(tmp_path_factory):
     """Seven drifting frames of seeing 2.2 to 3.2 pixels, turned by up to 0.4 degrees, and a template."""
     folder, rng = tmp_path_factory.mktemp("turned"), np.random.default_rng(9)
-    places = rng.uniform(4, 92, (30, 2))
-    places = places[np.hypot(*(places - FLARE[::-1]).T) > 8]
-    stars = [
-        (ra, dec, flux)
-        for (ra, dec), flux in zip(
-            GRID.wcs_pix2world(places, 0), 10 ** rng.uniform(3.3, 4.3, len(places)), strict=True
-        )
-    ]
+    places, fluxes = simulated_stars(rng)
+    sky = GRID.wcs_pix2world(places, 0)
+    stars = [(ra, dec, flux) for (ra, dec), flux in zip(sky, fluxes, strict=True)]
     flare = (*GRID.wcs_pix2world([FLARE[::-1]], 0)[0], FLARE_FLUX)
     for k in range(FRAMES):
         turn = np.radians(0.0 if k == 0 else rng.uniform(-0.4, 0.4))
@@ -98,12 +114,50 @@ def test_zogy(field):
     assert covered > 0.9
     again = run(field, settings(field, "zogy"), client="synchronous")
     assert again.computed == 0
-    curve = light_curve(field, "zogy", y=FLARE[0], x=FLARE[1])
-    pulls = (curve["flux"] - FLARE_FLUX * (np.arange(FRAMES) >= FLARE_FROM)) / curve["error"]
+    assert_fluxes(field, "zogy")
+    # whose PSFs were used is noted with the differences: what else lies there decides nothing
+    target, config = Field.open(field), settings(field, "zogy")
+    assert len(difference_psf.load(target, config).frames) == FRAMES
+    config.subtraction.psf = "field"
+    shown = difference_psf.load(target, config)
+    assert shown.frames is None
+    assert shown.common.fwhm == pytest.approx(2.7, abs=0.1)
+    assert shown.base.fwhm == pytest.approx(2.1, abs=0.15)
+
+
+def assert_fluxes(path, method):
+    """The flare's light curve, and a star's flux in the template, are what was simulated."""
+    curve = light_curve(path, method, y=FLARE[0], x=FLARE[1])
+    true = FLARE_FLUX * (np.arange(FRAMES) >= FLARE_FROM)
+    pulls = (curve["flux"] - true) / curve["error"]
     assert np.abs(pulls[:FLARE_FROM]).max() < 4
-    # scales were refined against a reference of all seeings, which is off by up to 15 %
-    scale = calibrated_frames(Field.open(field))["scale"].values[FLARE_FROM:]
-    assert curve["flux"][FLARE_FROM:] * scale == pytest.approx([FLARE_FLUX] * len(scale), rel=0.06)
+    assert curve["flux"][FLARE_FROM:] == pytest.approx(true[FLARE_FROM:], rel=0.05)
+    (y, x), flux = lone_star()
+    assert light_curve(path, method, y=y, x=x).meta["reference_flux"] == pytest.approx(flux, rel=0.03)
+
+
+def test_a_frame_of_other_stars_is_masked_and_told(field):
+    """A negative flux ratio; one with too few stars in a pass keeps what it had."""
+    shared = Shared([FrameState(ratio=0.9), FrameState(ratio=0.9), FrameState(ratio=0.9)])
+    matches = FrameMatches(shared)
+    few, other, good = (Match(np.eye(4), g * np.ones(4), n) for g, n in ((-1, 19), (-1, 99), (0.8, 99)))
+    matches.add([few, other, good])
+    matches.step()
+    kept, failed, found = matches.state.frames
+    assert (kept.ratio, kept.failed) == (0.9, None)
+    assert "do not show the same stars; check their WCS" in failed.failed
+    assert found.ratio == pytest.approx(0.8)
+    target, config = Field.open(field), settings(field, "zogy")
+    unit = zogy.STAGE.units(target, config)[0]
+    data = zogy.STAGE.read(target, unit, config)
+    frames = [replace(failed) if k == 2 else FrameState() for k in range(FRAMES)]
+    data.shared = Shared(frames, psf.load(target))
+    assert [k for k, sums in enumerate(zogy.partial(data, config)) if sums is None] == [2]
+    output = zogy.apply(data, data.shared, config)
+    assert output.payload["failed"] == [[2, failed.failed]]
+    assert output.arrays["difference/zogy"]["mask"].all(axis=(1, 2)).tolist() == [
+        k == 2 for k in range(FRAMES)
+    ]
 
 
 @pytest.mark.slow
@@ -126,7 +180,8 @@ def test_hotpants_absent(field, monkeypatch):
     assert sorted((Path(field) / "runs").glob("*")) == before
 
 
-def test_a_crash_costs_one_frame(field, hotpants, tmp_path):
+def test_hotpants(field, hotpants, tmp_path):
+    """Against the stand-in, which fits a kernel of Gaussians as the program does; a crash costs one frame."""
     (tmp_path / "crash").touch()
     hotpants(f"crashes once {tmp_path / 'crash'}")
     summary = run(field, settings(field, "hotpants"), client="synchronous")
@@ -136,3 +191,8 @@ def test_a_crash_costs_one_frame(field, hotpants, tmp_path):
     assert mask[0, :48, :48].all()
     assert not mask[1:, 20:-20, 20:-20].all(axis=(1, 2)).any()
     assert light_curve(field, "hotpants", y=30.0, x=30.0)["flags"][0] & 1
+    sky, stars, unmatched, covered = chi2(field, "hotpants")
+    assert 0.8 < sky < 1.2
+    assert stars < 0.1 * unmatched
+    assert covered > 0.85
+    assert_fluxes(field, "hotpants")

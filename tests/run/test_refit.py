@@ -11,6 +11,7 @@ from survey.run.engine import Engine
 from survey.run.verify import verify
 from survey.run.worker import row_blocks
 from survey.stages import differences, oversampled
+from survey.stages.events import event_mask
 from survey.stages.protocol import Unit
 from survey.tiles import Tile
 from tests.run.conftest import assert_same_bits, small_config
@@ -49,6 +50,22 @@ def test_event_windows_join_where_they_touch_and_stay_in_the_tile():
     events = [{"y": 3.2, "x": 66.0}, {"y": 9.0, "x": 70.0}, {"y": 50.0, "x": 120.0}]
     windows = oversampled.event_windows(tile, events, Config())
     assert [(w.y0, w.y1, w.x0, w.x1) for w in windows] == [(0, 15, 64, 76), (45, 56, 115, 126)]
+
+
+def test_events_leave_every_pixel_its_reference():
+    """Samples nearest in time leave the fit, in a pixel with bad ones fewer; a second event takes no more."""
+    time, usable = np.arange(72.0), np.ones((72, 5, 5), bool)
+    usable[:14, 2, 2] = False
+    usable[:20, 2, 3] = False
+    first = {"y": 12.0, "x": 22.0, "time": 36.0, "sigma_days": 4.0}
+    window = (slice(10, 15), slice(20, 25))
+    mask = event_mask([first, {**first, "time": 60.0}], time, window, 1.5, usable, 54)
+    left = (usable & ~mask).sum(axis=0)
+    assert left.min() == 52
+    assert (left[1:4, 1:4] == [[54, 54, 54], [54, 54, 52], [54, 54, 54]]).all()
+    assert np.flatnonzero(mask[:, 2, 1]).tolist() == list(range(27, 45))
+    assert np.flatnonzero(mask[:, 2, 2]).tolist() == [34, 35, 36, 37]
+    assert not mask[:, 0].any()
 
 
 def test_an_event_beyond_the_tile_needs_no_window_of_it():

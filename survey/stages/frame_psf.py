@@ -20,7 +20,9 @@ from survey.stages.calibrated import calibrated_frames
 from survey.stages.nn2_cutouts import Cutouts, pair_grid, read_cutouts
 from survey.stages.protocol import Outlook, Output, Stage, Unit
 
-FOLDER = "lightcurves/nn2/psf"
+# What a run holds while it writes them, and where they lie: of images alone, so that all methods share them.
+FOLDER = "frame_psf"
+KEPT_BY = "oversampled"
 # Frames a unit holds, and the edge of the field's middle in which their stars are looked for.
 BLOCK = 8
 EDGE = 513
@@ -32,6 +34,8 @@ OVERSAMPLING = 2
 Places = NDArray[np.float64]
 # A frame that tells stars from galaxies has at least this share of the median frame's flux scale.
 CLEAR = 0.7
+# Below this FWHM in pixels frames are undersampled, and a frame's stars do not give its PSF.
+SAMPLED = 2.0
 # Logarithm of the widths' ratio up to which a source is a star.
 SAME_WIDTH = 0.12
 
@@ -46,6 +50,12 @@ class Block:
     cutouts: Cutouts
     fwhm: NDArray[np.float64]
     stars: Places
+
+
+def own_psfs(config: Config, field_psf: EffectivePSF) -> bool:
+    """Whether the frames that zogy and hotpants subtract have PSFs of their own, or all the field's."""
+    wanted = config.subtraction.psf
+    return wanted == "frames" or (wanted == "auto" and field_psf.fwhm >= SAMPLED)
 
 
 def units(field: Field, config: Config) -> list[Unit]:
@@ -118,7 +128,7 @@ def apply(data: Block, state: None, config: Config) -> Output:
     cuts = data.cutouts
     for k, epoch in enumerate(cuts.epochs):
         places = np.array([cuts.place(k, y, x) for y, x in data.stars]).reshape(-1, 2)
-        psf, stars = frame_psf(cuts.flux[k], cuts.error[k], cuts.mask[k], data.fwhm[k], places)
+        psf, stars = psf_of_stars(cuts.flux[k], cuts.error[k], cuts.mask[k], data.fwhm[k], places)
         samples = psf.samples[0, 0]
         rows.append(
             {
@@ -134,7 +144,7 @@ def apply(data: Block, state: None, config: Config) -> Output:
     return Output(tables={FOLDER: pa.Table.from_pylist(rows)}, payload=payload)
 
 
-def frame_psf(
+def psf_of_stars(
     flux: NDArray[Any],
     error: NDArray[Any],
     mask: NDArray[np.bool_],
@@ -172,11 +182,11 @@ def frame_psf(
     return psf, len(y)
 
 
-def load(field: Field, config: Config, epochs: NDArray[np.int64]) -> dict[int, EffectivePSF]:
+def load(field: Field, epochs: NDArray[np.int64]) -> dict[int, EffectivePSF]:
     """PSFs of epochs."""
     found = {}
     for name in sorted({unit_name(int(k)) for k in epochs}):
-        path = field.path / FOLDER / f"{config.method}.parts" / f"{name}.parquet"
+        path = field.path / FOLDER / f"{KEPT_BY}.parts" / f"{name}.parquet"
         for row in read_parquet(path).to_pylist():
             samples = np.array(row["samples"]).reshape(row["side"], row["side"])
             psf = EffectivePSF(samples, row["oversampling"])
@@ -192,5 +202,5 @@ def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
 
 
 STAGE = Stage(
-    "nn2_psf", 2, lambda config: {"edge": EDGE, "stars": MAX_STARS}, units, read, apply=apply, memory=memory
+    "frame_psf", 2, lambda config: {"edge": EDGE, "stars": MAX_STARS}, units, read, apply=apply, memory=memory
 )

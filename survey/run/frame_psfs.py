@@ -1,0 +1,60 @@
+"""PSFs of all frames, each from its own stars: made once a field, whoever subtracts frames by them."""
+
+from __future__ import annotations
+
+import xarray as xr
+
+from survey.run.differences import RunError
+from survey.run.engine import Engine, ledger_name, stage_key
+from survey.run.identity import images_key
+from survey.run.ingest import place_grid
+from survey.run.record import new_run_id
+from survey.stages import frame_psf
+from survey.stages.nn2_cutouts import pair_grid
+from survey.stages.protocol import Unit
+
+
+def own_pixels(engine: Engine, frames: xr.Dataset) -> str:
+    """Identity of the images on the frames' own pixels, which are placed where they are missing."""
+    grid = pair_grid(engine.target)
+    if grid != "sky":
+        place_grid(engine, grid)
+    return images_key(engine.target, frames, grid)
+
+
+def frame_psf_units(engine: Engine, images: str) -> list[tuple[Unit, str]]:
+    """Blocks of frames whose PSFs are measured on such images, with their keys."""
+    found = []
+    for unit in frame_psf.units(engine.target, engine.config):
+        inputs = {"images": images, "epochs": list(unit.items)}
+        found.append((unit, stage_key("frame_psf", engine.config, unit.name, inputs)))
+    return found
+
+
+def ensure_frame_psfs(engine: Engine, keyed: list[tuple[Unit, str]]) -> None:
+    """Measure the PSFs that are missing, under a lease of their own: runs of several kinds want the same.
+
+    Raises
+    ------
+    RunError
+        If a block of them cannot be made.
+    FieldBusyError
+        If another run makes them just now.
+    """
+    field = engine.target
+    ledger = field.ledger(ledger_name("frame_psf", frame_psf.KEPT_BY))
+    if all(ledger.has(unit.name, key) for unit, key in keyed):
+        engine.skip(len(keyed))
+        return
+    config = engine.config.model_copy(update={"method": frame_psf.KEPT_BY})
+    owner = engine.holder[1] if engine.holder else new_run_id()
+    with field.lease(frame_psf.FOLDER, owner):
+        maker = Engine(field, config, engine.executor, engine.progress, (frame_psf.FOLDER, owner))
+        # One list of reports and failures for the whole run.
+        maker.reports, maker.failures = engine.reports, engine.failures
+        maker.submit("frame_psf", keyed, label="psf of frames")
+        maker.collect()
+        maker.finish()
+    engine.skip(maker.skipped)
+    if not all(maker.ledger("frame_psf").has(unit.name, key) for unit, key in keyed):
+        raise RunError(f"no PSFs of the frames: {engine.failures[-1].reason}")
