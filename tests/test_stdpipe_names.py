@@ -22,17 +22,26 @@ PLUMBING = {
 
 # What the functions of STDPipe's page on subtraction take, as its documentation lists them.
 THEIRS = {
-    "get_hips_image": "hips ra dec width height fov wcs shape header asinh normalize upscale get_header verbose",
-    "mask_template": "cat cat_saturation_mag cat_col_mag cat_col_mag_err cat_col_ra cat_col_dec cat_sr mask_nans "
-    "mask_masked mask_photometric aper sn wcs dilate verbose _tmpdir",
-    "get_survey_image": "band ext survey wcs shape width height header reproject extra _cachedir _cache_downscale "
-    "_tmpdir _workdir verbose",
-    "run_sfft": "image template mask template_mask err template_err image_gain template_gain kernel_shape "
-    "kernel_poly_order bg_poly_order flux_poly_order flux_penalty ridge sigma_clip max_iter obj obj_size "
-    "get_convolved get_scaled get_noise get_kernel verbose",
-    "run_hotpants": "image template mask template_mask err template_err extra image_fwhm template_fwhm image_gain "
-    "template_gain rel_r rel_rss nx ny obj get_convolved get_scaled get_noise get_kernel get_header _tmpdir "
-    "_workdir _exe verbose",
+    "get_hips_image": "hips ra dec width height fov wcs shape header asinh normalize upscale "
+    "get_header verbose",
+    "mask_template": (
+        "cat cat_saturation_mag cat_col_mag cat_col_mag_err cat_col_ra cat_col_dec cat_sr mask_nans "
+        "mask_masked mask_photometric aper sn wcs dilate verbose _tmpdir"
+    ),
+    "get_survey_image": (
+        "band ext survey wcs shape width height header reproject extra _cachedir _cache_downscale _tmpdir "
+        "_workdir verbose"
+    ),
+    "run_sfft": (
+        "image template mask template_mask err template_err image_gain template_gain kernel_shape "
+        "kernel_poly_order bg_poly_order flux_poly_order flux_penalty ridge sigma_clip max_iter obj obj_size "
+        "get_convolved get_scaled get_noise get_kernel verbose"
+    ),
+    "run_hotpants": (
+        "image template mask template_mask err template_err extra image_fwhm template_fwhm image_gain "
+        "template_gain rel_r rel_rss nx ny obj get_convolved get_scaled get_noise get_kernel get_header "
+        "_tmpdir _workdir _exe verbose"
+    ),
     "run_zogy": "image template mask template_mask err template_err image_psf template_psf",
 }
 

@@ -110,8 +110,8 @@ def test_assembly_by_fourier_transforms_would_be_slower(side):
     """Normal sums of any weights by correlations, their transforms alone, against blocks (1024^2, order 2).
 
     With weights w the sums are ``sum_p w P_b P_b' R(p - a) R(p - a')``: for each of the lags a - a' one
-    transform of R R(. - lag), and an inverse one for each of the 15 products of polynomials. With one weight for
-    all pixels 16 transforms and 15 inverse ones give all lags; but stars weigh less than sky in every pass.
+    transform of R R(. - lag), and an inverse one for each of the 15 products of polynomials. With one weight
+    for all pixels 16 transforms and 15 inverse ones give all lags, but stars never weigh what sky does.
     """
     pair = simulate_pair(seed=1)
     model = KernelModel((side, side), 2, 1, 2, pair.image.shape)

@@ -34,7 +34,7 @@ from survey.run.upkeep import unlock
 from survey.simulate.nn2 import SEEING
 from survey.simulate.nn2_images import PIXEL, simulate_nn2_images
 from survey.simulate.pairs import draw_stars
-from survey.stages import nn2_curves, nn2_pairs, nn2_psf
+from survey.stages import frame_psf, nn2_curves, nn2_pairs
 from survey.stages.nn2_compare import compare_with_templates
 from survey.stages.nn2_curves import nn2_path
 from survey.stages.nn2_plan import object_groups
@@ -81,7 +81,7 @@ def test_light_curves__carry_frames_and_pairs(small):
 def test_pairs__convolve_the_sharper_frame_and_take_errors_from_copies(small):
     path, objects, _, _ = small
     field = Field.open(path)
-    psfs = nn2_psf.load(field, Config(), np.arange(6))
+    psfs = frame_psf.load(field, np.arange(6))
     folder = path / "lightcurves" / "nn2" / "pairs" / "oversampled.parts"
     rows = pa.concat_tables([pq.read_table(file) for file in sorted(folder.glob("*.parquet"))]).to_pylist()
     mine = [row for row in rows if row["object_id"] in {o["object_id"] for o in objects}]
