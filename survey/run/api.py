@@ -12,11 +12,11 @@ from survey.config import Config, make_config
 from survey.io.locations import Location, absolute, folders, locate, remove
 from survey.io.store import Field, FieldError, holds_frames, is_field
 from survey.run.engine import Engine, Progress, Silent
-from survey.run.executor import connect
+from survey.run.executor import Executor, connect
 from survey.run.ingest import IngestSummary, ingest
 from survey.run.pairwise import check_program
 from survey.run.pipeline import Pipeline, RunError
-from survey.run.record import RunSummary, begin, new_run_id, recorded
+from survey.run.record import Recorder, RunSummary, begin, new_run_id, recorded
 from survey.run.results import write_relative
 from survey.run.settle import settle
 from survey.run.targets import read_targets
@@ -139,24 +139,23 @@ def run(
     summary, clock = begin(path, config.method)
     path = absolute(locate(path))  # workers have working directories of their own
     # What the client combines must not depend on its BLAS threads either.
-    with threadpool_limits(1), connect(config.cluster, client) as executor:
+    with (
+        threadpool_limits(1),
+        connect(config.cluster, client) as executor,
+        recorded(summary, path, config, clock, told=RunError) as record,
+    ):
         if executor.dashboard:
             progress.message(f"dashboard: {executor.dashboard}")
         check_program(config, executor)
         if frames:
-            taken = ingest(
-                path, frames, config, executor, progress=progress, strict=strict, run_id=summary.run_id
-            )
-            summary.rejected, summary.failures = taken.rejected, list(taken.failures)
-            summary.inputs = taken.added
-            for warning in taken.warnings:
-                progress.message(warning)
+            _take_in(path, frames, config, executor, progress, strict, record)
         field = Field.open(path)
         config, warnings = settle(field, config, progress)
         engine = Engine(field, config, executor, progress, (f"difference/{config.method}", summary.run_id))
+        record.follow(engine)
         for warning in warnings:
             engine.warn(warning)
-        with recorded(summary, engine, clock, told=RunError), _leases(field, config, summary.run_id):
+        with _leases(field, config, summary.run_id):
             if rebuild:
                 with field.lease("images", summary.run_id):
                     _forget(field, config)
@@ -167,6 +166,33 @@ def run(
                 write_relative(field, config, targets[0])
             engine.finish()
     return summary
+
+
+def _take_in(
+    path: Location,
+    frames: Sequence[str | Location],
+    config: Config,
+    executor: Executor,
+    progress: Progress,
+    strict: bool,
+    record: Recorder,
+) -> None:
+    """Ingest a run's frames; what came of it goes into the run's summary."""
+    summary = record.summary
+    taken = ingest(
+        path,
+        frames,
+        config,
+        executor,
+        progress=progress,
+        strict=strict,
+        run_id=summary.run_id,
+        reports=record.reports,
+    )
+    summary.rejected, summary.failures = taken.rejected, list(taken.failures)
+    summary.inputs, summary.added = taken.added, taken.frames
+    for warning in taken.warnings:
+        progress.message(warning)
 
 
 def run_stage(

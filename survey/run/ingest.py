@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +15,12 @@ from survey.io.frames import FrameHeader, combine_scans, find_files, scan_file
 from survey.io.ledger import FieldBusyError
 from survey.io.locations import Location, locate
 from survey.io.store import Field, holds_frames, is_field
-from survey.run.allocator import kept_memory
+from survey.run.calls import map_calls
 from survey.run.engine import Engine, Failure, Progress, Silent, stage_key
 from survey.run.executor import Executor
 from survey.run.pattern import FieldPattern
 from survey.run.record import new_run_id
+from survey.run.worker import UnitReport
 from survey.stages import frame_table, place, register
 from survey.stages.calibrated import Grid
 from survey.stages.measure import FrameMeasure, measure_frame
@@ -50,40 +51,15 @@ class IngestSummary:
         What a person should know.
     failures : list of Failure
         Blocks that could not be placed.
+    frames : list of (str, str, str)
+        Name, file and fingerprint of those added.
     """
 
     added: int = 0
     rejected: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-
-
-def map_calls(
-    executor: Executor,
-    function: Callable[..., Any],
-    items: Sequence[Any],
-    progress: Progress,
-    label: str,
-    *args: Any,
-) -> list[Any]:
-    """Call a function on every item; results, or the exceptions they raised, in order."""
-    progress.start(label, len(items), 0)
-    futures = [executor.submit(_call, function, item, *args, name=label) for item in items]
-    place_of = {getattr(f, "key", id(f)): i for i, f in enumerate(futures)}
-    results: list[Any] = [None] * len(items)
-    try:
-        for future, result, error in executor.completed(futures):
-            results[place_of[getattr(future, "key", id(future))]] = result if error is None else error
-            progress.advance(label, None, failed=error is not None)
-    except BaseException:
-        executor.cancel(futures)
-        raise
-    return results
-
-
-def _call(function: Callable[..., Any], *args: Any) -> Any:
-    with kept_memory():
-        return function(*args)
+    frames: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 def _scan_files(paths: Sequence[str], config: Config) -> list[Any]:
@@ -99,11 +75,17 @@ def ingest(
     progress: Progress | None = None,
     strict: bool = False,
     run_id: str = "ingest",
+    reports: list[UnitReport] | None = None,
 ) -> IngestSummary:
     """Make a field of frames, or append frames to one.
 
     Frames that cannot be used are listed with their reasons and left out, or with ``strict`` stop the
     ingest before anything is written.
+
+    Parameters
+    ----------
+    reports : list of UnitReport, optional
+        Gets what each file, frame and block took, also of an ingest that fails.
 
     Raises
     ------
@@ -117,6 +99,7 @@ def ingest(
         If the frames do not fit the field's pattern, or hold none.
     """
     progress = progress or Silent()
+    reports = [] if reports is None else reports
     exists = holds_frames(path)
     old = Field.open(path).frames() if exists else None
     known = frame_table.stored_headers(old) if old is not None else []
@@ -124,7 +107,9 @@ def ingest(
     chunks = [files[i : i + FILES_A_TASK] for i in range(0, len(files), FILES_A_TASK)]
     scans = [
         scan
-        for chunk in _raise_first(map_calls(executor, _scan_files, chunks, progress, "scan", config))
+        for chunk in _raise_first(
+            map_calls(executor, _scan_files, chunks, progress, "scan", config, reports=reports)
+        )
         for scan in chunk
     ]
     found = combine_scans(scans, config.input, known)
@@ -136,11 +121,15 @@ def ingest(
         path,
         found.headers,
         config,
-        lambda function, items, *args: map_calls(executor, function, items, progress, "pattern", *args),
+        lambda function, items, *args: map_calls(
+            executor, function, items, progress, "pattern", *args, reports=reports
+        ),
         old=exists,
     )
     shared = pattern.share(executor)
-    results = map_calls(executor, measure_frame, found.headers, progress, "measure", config, shared)
+    results = map_calls(
+        executor, measure_frame, found.headers, progress, "measure", config, shared, reports=reports
+    )
     for header, result in zip(found.headers, results, strict=True):
         if isinstance(result, BaseException):
             summary.rejected.append((header.source.path, str(result)))
@@ -168,13 +157,15 @@ def ingest(
         _check_unchanged(path, old)
         target = _open_or_create(path, config, reference, new.sizes["time"])
         pattern.keep(target)
-        _place(target, config, executor, progress, old, new, headers, summary, run_id)
+        _place(target, config, executor, progress, old, new, headers, summary, run_id, reports)
         if not exists:
             target.write_table("stars", frame_table.star_table(reference))
     if summary.failures and not exists:
         first = summary.failures[0]
         raise IngestError(f"{len(summary.failures)} blocks could not be placed: {first.unit}: {first.reason}")
-    summary.added = 0 if summary.failures else new.sizes["time"]
+    if not summary.failures:
+        summary.added = len(headers)
+        summary.frames = [(h.frame_id, h.source.path, h.fingerprint) for h in headers]
     return summary
 
 
@@ -226,6 +217,7 @@ def _place(
     headers: list[FrameHeader],
     summary: IngestSummary,
     run_id: str,
+    reports: list[UnitReport],
 ) -> None:
     """Write the new frames' blocks, then the table: the moment from which they belong to the field."""
     start = 0 if old is None else old.sizes["time"]
@@ -233,7 +225,7 @@ def _place(
     height, width = target.shape
     target.require_group("images/sky", {"time": table.sizes["time"], "y": height, "x": width})
     units = place.place_units(target, table, headers, start, config)
-    engine = Engine(target, config, executor, progress, ("images", run_id))
+    engine = Engine(target, config, executor, progress, ("images", run_id), reports=reports)
     engine.submit(
         "place",
         [(u, stage_key("place", config, u.name, {"frames": place.unit_identity(u)})) for u in units],

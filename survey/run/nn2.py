@@ -79,7 +79,8 @@ def run_nn2(
     with threadpool_limits(1), connect(config.cluster, client) as executor:
         field = Field.open(path)
         engine = Engine(field, config, executor, progress, (LEASE, summary.run_id))
-        with recorded(summary, engine, clock), field.lease(LEASE, summary.run_id):
+        with recorded(summary, path, config, clock) as record, field.lease(LEASE, summary.run_id):
+            record.follow(engine)
             found = objects_of(field, config) if objects is None else [dict(o) for o in objects]
             work = AllPairs(engine, found)
             summary.events = work.run()

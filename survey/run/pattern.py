@@ -15,7 +15,7 @@ from survey.kernels.pattern import Pattern
 from survey.run.executor import Executor
 from survey.stages import pattern as stage
 
-# Calls a function on every item, on the cluster: `survey.run.ingest.map_calls` with its executor.
+# Calls a function on every item, on the cluster: `survey.run.calls.map_calls` with its executor.
 Map = Callable[..., list[Any]]
 
 

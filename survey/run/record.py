@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import sys
@@ -17,8 +18,10 @@ from typing import Any
 from survey.config import Config
 from survey.io.files import write_json
 from survey.io.locations import Location, write_atomic
+from survey.io.store import Field, is_field
 from survey.run.engine import Engine, Failure
 from survey.run.worker import UnitReport
+from survey.stages.frame_table import stored_headers
 
 PACKAGES = ("survey", "numpy", "scipy", "numba", "astropy", "sep", "zarr", "xarray", "dask", "distributed")
 
@@ -51,6 +54,12 @@ class RunSummary:
         Stage -> units, seconds of work, highest memory above the import baseline.
     rejected : list of (str, str)
         Frames that were not used and why.
+    inputs : int
+        Frames that the run added to the field.
+    added : list of (str, str, str)
+        Name, file and fingerprint of each.
+    frames : dict
+        All of the field that the run worked on: their ``number``, a ``hash`` of their fingerprints.
     failed_pairs : int
         Pairs of frames (by group of objects and direction) that NN2 could not subtract and went on without.
     """
@@ -69,6 +78,8 @@ class RunSummary:
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     rejected: list[tuple[str, str]] = field(default_factory=list)
     inputs: int = 0
+    added: list[tuple[str, str, str]] = field(default_factory=list)
+    frames: dict[str, Any] = field(default_factory=dict)
     failed_pairs: int = 0
 
     @property
@@ -89,41 +100,87 @@ def begin(path: Location | str, method: str) -> tuple[RunSummary, float]:
     return summary, time.monotonic()
 
 
+@dataclass
+class Recorder:
+    """What a run's record is made of, as it comes in.
+
+    Parameters
+    ----------
+    summary : RunSummary
+    path : Location
+        The field.
+    config : Config
+        Settings of the run.
+    """
+
+    summary: RunSummary
+    path: Location
+    config: Config
+    reports: list[UnitReport] = field(default_factory=list)
+    engine: Engine | None = None
+
+    def follow(self, engine: Engine) -> None:
+        """From here on this engine's reports, failures and warnings are the run's, and its settings."""
+        self.engine, self.config = engine, engine.config
+        self.summary.frames = frames_identity(engine.target)
+
+    def close(self) -> None:
+        """Fill the summary and write the record, where there is a field to write it to."""
+        summary, engine, reports = self.summary, self.engine, self.reports
+        if engine is not None:
+            summary.failures += engine.failures
+            summary.warnings += engine.warnings
+            summary.computed, summary.skipped = len(engine.reports), engine.skipped
+            reports = [*reports, *engine.reports]
+        summary.stages = summarise_stages(reports)
+        if is_field(self.path):
+            write_record(self.path, summary, self.config, reports)
+
+
 @contextmanager
 def recorded(
-    summary: RunSummary, engine: Engine, clock: float, *, told: type[Exception] | tuple[()] = ()
-) -> Iterator[None]:
+    summary: RunSummary,
+    path: Location,
+    config: Config,
+    clock: float,
+    *,
+    told: type[Exception] | tuple[()] = (),
+) -> Iterator[Recorder]:
     """See a run to its end: its status, what failed and its record are kept, however the block is left.
 
     Parameters
     ----------
     summary : RunSummary
         Filled here, besides what the block itself adds.
-    engine : Engine
-        Whose reports, failures and warnings are the run's.
+    path : Location
+        The field, which need not exist yet.
     clock : float
         What `begin` read.
     told : exception type
         Errors that the summary tells and that go no further; all others are raised again.
     """
+    recorder = Recorder(summary, path, config)
     try:
-        yield
-        summary.status = "failed" if engine.failures or summary.failures else "done"
+        yield recorder
+        engine = recorder.engine
+        summary.status = "failed" if summary.failures or (engine and engine.failures) else "done"
     except KeyboardInterrupt:
         summary.status = "interrupted"
         raise
     except Exception as error:
         summary.status = "failed"
-        engine.failures.append(Failure("run", "", f"{type(error).__name__}: {error}"))
+        summary.failures.append(Failure("run", "", f"{type(error).__name__}: {error}"))
         if not isinstance(error, told):
             raise
     finally:
-        summary.failures += engine.failures
-        summary.warnings += engine.warnings
-        summary.computed, summary.skipped = len(engine.reports), engine.skipped
-        summary.stages = summarise_stages(engine.reports)
         summary.seconds = time.monotonic() - clock
-        write_record(engine.target.path, summary, engine.config, engine.reports)
+        recorder.close()
+
+
+def frames_identity(field_: Field) -> dict[str, Any]:
+    """Number of a field's frames, and a hash of what is in their files."""
+    prints = [header.fingerprint for header in stored_headers(field_.frames())]
+    return {"number": len(prints), "hash": hashlib.sha256("\n".join(prints).encode()).hexdigest()[:16]}
 
 
 def versions() -> dict[str, str]:

@@ -19,10 +19,10 @@ from survey.config import ClusterSettings, make_config
 from survey.io.catalogs import read_table
 from survey.io.locations import Location, absolute, locate
 from survey.io.store import Field
+from survey.run.calls import map_calls
 from survey.run.engine import Progress, Silent
 from survey.run.executor import Executor, connect
 from survey.run.identity import images_key
-from survey.run.ingest import map_calls
 from survey.run.record import new_run_id
 from survey.run.template_mosaic import Survey, make_mosaic
 from survey.run.worker import function_key

@@ -8,10 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import psutil
 from threadpoolctl import threadpool_limits
 
 import survey.stages.registry  # noqa: F401  (a worker must know every stage)
@@ -20,7 +18,7 @@ from survey.io.checksums import MODULUS
 from survey.io.files import write_parquet
 from survey.io.ledger import LostLeaseError
 from survey.io.store import Field
-from survey.run.allocator import kept_memory
+from survey.run.memory import kept_memory, peak, reset_peak, resident
 from survey.run.written import Patched, written_entry
 from survey.stages.protocol import STAGES, Output, Stage, Unit
 from survey.tiles import Tile
@@ -81,8 +79,8 @@ def execute(
     """
     stage = STAGES[stage_name]
     report = UnitReport(stage_name, step, unit.name, key, {"read": 0.0, "compute": 0.0, "write": 0.0})
-    report.baseline_memory = psutil.Process().memory_info().rss
-    _reset_peak()
+    report.baseline_memory = resident()
+    reset_peak()
     # Threads inside BLAS would fight the other workers, and change a sum's last bits.
     with threadpool_limits(1), kept_memory():
         target = Field.open(path)
@@ -91,7 +89,7 @@ def execute(
             _piece(target, stage, step, piece, config, state, report, holder, unit.tile) for piece in pieces
         ]
     report.payload = payloads[0] if stage.merge is None or len(payloads) == 1 else stage.merge(payloads)
-    report.peak_memory = _peak()
+    report.peak_memory = peak()
     return report
 
 
@@ -192,21 +190,3 @@ def function_key(*parts: Any) -> str:
     """Hash of plain data: the identity of a unit's result."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _reset_peak() -> None:
-    """Start the kernel's high-water mark of resident memory again, where the system lets us."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _peak() -> int:
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return int(psutil.Process().memory_info().rss)

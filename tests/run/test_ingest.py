@@ -5,9 +5,10 @@ import pytest
 from survey.io.ledger import FieldBusyError
 from survey.io.store import Field
 from survey.run import ingest as module
+from survey.run.api import run
 from survey.run.engine import Engine
 from survey.run.executor import InlineExecutor, connect
-from survey.run.ingest import ingest, place_grid
+from survey.run.ingest import IngestError, ingest, place_grid
 from survey.simulate import simulate_field
 from tests.run.conftest import small_config
 
@@ -62,3 +63,16 @@ def test_another_grid_is_placed_under_the_lease_of_the_images(few, tmp_path):
     with field.lease("images", "an ingest"):
         place_grid(engine, "detector")
     assert engine.skipped == len(made)
+
+
+def test_a_run_that_fails_while_it_takes_frames_in_leaves_its_record(few, tmp_path):
+    path, bad = tmp_path / "field", tmp_path / "bad.fits"
+    take_in(path, few[:4])
+    bad.write_bytes(few[5].read_bytes()[:5000])
+    with pytest.raises(IngestError, match=r"--strict.*bad"):
+        run(path, small_config(), frames=[few[4], bad], strict=True, client="synchronous")
+    (record,) = Field.open(path).runs()
+    assert record["status"] == "failed"
+    assert "bad.fits" in record["failures"][0]["reason"]
+    assert record["stages"]["measure"]["units"] == 1, "what it did until then"
+    assert record["inputs"] == 0

@@ -184,8 +184,13 @@ def test_run_record_says_what_was_done(finished):
     assert record["status"] == "done"
     assert record["versions"]["numpy"] == np.__version__
     assert record["settings"]["grid"]["tile"] == 48
+    assert record["inputs"] == len(record["added"]) == record["frames"]["number"] == 72
+    assert record["added"][0][1] == str(sorted(finished.frames.glob("*.fits"))[0])
     units = [json.loads(line) for line in (folder / "units.jsonl").read_text().splitlines()]
     assert {u["stage"] for u in units} >= {
+        "scan",
+        "measure",
+        "place",
         "refine",
         "oversampled",
         "psf",

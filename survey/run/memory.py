@@ -1,4 +1,4 @@
-"""How a worker's allocator treats what is freed: kept during a unit's work, given back after it."""
+"""A worker's memory: what is freed is kept during a unit's work and given back after it; what it took."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
+
+import psutil
 
 # glibc's numbers of the parameters (malloc.h).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -42,3 +45,27 @@ def _glibc() -> ctypes.CDLL | None:
         return libc if libc.malloc_trim else None
     except (OSError, AttributeError, TypeError):
         return None
+
+
+def resident() -> int:
+    """Resident size of this process, bytes."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def reset_peak() -> None:
+    """Start the kernel's high-water mark of resident memory again, where the system lets us."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak() -> int:
+    """Highest resident size of this process since `reset_peak`, bytes."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return resident()

@@ -10,7 +10,7 @@ import pytest
 CODE = """
 import resource, sys, contextlib
 import numpy as np
-from survey.run.allocator import kept_memory
+from survey.run.memory import kept_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(300):

@@ -1,0 +1,69 @@
+"""One function called on many items, on the cluster, without a ledger: the result is the caller's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from survey.run.executor import Executor
+from survey.run.memory import kept_memory, peak, reset_peak, resident
+from survey.run.progress import Progress
+from survey.run.worker import UnitReport
+
+
+def map_calls(
+    executor: Executor,
+    function: Callable[..., Any],
+    items: Sequence[Any],
+    progress: Progress,
+    label: str,
+    *args: Any,
+    reports: list[UnitReport] | None = None,
+) -> list[Any]:
+    """Call a function on every item; results, or the exceptions they raised, in order.
+
+    Parameters
+    ----------
+    label : str
+        What the calls are to who watches, and the stage of their reports.
+    reports : list of UnitReport, optional
+        Gets one of each call that succeeded: what it took.
+    """
+    progress.start(label, len(items), 0)
+    futures = [
+        executor.submit(_call, function, label, _name(item, i), item, *args, name=label)
+        for i, item in enumerate(items)
+    ]
+    place_of = {getattr(f, "key", id(f)): i for i, f in enumerate(futures)}
+    results: list[Any] = [None] * len(items)
+    try:
+        for future, found, error in executor.completed(futures):
+            i = place_of[getattr(future, "key", id(future))]
+            if error is not None:
+                results[i] = error
+            else:
+                results[i], report = found
+                if reports is not None:
+                    reports.append(report)
+            progress.advance(label, None, failed=error is not None)
+    except BaseException:
+        executor.cancel(futures)
+        raise
+    return results
+
+
+def _name(item: Any, number: int) -> str:
+    """A frame's or a tile's own name, else its number."""
+    return str(getattr(item, "frame_id", None) or getattr(item, "name", None) or f"{number:05d}")
+
+
+def _call(function: Callable[..., Any], label: str, name: str, *args: Any) -> tuple[Any, UnitReport]:
+    report = UnitReport(label, "apply", name, "", baseline_memory=resident())
+    reset_peak()
+    started = time.perf_counter()
+    with kept_memory():
+        result = function(*args)
+    report.seconds = {"read": 0.0, "compute": time.perf_counter() - started, "write": 0.0}
+    report.peak_memory = peak()
+    return result, report
