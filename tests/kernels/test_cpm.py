@@ -9,7 +9,7 @@ from survey.kernels._cpm_folds import held_out_squares
 from survey.kernels._held_out import fill_missing, held_out, in_sample
 from survey.kernels._predictors import allowed_predictors, choose_predictors, fitting_exclusion
 from survey.kernels._ridge import residual_matrix
-from survey.kernels.cpm import fit_cpm, ridge_scores, solve_cpm
+from survey.kernels.cpm import fit_and_score, fit_cpm, ridge_scores, solve_cpm
 
 
 def direct_ridge(x, y, ridge, error, train, constant):
@@ -325,4 +325,11 @@ def test_ridge_scores__tiles_add_up_to_the_field():
         for rows in ((0, 20), (20, 48))
     ]
     assert_allclose(parts[0] + parts[1], whole, rtol=1e-9)
+    kwargs["counts"] = [kwargs.pop("n_predictors")]
+    fit, scores = fit_and_score(flux, error, mask, n_predictors=20, ridge=2.0, **kwargs)
+    np.testing.assert_array_equal(scores, whole)
+    for name in ("counts", "lattice"):
+        del kwargs[name]
+    alone = fit_cpm(flux, error, mask, n_predictors=20, ridge=2.0, **kwargs)
+    np.testing.assert_array_equal(fit.residual, alone.residual)
     assert (whole[0, :, 1] == 9 * 32).all()

@@ -92,6 +92,20 @@ def test_a_pixel_is_the_same_in_every_tile_whatever_is_missing(mock):
         assert_allclose(tile.error, whole.error[at], rtol=1e-6)
 
 
+def test_epochs_that_gaps_of_predictors_cost_are_marked(mock):
+    """Where the left third has no data, blocks that it predicts train no more, and those far from it do."""
+    mask = np.zeros(mock.flux.shape, bool)
+    mask[60:68, :, :19] = True
+    target = (slice(24, 32), slice(0, 56))
+    fit = fit_cpm(np.where(mask, np.nan, mock.flux), mock.error, mask, target=target, **MODEL)
+    marked = fit.fit_mask.all(1)
+    assert_array_equal(marked, fit.fit_mask.any(1))  # a block's rows alike
+    near, far = slice(24, 32), slice(48, 56)  # predictors lie 8 to 14 pixels away
+    assert_array_equal(marked[:, near].all(1), (np.arange(EPOCHS) >= 60) & (np.arange(EPOCHS) < 68))
+    assert not marked[:, far].any()
+    assert not (fit.fit_mask & fit.mask).any()
+
+
 def test_a_gap_is_filled_by_what_its_neighbours_say():
     """A pixel that is a sum of its neighbours is known exactly; its error is what it scatters about that."""
     rng = np.random.default_rng(0)

@@ -11,6 +11,7 @@ import pytest
 
 from survey.config import make_config
 from survey.io.store import Field
+from survey.report import write_report
 from survey.run.api import append_frames, run
 from survey.run.engine import Engine
 from survey.run.executor import InlineExecutor
@@ -108,6 +109,17 @@ def test_old_differences_stay_bit_for_bit(added):
     assert not [r for r in predict(base / "later").reports if r.stage == "cpm"]
 
 
+def test_many_samples_without_a_prediction_are_told(added):
+    """At the rim of dithered frames; the count is that of good images without a difference."""
+    base, _ = added
+    engine = Engine(Field.open(base / "later"), settings(base / "later"), InlineExecutor())
+    pipeline = Pipeline(engine)
+    pipeline.prepare()
+    assert pipeline.differences.refit({}) == {}
+    lost = (cube(base / "later", "mask") & ~cube(base / "later", "mask", "images/sky")).sum()
+    assert engine.warnings[0].startswith(f"cpm: {lost} good samples (2%) could not be predicted")
+
+
 def test_an_interrupted_addition_goes_on_with_the_tiles_that_lack_it(added, tmp_path):
     """Strike one tile's addition and spoil its data: what comes back is the undisturbed run, to the bit."""
     base, _ = added
@@ -179,6 +191,16 @@ def test_a_field_with_a_later_night_is_whole_and_needs_nothing(cpm_nights):
     summary = run(base / "later", settings(base / "later"), client="synchronous")
     assert summary.ok
     assert not {"cpm", "cpm (partial)", "detect"} & set(summary.stages)
+
+
+@pytest.mark.slow
+def test_cpm_and_oversampled_stand_side_by_side_in_the_report(cpm_nights):
+    """Of one field and one file of settings, later night and all; each with its own figures."""
+    base, _ = cpm_nights
+    text = write_report(base / "later").read_text()
+    part = text[text.index('<section id="methods"') :]
+    assert "<b>oversampled</b>" in part
+    assert "<b>cpm</b>" in part
 
 
 @pytest.mark.slow

@@ -167,3 +167,26 @@ def test_tiles_and_corners_without_data(mock):
     gone = max(12 - margin, 0)
     assert got[:, :, :gone].all()
     assert not got[:, :, gone:].any()
+
+
+@pytest.mark.parametrize("campaign", [EPOCHS, 80, 70, 112])
+def test_later_epochs_of_the_same_campaign_and_of_a_new_one(mock, campaign):
+    """By those before; a campaign that is new by its own folds, as in a whole run; one too short by nothing."""
+    config = settings(ridge=1.0, two_passes=False)
+    (tile,) = tile_grid(SHAPE, 64)
+    whole, later = tile_data(mock, tile, config), tile_data(mock, tile, config)
+    start = 80 if campaign != 112 else 112
+    for data in (whole, later):
+        data.stretch[campaign:] = 1
+    later.later, later.excluded = cpm.Later(start, EPOCHS, 80, 1.0), np.zeros(SHAPE, bool)
+    if campaign == EPOCHS:
+        whole.samples.flags[start:] = 1  # predicted, and do not train
+    out, expected = (cpm.apply(data, None, config) for data in (later, whole))
+    assert out.region == (slice(start, EPOCHS), *tile.core)
+    assert list(out.arrays) == [cpm.GROUP]
+    for name in ("flux", "error", "mask", "leverage"):
+        assert_allclose(
+            out.arrays[cpm.GROUP][name], expected.arrays[cpm.GROUP][name][start:], rtol=1e-5, atol=1e-6
+        )
+    assert out.arrays[cpm.GROUP]["mask"].all() == (campaign == 112)
+    assert not out.arrays[cpm.GROUP]["fit_mask"].any()
