@@ -171,7 +171,7 @@ def test_tiles_and_corners_without_data(mock):
 
 @pytest.mark.parametrize("campaign", [EPOCHS, 80, 70, 112])
 def test_later_epochs_of_the_same_campaign_and_of_a_new_one(mock, campaign):
-    """By those before; a campaign that is new by its own folds, as in a whole run; one too short by nothing."""
+    """By those before; a new campaign by its own folds, as in a whole run; one too short by nothing."""
     config = settings(ridge=1.0, two_passes=False)
     (tile,) = tile_grid(SHAPE, 64)
     whole, later = tile_data(mock, tile, config), tile_data(mock, tile, config)
