@@ -122,10 +122,11 @@ def _fill_some(pixels: Index, alone: Mask, around: tuple[Index, Mask], samples: 
     if not len(index):
         return done
     one = complete[done] / s.epoch_error
-    z = np.concatenate([s.values[index] * kept[:, :, None], s.values[pixels[done]][:, None]], axis=1)
-    mean = (z @ (one**2)[:, :, None])[..., 0] / (one**2).sum(1)[:, None]
-    z = (z - mean[:, :, None]) * one[:, None]
-    gram = z @ z.transpose(0, 2, 1)
+    z = s.values[np.column_stack([index, pixels[done]])]
+    z *= one[:, None]
+    length = (one**2).sum(1)[:, None]
+    mean = (z @ one[:, :, None])[..., 0] / length
+    gram = z @ z.transpose(0, 2, 1) - length[:, :, None] * mean[:, :, None] * mean[:, None]
     which, epochs = np.nonzero(alone[done])
     use = near[which, :, epochs] & kept[which]
     enough = use.sum(1) >= np.minimum(_LEAST_NEIGHBOURS, count[done][which])

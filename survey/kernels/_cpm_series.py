@@ -132,6 +132,12 @@ def _row_medians(values: Array) -> Array:
     return np.asarray((values[every, (seen - 1) // 2] + values[every, seen // 2]) / 2)
 
 
+def middle(values: Array) -> float:
+    """Median of a few values."""
+    values = np.sort(values)
+    return float(values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
+
+
 def _epoch_errors(noise: Array, typical: Array, with_data: Mask) -> Array:
     """Median over a thousand pixels of each epoch's error over the pixel's own."""
     some = np.nonzero(with_data)[0]

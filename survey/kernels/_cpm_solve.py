@@ -10,7 +10,7 @@ from scipy.linalg import eigh
 
 from survey.kernels._cpm_series import Series
 from survey.kernels._held_out import fill_missing, held_out, in_sample
-from survey.kernels._ridge import Fitted, ResidualMatrix, Solution, residual_matrix, solution
+from survey.kernels._ridge import DualSolution, Fitted, ResidualMatrix, Solution, is_dual, residual_matrix
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -159,12 +159,13 @@ def predict_rest(series: Series, d: Design, rest: Rest) -> Prediction:
     """The rest's epochs alone: no fold is held out, nothing is worked out for the epochs trained on."""
     x, gram, product, turn = _inputs(d)
     missing = series.bad[d.targets][:, d.train].T
-    if missing.any():
-        r = residual_matrix(x, d.free, d.ridge, gram)
-        f = Fit(r, r.fit(fill_missing(r, d.y, missing)), turn)
+    if is_dual(x, d.ridge, gram):
+        few = DualSolution(x, d.free, d.ridge)
+        f = Fit(few, few.fit(d.y, missing=missing), turn)
     else:
-        alone = solution(x, d.free, d.ridge, gram)
-        f = Fit(alone, alone.fit(d.y, product), turn)
+        r = residual_matrix(x, d.free, d.ridge, gram)
+        y = fill_missing(r, d.y, missing)
+        f = Fit(r, r.fit(y, product if y is d.y else None), turn)
     value, spread, others = _predict_rest(series, d, rest, f)
     return Prediction(value, _variance(series, d, f, rest.epochs, spread) + others)
 

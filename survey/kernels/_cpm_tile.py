@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from survey.kernels._cpm_folds import held_out_squares
-from survey.kernels._cpm_series import Series
+from survey.kernels._cpm_series import Series, middle
 from survey.kernels._cpm_single import legendre_in_time
 from survey.kernels._cpm_solve import Design, Prediction, Rest, predict, predict_rest, principal
 from survey.kernels._held_out import as_slice
@@ -110,6 +110,12 @@ class Tile:
         """Normal matrix of all pixels."""
         return np.asarray(self.whitened @ self.whitened.T)
 
+    @cached_property
+    def _present(self) -> Array:
+        """Share of the training epochs in which each pixel has a sample or one that was filled."""
+        assert self.series.available is not None
+        return np.asarray(self.series.available[:, as_slice(self.train)].mean(1))
+
     def pixels(self, rows: tuple[int, int], columns: tuple[int, int]) -> Index:
         """Flat indices of a block's targets."""
         return (np.arange(*rows)[:, None] * self.series.shape[1] + np.arange(*columns)).ravel()
@@ -122,8 +128,11 @@ class Tile:
         )
         pixels = self.pixels(rows, columns)
         if series.available is not None and len(candidates):
-            alive = self.train[~series.bad[pixels][:, self.train].all(0)]
-            kept = series.available[candidates][:, alive].mean(1) >= 1 - _MAX_LOST if len(alive) else []
+            alive = self.train[~series.bad[pixels][:, as_slice(self.train)].all(0)]
+            if len(alive) == len(self.train):
+                kept = self._present[candidates] >= 1 - _MAX_LOST
+            else:
+                kept = series.available[candidates][:, alive].mean(1) >= 1 - _MAX_LOST if len(alive) else []
             candidates, distance = candidates[kept], distance[kept]
         if len(candidates) == 0:
             return candidates
@@ -143,7 +152,7 @@ class Tile:
         available = self.series.available
         if available is None:
             return np.arange(len(self.train))
-        return np.nonzero(available[chosen][:, self.train].all(0))[0]
+        return np.nonzero(available[chosen][:, as_slice(self.train)].all(0))[0]
 
     def _folds(self, kept: Index) -> list[Index]:
         if len(kept) == len(self.train):
@@ -159,7 +168,7 @@ class Tile:
         return self.series.bad[pixels][:, self.train[kept]].mean(1) < 0.5
 
     def _ridge(self, factor: float, chosen: Index, pixels: Index) -> float:
-        return factor * len(chosen) * float(np.median(self.series.typical[pixels] ** 2))
+        return factor * len(chosen) * middle(self.series.typical[pixels] ** 2)
 
     def scores(self, rows, columns, n: int, factors: Sequence[float]) -> Array:
         """Mean square held-out residual, in units of the epochs' errors, (ridges, some targets).

@@ -12,6 +12,7 @@ from survey.kernels._ridge import (
     PrimalResidual,
     ResidualMatrix,
     Rows,
+    missing_values,
     symmetric_inverse,
 )
 
@@ -94,10 +95,7 @@ def fill_missing(r: ResidualMatrix, y: Array, missing: Mask) -> Array:
         return y
     filled = np.where(missing, 0.0, y)
     rows = np.nonzero(missing.any(1))[0]
-    block, residual = r.block(rows, rows), r.fit(filled).residual[rows]
-    for j in np.nonzero(missing.any(0))[0]:
-        at = np.nonzero(missing[rows, j])[0]
-        filled[rows[at], j] = -np.linalg.solve(block[np.ix_(at, at)], residual[at, j])
+    filled[rows] += missing_values(r.block(rows, rows), r.fit(filled).residual[rows], missing[rows])
     return filled
 
 

@@ -200,11 +200,18 @@ class DualSolution:
     def _solve(self, v: Array) -> Array:
         return np.asarray(dpotrs(self._low, v, lower=1)[0])
 
-    def fit(self, y: Array, product: Array | None = None) -> Fitted:
-        """R y and coefficients for y (rows, targets)."""
-        by = self._solve(y)
+    def fit(self, y: Array, product: Array | None = None, missing: NDArray[np.bool_] | None = None) -> Fitted:
+        """R y and coefficients for y (rows, targets), of whose entries the ``missing`` do not enter."""
+        rows = np.nonzero(missing.any(1))[0] if missing is not None else np.zeros(0, np.int64)
+        if missing is not None:
+            y = np.where(missing, 0.0, y)
+        by = self._solve(np.hstack([y, np.eye(len(y))[:, rows]]))
         free = np.asarray(np.linalg.solve(self._normal, self._free.T @ by), np.float64)
         by -= self._bf @ free
+        (by, units), (free, of_units) = (np.split(a, [y.shape[1]], axis=1) for a in (by, free))
+        if missing is not None and len(rows):
+            values = missing_values(units[rows], by[rows], missing[rows])
+            by, free = by + units @ values, free + of_units @ values
         return Fitted(self.ridge * by, self._x @ by, free)
 
     def new_variance(self, x: Array, free: Array) -> Array:
@@ -214,19 +221,34 @@ class DualSolution:
         return np.asarray((weights**2).sum(0))
 
 
+def missing_values(block: Array, residual: Array, missing: NDArray[np.bool_]) -> Array:
+    """What entries of y, now 0, are predicted to be by the others of their column; 0 for those not missing.
+
+    Parameters
+    ----------
+    block : array (rows, rows)
+        R of the rows in which something is missing; or any multiple of it, with
+    residual : array (rows, targets)
+        that multiple of R y.
+    missing : bool array (rows, targets)
+    """
+    values, counts = np.zeros(missing.shape), missing.sum(0)
+    for count in np.unique(counts[counts > 0]):  # targets that miss as many are solved together
+        j = np.nonzero(counts == count)[0]
+        at = np.nonzero(missing[:, j].T)[1].reshape(len(j), count)
+        left = residual[at, j[:, None]]
+        solved = np.linalg.solve(block[at[:, :, None], at[:, None]], left[..., None])[..., 0]
+        values[at, j[:, None]] = -solved
+    return values
+
+
 def residual_matrix(x: Array, free: Array, ridge: float, gram: Array | None = None) -> ResidualMatrix:
     """The cheaper factorisation of predictors (n, rows); without a ridge only the normal matrix will do."""
-    if _dual(x, ridge, gram):
+    if is_dual(x, ridge, gram):
         return DualResidual(x, free, ridge)
     return PrimalResidual(x, free, ridge, gram)
 
 
-def solution(x: Array, free: Array, ridge: float, gram: Array | None = None) -> Solution:
-    """The cheapest factorisation for a fit of which no row will be left out."""
-    if _dual(x, ridge, gram):
-        return DualSolution(x, free, ridge)
-    return PrimalResidual(x, free, ridge, gram)
-
-
-def _dual(x: Array, ridge: float, gram: Array | None) -> bool:
+def is_dual(x: Array, ridge: float, gram: Array | None) -> bool:
+    """Whether the rows are fewer than the predictors, and their kernel matrix will do."""
     return ridge > 0 and gram is None and x.shape[1] < x.shape[0]
