@@ -273,7 +273,10 @@ class SubtractionSettings(Settings):
 class PsfSettings(Settings):
     """The effective PSF (table `[psf]`)."""
 
-    file: str | None = Field(None, description="FITS image of the PSF; none: built from the field's stars")
+    file: str | None = Field(
+        None,
+        description="the PSF: FITS image, gridded library (STPSF, photutils), PSFEx; none: from the stars",
+    )
     fwhm: float | None = Field(
         None, gt=0, description="pixels: a round Gaussian, for stamps with fewer than five clean stars"
     )

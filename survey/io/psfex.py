@@ -44,15 +44,19 @@ class PsfexPSF:
 
     def __call__(self, y: float, x: float) -> Array:
         """PSF (k, k), odd k, sum 1, centred on its middle pixel, at a position in pixels from 0."""
-        u = (x + 1 - self.zero[0]) / self.scale[0]
-        v = (y + 1 - self.zero[1]) / self.scale[1]
-        terms = [u**i * v**j for j in range(self.degree + 1) for i in range(self.degree + 1 - j)]
-        fine = np.tensordot(terms, self.components, axes=1)
+        fine = self.fine(y, x)
         half = int(self.sampling * (min(fine.shape) - 1) / 2)
         at = np.arange(-half, half + 1) / self.sampling
         rows, columns = (at + (n - 1) / 2 for n in fine.shape)
         stamp = map_coordinates(fine, np.meshgrid(rows, columns, indexing="ij"), order=3, mode="constant")
         return np.asarray(stamp / stamp.sum())
+
+    def fine(self, y: float, x: float) -> Array:
+        """The PSF (k, k) at a position as it is sampled in the file."""
+        u = (x + 1 - self.zero[0]) / self.scale[0]
+        v = (y + 1 - self.zero[1]) / self.scale[1]
+        terms = [u**i * v**j for j in range(self.degree + 1) for i in range(self.degree + 1 - j)]
+        return np.asarray(np.tensordot(terms, self.components, axes=1))
 
 
 def read_psfex(path: str | Path) -> PsfexPSF:

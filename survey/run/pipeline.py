@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from survey.config import Config
+from survey.io.psf_files import psf_file_identity
 from survey.io.store import Field
 from survey.run.differences import RunError, Waiting
 from survey.run.engine import Engine, stage_key
@@ -88,7 +89,9 @@ class Pipeline:
         """Of the reference that knows of no events, nor of epochs that were added to it."""
         if self._psf_key is None:
             keys = [self.reference.root(unit) for unit in self.units]
-            inputs = {"tiles": keys, **({"without": self.without} if self.without else {})}
+            inputs: dict[str, Any] = {"tiles": keys, **({"without": self.without} if self.without else {})}
+            if self.config.psf.file is not None:
+                inputs["file"] = psf_file_identity(self.config.psf.file)
             self._psf_key = stage_key("psf", self.config, "psf", inputs)
         return self._psf_key
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from survey.config import Config
 from survey.io.catalogs import write_table
-from survey.io.frames import parse_wcs
+from survey.io.frames import DQ_SATURATED, parse_wcs
 from survey.io.sky_positions import pixels_to_sky
 from survey.io.store import Field
 from survey.kernels.candidates import EventFlag, measure_candidate
@@ -28,8 +28,10 @@ from survey.tiles import Window
 
 # Margin beyond the search's own halo: a candidate is measured on a stamp and a rim of its neighbours' rows.
 RIM = 2
-# Share of bad epochs from which on a pixel counts as saturated (or otherwise useless).
+# Share of bad epochs from which on a pixel is as useless as a saturated one.
 BAD_SHARE = 0.5
+# Share of saturated epochs, and their number, from which on it is no cosmic ray that saturates a pixel.
+SATURATED_SHARE, SATURATED_EPOCHS = 0.02, 2
 # Peaks closer than this, in pixels, are one source.
 SOURCE_RADIUS = 1.5
 
@@ -47,6 +49,7 @@ class Stamp:
     phase_y: NDArray[np.float64]
     phase_x: NDArray[np.float64]
     origin: tuple[int, int]
+    saturated: NDArray[np.bool_]
     level: NDArray[np.float32] | None = None
 
 
@@ -120,11 +123,20 @@ def _read_window(field: Field, window: Window, frames: xr.Dataset, config: Confi
     names = ("flux", "error", "mask", "fit_mask", "leverage")
     arrays = read_difference(field, window, frames, config, names)
     arrays["mask"] |= (frames["flags"].values != 0)[:, None, None]
+    arrays["saturated"] = saturated_pixels(field, window, frames)
     level = reference_level(field, window)
     if level is not None:
         arrays["level"] = level
     arrays["phase_y"], arrays["phase_x"] = phases(frames, window, field.shape)
     return arrays
+
+
+def saturated_pixels(field: Field, window: Window, frames: xr.Dataset) -> NDArray[np.bool_]:
+    """Pixels (y, x) of the sky grid that a star saturates in some of the frames without flags."""
+    dq = np.asarray(field.array("images/sky", "dq")[(slice(0, frames.sizes["time"]), *window)])
+    usable = frames["flags"].values == 0
+    count = ((dq[usable] & np.uint32(DQ_SATURATED)) != 0).sum(axis=0)
+    return np.asarray(count >= max(SATURATED_EPOCHS, SATURATED_SHARE * usable.sum()))
 
 
 def _cut(
@@ -151,7 +163,7 @@ def apply(data: TilePeaks, state: Search, config: Config) -> Output:
     for stamp in data.stamps:
         peak = dict(zip(PEAK_DTYPE.names or (), stamp.peak, strict=True))
         usable = ~stamp.mask.all(axis=(1, 2))
-        bad = stamp.mask[usable].mean(axis=0) > BAD_SHARE
+        useless = stamp.mask[usable].mean(axis=0) > BAD_SHARE
         found = measure_candidate(
             stamp.flux,
             stamp.error * model_scatter(stamp.level, stamp.flux, stamp.error, stamp.mask, state.model_share),
@@ -166,7 +178,7 @@ def apply(data: TilePeaks, state: Search, config: Config) -> Output:
             time=data.time,
             leverage=stamp.leverage,
             fit_mask=stamp.fit_mask,
-            saturated=bad,
+            saturated=stamp.saturated | useless,
             n_basis=method_of(config).n_basis(config),
             extension=config.reference.extension,
             size=state.stamp,
@@ -275,7 +287,7 @@ def write_events(field: Field, method: str, events: Sequence[Event]) -> None:
 
 STAGE = Stage(
     "candidates",
-    2,
+    3,
     lambda config: config.detect.model_dump(exclude={"refit", "max_events", "min_epochs"}),
     lambda field, config: [],
     read,

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from astropy.io import fits
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter
 
-from survey.config import Config, ConfigError
+from survey.config import Config
+from survey.io.psf_files import read_psf_file
 from survey.io.store import Field
-from survey.kernels.psf import EffectivePSF, build_epsf, from_oversampled, gaussian_epsf
+from survey.kernels.psf import EffectivePSF, build_epsf, gaussian_epsf
 from survey.kernels.reference import ReferenceFit
 from survey.stages.protocol import Stage, Unit, tile_units
 
@@ -198,22 +198,6 @@ def _is_alone(stamp: NDArray[np.float64], half: int) -> bool:
         return False
     sky = np.percentile(outside, 20)
     return bool(outside.max() - sky < NEIGHBOUR_LIMIT * (stamp[half, half] - sky))
-
-
-def read_psf_file(path: str, oversampling: int, pixel_integrated: bool) -> EffectivePSF:
-    """PSF of a FITS image: the first plane with pixels.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be used.
-    """
-    try:
-        with fits.open(path) as hdul:
-            image = next(hdu.data for hdu in hdul if hdu.data is not None and hdu.data.ndim == 2)
-    except (OSError, StopIteration) as error:
-        raise ConfigError(f"{path}: no PSF image can be read from it ({error}); see [psf] file") from None
-    return from_oversampled(np.asarray(image, float), oversampling, pixel_integrated)
 
 
 def save(field: Field, psf: EffectivePSF) -> None:
