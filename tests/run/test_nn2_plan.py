@@ -107,6 +107,19 @@ def test_matrices__hold_the_pairs_of_their_objects_from_all_parts():
     assert np.isnan(matrices([], ["a"], np.arange(2), np.ones(2))[0]).all()
 
 
+def test_gauge__baseline_frames_have_no_flux_on_average():
+    group = object_groups([{"object_id": "a", "y": 5.0, "x": 5.0}], 96, 32)[0]
+    flux = np.array([3.0, 4.0, 9.0, 2.0])
+    time = np.array([50.0, 10.0, 20.0, 30.0, 40.0])  # the first frame is not used
+    data = nn2.Matrices(
+        group, np.arange(1, 5), (flux - flux[:, None])[None], np.ones((1, 4, 4)), time, np.zeros(5, int), []
+    )
+    config = make_config({"nn2": {"gauge": "baseline", "baseline": [5, 25]}})
+    assert_allclose(nn2.solve(data, config).flux[0], flux - 3.5, atol=1e-12)
+    with pytest.raises(ValueError, match=r"no usable frame between these times; frames are from MJD 10.0000"):
+        nn2.solve(data, make_config({"nn2": {"gauge": "baseline", "baseline": [45, 60]}}))
+
+
 def test_units__hold_so_many_objects_that_their_pairs_fit_into_memory(monkeypatch):
     monkeypatch.setattr(nn2, "MOST_PAIRS", 3 * 16**2 + 5)
     objects = [{"object_id": f"o{k}", "y": 5.0, "x": 5.0 + 100 * (k == 7)} for k in range(8)]
