@@ -36,6 +36,7 @@ def flag_frames(
     background: ArrayLike,
     n_stars: ArrayLike,
     residual: ArrayLike | None = None,
+    n_matched: ArrayLike | None = None,
     clip: float = 2.5,
     haze: float = 0.01,
 ) -> NDArray[np.int32]:
@@ -54,9 +55,11 @@ def flag_frames(
     background : array (time,)
         Sky level, any unit.
     n_stars : array (time,)
-        Matched (or found) stars.
+        Stars found (or matched).
     residual : array (time,), optional
-        Held-out registration residual in pixels.
+        Held-out registration residual in pixels; a frame without one (NaN) is flagged where most have one.
+    n_matched : array (time,), optional
+        Stars matched to the reference: far fewer than in other frames make a poor registration.
     clip : float
         Robust sigma.
     haze : float
@@ -91,6 +94,11 @@ def flag_frames(
     flags[_stands_out(background - _trend(background), 2 * clip, None)] |= FrameFlag.BRIGHT_SKY
     if residual is not None:
         flags[_stands_out(residual, clip, 2.0)] |= FrameFlag.POOR_REGISTRATION
+        known = np.isfinite(np.asarray(residual, float))
+        if 2 * known.sum() > known.size:
+            flags[~known] |= FrameFlag.POOR_REGISTRATION
+    if n_matched is not None:
+        flags[_stands_out(-np.asarray(n_matched, float), clip, 0.3)] |= FrameFlag.POOR_REGISTRATION
     return flags
 
 

@@ -138,8 +138,9 @@ def ingest(
     new: xr.Dataset | None = None
     reference = frame_table.stored_reference(Field.open(path).table("stars")) if exists else None
     if measures:
-        new, reference, unplaced = register.combine(measures, config, reference)
+        new, reference, unplaced, told = register.combine(measures, config, reference)
         summary.rejected += [(source.path, reason) for source, reason in unplaced]
+        summary.warnings += told
     asked = {r.source.path for r in found.rejected if r.kind == "filtered"}
     bad = [reason for source, reason in summary.rejected if source not in asked]
     if strict and bad:

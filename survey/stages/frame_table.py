@@ -19,7 +19,10 @@ from survey.stages.measure import FrameMeasure
 
 @dataclass
 class Registered:
-    """A frame brought onto the reference frame's grid."""
+    """A frame brought onto the reference frame's grid.
+
+    ``off_wcs`` is how far from its WCS (pixels) its stars placed it, 0 where nothing speaks against that.
+    """
 
     measure: FrameMeasure
     pixel_map: PixelMap
@@ -27,6 +30,7 @@ class Registered:
     n_matched: int
     scale: float
     scale_error: float
+    off_wcs: float = 0.0
 
 
 def frame_table(done: list[Registered]) -> xr.Dataset:
@@ -81,6 +85,7 @@ def flag_table(frames: xr.Dataset) -> xr.Dataset:
         background=frames["background"].values[:, 0],
         n_stars=frames["n_stars"].values,
         residual=frames["registration_rms"].values,
+        n_matched=frames["n_matched"].values,
     )
     frames["flags"] = ("time", np.asarray(flags, np.int64))
     return frames

@@ -53,7 +53,7 @@ def measure_frame(header: FrameHeader, config: Config, pattern: Pattern | None =
         If the file cannot be read, or holds no good pixel.
     """
     surface = config.calibrate.background == "surface"
-    rows, columns = _measured_window(header, config)
+    rows, columns = measured_window(header, config)
     frame = read_frame(header, config.input, None if surface else rows, pattern)
     cut = (slice(*rows) if surface else slice(None), slice(*columns))
     flux = np.ascontiguousarray(frame.flux[cut])
@@ -96,7 +96,7 @@ def measure_frame(header: FrameHeader, config: Config, pattern: Pattern | None =
     )
 
 
-def _measured_window(header: FrameHeader, config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
+def measured_window(header: FrameHeader, config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
     """Rows and columns in which stars are looked for: all, or the middle where the WCS does the rest."""
     by_wcs = config.registration.mode in ("auto", "wcs") and header.wcs_text is not None
     window = []

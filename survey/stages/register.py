@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 from astropy.io import fits
-from astropy.wcs import WCS
 
 from survey.config import Config
 from survey.io.catalogs import read_target_table
@@ -17,16 +17,36 @@ from survey.io.frames import FrameSource, parse_wcs
 from survey.io.times import quiet
 from survey.kernels.astrometry import field_from_positions, solve_field
 from survey.kernels.frame_quality import photometric_scale
-from survey.kernels.pixelmap import PixelMap, fit_pixel_map
+from survey.kernels.pixelmap import PixelMap
 from survey.kernels.registration import Match, RegistrationError, match_stars
 from survey.kernels.stars import StarFlag
 from survey.stages.frame_table import Registered, frame_table
 from survey.stages.measure import SCALE_RADII, SCALE_WIDTHS, FrameMeasure
+from survey.stages.wcs_maps import MISPLACED, check_overlap, contradicted, match_near, wcs_map
 
 logger = logging.getLogger(__name__)
 
-# A WCS is followed to this many pixels by the polynomial map that stands for it.
-WCS_TOLERANCE = 2e-3
+# Frames that are tried for the reference, where most others contradict the WCS of the one before.
+REFERENCES = 3
+
+
+class Registration(NamedTuple):
+    """Frames on one grid.
+
+    Parameters
+    ----------
+    frames : Dataset
+        The group ``frames`` of the store.
+    reference : FrameMeasure
+    rejected : list of (FrameSource, reason)
+        Frames that could not be placed.
+    warnings : list of str
+    """
+
+    frames: xr.Dataset
+    reference: FrameMeasure
+    rejected: list[tuple[FrameSource, str]]
+    warnings: list[str]
 
 
 def scale_radius(psf_fwhm: Sequence[float]) -> int:
@@ -67,18 +87,6 @@ def choose_reference(measures: list[FrameMeasure], name: str) -> int:
     return int(candidates[np.argmin(np.abs(candidates - len(measures) / 2))])
 
 
-def wcs_map(wcs: WCS, reference: WCS, shape: tuple[int, int]) -> PixelMap:
-    """Polynomial map that follows reference WCS -> sky -> frame WCS, of the lowest sufficient degree."""
-    y, x = np.meshgrid(np.linspace(0, shape[0] - 1, 13), np.linspace(0, shape[1] - 1, 13), indexing="ij")
-    xd, yd = wcs.world_to_pixel(reference.pixel_to_world(x.ravel(), y.ravel()))
-    for order in (1, 2, 3):
-        found = fit_pixel_map(x.ravel(), y.ravel(), xd, yd, order)
-        fx, fy = found.evaluate(x.ravel(), y.ravel())
-        if max(np.abs(fx - xd).max(), np.abs(fy - yd).max()) < WCS_TOLERANCE:
-            break
-    return found
-
-
 def _by_stars(m: FrameMeasure, ref: FrameMeasure, config: Config, initial: PixelMap | None) -> Match:
     settings = config.registration
     return match_stars(
@@ -113,29 +121,65 @@ def register_frame(m: FrameMeasure, ref: FrameMeasure, config: Config, radius: i
     if m is ref:
         pixel_map, rms, n = PixelMap.translation(0.0, 0.0), 0.0, int(m.stars.clean.sum())
         return Registered(m, pixel_map, rms, n, 1.0, 0.0)
-    match: Match | None = None
-    if mode == "stars":
-        match = _by_stars(m, ref, config, None)
-        pixel_map, rms = match.pixel_map, match.held_out_median
-    else:
-        if mode == "wcs":
-            assert m.header.wcs_text is not None
-            assert ref.header.wcs_text is not None
-            pixel_map = wcs_map(
-                parse_wcs(m.header.wcs_text), parse_wcs(ref.header.wcs_text), ref.header.shape
-            )
-        else:
-            pixel_map = PixelMap.translation(0.0, 0.0)
-        rms = np.nan
-        try:
-            match = _by_stars(m, ref, config, pixel_map)
-            rms = _residual(m, ref, match, pixel_map)
-        except RegistrationError as error:
-            logger.info("%s: residual not measured: %s", m.name, error)
+    placed = _placed_by_wcs(m, ref, config) if mode == "wcs" else _placed(m, ref, config, mode)
+    check_overlap(placed.pixel_map, ref.header.shape, m.header.shape)
+    match = placed.match
     scale, scale_error = 1.0, np.nan
     if config.calibrate.scale == "stars" and match is not None:
         scale, scale_error = _scale(m, ref, match, radius)
-    return Registered(m, pixel_map, rms, match.n_matched if match else 0, scale, scale_error)
+    n = match.n_matched if match else 0
+    return Registered(m, placed.pixel_map, placed.rms, n, scale, scale_error, placed.off_wcs)
+
+
+class _Placed(NamedTuple):
+    """A map, the stars that bear it out or were matched for it, and how far from its WCS a frame lies."""
+
+    pixel_map: PixelMap
+    match: Match | None
+    rms: float
+    off_wcs: float = 0.0
+
+
+def _placed(m: FrameMeasure, ref: FrameMeasure, config: Config, mode: str) -> _Placed:
+    """By its stars, or as it is."""
+    if mode == "stars":
+        match = _by_stars(m, ref, config, None)
+        return _Placed(match.pixel_map, match, match.held_out_median)
+    return _checked(m, ref, config, PixelMap.translation(0.0, 0.0))
+
+
+def _checked(m: FrameMeasure, ref: FrameMeasure, config: Config, pixel_map: PixelMap) -> _Placed:
+    """A map that is given, with what the stars say of it."""
+    try:
+        match = _by_stars(m, ref, config, pixel_map)
+    except RegistrationError as error:
+        logger.info("%s: residual not measured: %s", m.name, error)
+        return _Placed(pixel_map, None, np.nan)
+    return _Placed(pixel_map, match, _residual(m, ref, match, pixel_map))
+
+
+def _placed_by_wcs(m: FrameMeasure, ref: FrameMeasure, config: Config) -> _Placed:
+    """By the WCS, unless the stars speak against it: then by the stars."""
+    assert m.header.wcs_text is not None
+    assert ref.header.wcs_text is not None
+    pixel_map = wcs_map(parse_wcs(m.header.wcs_text), parse_wcs(ref.header.wcs_text), ref.header.shape)
+    check_overlap(pixel_map, ref.header.shape, m.header.shape)
+    placed = _checked(m, ref, config, pixel_map)
+    if placed.match is None:
+        wrong = contradicted(m, ref, pixel_map, config)
+    else:
+        wrong = placed.rms > MISPLACED
+    if not wrong:
+        return placed
+    complaint = "its stars are not where its WCS puts them"
+    if config.registration.mode == "wcs":
+        raise RegistrationError(f"{complaint}; set [registration] mode = 'auto' or 'stars' to match them")
+    try:
+        match = match_near(m, ref, pixel_map, config)
+    except RegistrationError as error:
+        raise RegistrationError(f"{complaint}, and they do not match the reference's: {error}") from None
+    off = _residual(m, ref, match, pixel_map)
+    return _Placed(match.pixel_map, match, match.held_out_median, off)
 
 
 def _scale(m: FrameMeasure, ref: FrameMeasure, match: Match, radius: int) -> tuple[float, float]:
@@ -152,7 +196,7 @@ def _scale(m: FrameMeasure, ref: FrameMeasure, match: Match, radius: int) -> tup
 
 def combine(
     measures: list[FrameMeasure], config: Config, reference: FrameMeasure | None = None
-) -> tuple[xr.Dataset, FrameMeasure, list[tuple[FrameSource, str]]]:
+) -> Registration:
     """Register all frames to one and build the table of frames.
 
     Parameters
@@ -161,20 +205,26 @@ def combine(
         In order of time.
     reference : FrameMeasure, optional
         The frame that defines the grid; chosen here if missing.
-
-    Returns
-    -------
-    frames : Dataset
-        The group ``frames`` of the store.
-    reference : FrameMeasure
-    rejected : list of (FrameSource, reason)
-        Frames that could not be placed.
     """
-    ref = (
-        measures[choose_reference(measures, config.registration.reference)]
-        if reference is None
-        else reference
-    )
+    left = measures
+    tries: list[tuple[int, int, list[Registered], list[tuple[FrameSource, str]], FrameMeasure]] = []
+    while not tries or (left and len(tries) < REFERENCES):
+        ref = reference or left[choose_reference(left, config.registration.reference)]
+        done, rejected = _register(measures, ref, config)
+        against = len(rejected) + sum(r.off_wcs > 0 for r in done)
+        tries.append((against, len(tries), done, rejected, ref))
+        given = reference is not None or config.registration.reference != "auto"
+        # Where most frames contradict one, the one is wrong.
+        if given or 2 * against < len(measures) or len(measures) < 3:
+            break
+        left = [m for m in left if m is not ref]
+    _, _, done, rejected, ref = min(tries, key=lambda attempt: attempt[:2])
+    return Registration(frame_table(done), ref, rejected, _warnings(done, ref, config))
+
+
+def _register(
+    measures: list[FrameMeasure], ref: FrameMeasure, config: Config
+) -> tuple[list[Registered], list[tuple[FrameSource, str]]]:
     done: list[Registered] = []
     rejected = []
     # From the reference frame alone, so that later nights are measured in the same aperture.
@@ -184,7 +234,27 @@ def combine(
             done.append(register_frame(m, ref, config, radius))
         except RegistrationError as error:
             rejected.append((m.header.source, f"{m.name}: {error}"))
-    return frame_table(done), ref, rejected
+    return done, rejected
+
+
+def _warnings(done: list[Registered], ref: FrameMeasure, config: Config) -> list[str]:
+    """Frames that are not where their WCS says, and those that no star bears out."""
+    warnings = []
+    off = [r for r in done if r.off_wcs > 0]
+    if off:
+        worst = max(off, key=lambda r: r.off_wcs)
+        warnings.append(
+            f"{len(off)} of {len(done)} frames are not where their WCS puts them and were matched by their "
+            f"stars: {worst.measure.name} by {worst.off_wcs:.1f} px"
+        )
+    blind = [r for r in done if r.n_matched == 0 and r.measure is not ref]
+    if blind and config.calibrate.scale == "stars":
+        warnings.append(
+            f"{len(blind)} of {len(done)} frames have too few stars to be matched (the first is "
+            f"{blind[0].measure.name}): their registration is not checked, their photometric scale is taken "
+            "as 1"
+        )
+    return warnings
 
 
 def catalog_wcs(reference: FrameMeasure, config: Config) -> str | None:

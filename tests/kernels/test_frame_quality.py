@@ -14,6 +14,7 @@ def steady(n, seed=1):
         "background": 350 + np.linspace(0, 30, n) + 0.1 * rng.random(n),
         "n_stars": 400 - rng.integers(0, 20, n),
         "residual": 0.03 + 0.005 * rng.random(n),
+        "n_matched": 300 - rng.integers(0, 20, n),
     }
 
 
@@ -31,6 +32,8 @@ def test_flag_frames__a_steady_night_with_airmass_has_no_flags():
         ("background", 420.0, FrameFlag.BRIGHT_SKY),
         ("n_stars", 100, FrameFlag.FEW_STARS),
         ("residual", 0.2, FrameFlag.POOR_REGISTRATION),
+        ("residual", np.nan, FrameFlag.POOR_REGISTRATION),
+        ("n_matched", 9, FrameFlag.POOR_REGISTRATION),
     ],
 )
 def test_flag_frames__names_what_stands_out(name, value, flag):
@@ -39,6 +42,12 @@ def test_flag_frames__names_what_stands_out(name, value, flag):
     flags = flag_frames(**frames)
     assert list(np.flatnonzero(flags)) == [17]
     assert flags[17] == flag
+
+
+def test_flag_frames__where_no_frame_can_be_matched_none_stands_out():
+    frames = steady(20)
+    frames["residual"][1:] = np.nan
+    assert not flag_frames(**frames).any()
 
 
 def test_gain_from_light_curves__finds_the_gain():
