@@ -22,9 +22,9 @@ SIZE, FRAMES, BLOCK = 96, 6, 3
 FIRST = "tile-00000-block-00000"
 
 
-def settings(method, **changes):
+def settings(method, block=BLOCK, **changes):
     config = Config(
-        method=method, grid={"tile": 32, "time_block": BLOCK}, reference={"n_basis": 1}, psf={"fwhm": 2.2}
+        method=method, grid={"tile": 32, "time_block": block}, reference={"n_basis": 1}, psf={"fwhm": 2.2}
     )
     wanted = {"psf": "field", "kernel_size": 3, "kernel_order": 0, "background_order": 0}
     changes = {**wanted, **changes}
@@ -149,7 +149,7 @@ def eventful(tmp_path_factory):
         folder / "frames", size=160, frames=48, seed=3, events=2, variables=0, density=0.05, psf_fwhm=2.2,
         event_snr=(60, 90), event_duration=(4, 6), saturation=None, bad_pixels=0, cosmic_rays=0,
     )  # fmt: skip
-    create_field(folder / "field", [folder / "frames"], settings("sfft"), client="synchronous")
+    create_field(folder / "field", [folder / "frames"], settings("sfft", 16), client="synchronous")
     return folder / "field"
 
 
@@ -168,7 +168,7 @@ def assert_same_results(path, whole, method):
 def test_a_whole_run_goes_on_without_a_shard(eventful, hotpants, tmp_path, method):
     """From the first frame on: reference, differences, search and light curves; then it is mended."""
     hotpants("works")
-    whole, path, config = tmp_path / "whole", tmp_path / "field", settings(method)
+    whole, path, config = tmp_path / "whole", tmp_path / "field", settings(method, 16)
     for place in (path, whole):
         shutil.copytree(eventful, place)
     assert run(whole, config, client="synchronous").ok
@@ -193,7 +193,7 @@ def test_a_whole_run_goes_on_without_a_shard(eventful, hotpants, tmp_path, metho
 @pytest.mark.slow
 def test_a_run_killed_while_it_takes_events_out_of_the_reference(eventful, tmp_path, monkeypatch):
     """Once the reference is made again, between kernels and differences, and before it says so."""
-    whole, config = tmp_path / "whole", settings("sfft")
+    whole, config = tmp_path / "whole", settings("sfft", 16)
     shutil.copytree(eventful, whole)
     summary = run(whole, config, client="synchronous")
     assert summary.ok
