@@ -31,8 +31,15 @@ def frame_psf_units(engine: Engine, images: str) -> list[tuple[Unit, str]]:
     return found
 
 
-def ensure_frame_psfs(engine: Engine, keyed: list[tuple[Unit, str]]) -> None:
+def ensure_frame_psfs(engine: Engine, keyed: list[tuple[Unit, str]]) -> list[str]:
     """Measure the PSFs that are missing, under a lease of their own: runs of several kinds want the same.
+
+    Tiles that cannot be read are done without and told; whoever comes next looks at them again.
+
+    Returns
+    -------
+    list of str
+        What the PSFs are: their keys, with the tiles they do without.
 
     Raises
     ------
@@ -43,18 +50,26 @@ def ensure_frame_psfs(engine: Engine, keyed: list[tuple[Unit, str]]) -> None:
     """
     field = engine.target
     ledger = field.ledger(ledger_name("frame_psf", frame_psf.KEPT_BY))
-    if all(ledger.has(unit.name, key) for unit, key in keyed):
+    again = [name for name, record in ledger.records.items() if record.payload.get("unread")]
+    if not again and all(ledger.has(unit.name, key) for unit, key in keyed):
         engine.skip(len(keyed))
-        return
+        return [key for _, key in keyed]
     config = engine.config.model_copy(update={"method": frame_psf.KEPT_BY})
     owner = engine.holder[1] if engine.holder else new_run_id()
     with field.lease(frame_psf.FOLDER, owner):
         maker = Engine(field, config, engine.executor, engine.progress, (frame_psf.FOLDER, owner))
         # One list of reports and failures for the whole run.
         maker.reports, maker.failures = engine.reports, engine.failures
+        maker.ledger("frame_psf").invalidate(again)
         maker.submit("frame_psf", keyed, label="psf of frames")
         maker.collect()
         maker.finish()
     engine.skip(maker.skipped)
-    if not all(maker.ledger("frame_psf").has(unit.name, key) for unit, key in keyed):
+    made = maker.ledger("frame_psf")
+    if not all(made.has(unit.name, key) for unit, key in keyed):
         raise RunError(f"no PSFs of the frames: {engine.failures[-1].reason}")
+    unread = {unit.name: made.records[unit.name].payload.get("unread", []) for unit, _ in keyed}
+    tiles = sorted({tile for names in unread.values() for tile in names})
+    if tiles:
+        engine.warn(f"PSFs of frames are measured without {', '.join(tiles)}, which cannot be read")
+    return [f"{key} without {unread[unit.name]}" if unread[unit.name] else key for unit, key in keyed]

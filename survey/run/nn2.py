@@ -161,9 +161,8 @@ class AllPairs:
             records = self.field.ledger("oversampled.oversampled").records
             return {"reference": {name: record.key for name, record in sorted(records.items())}}
         images = own_pixels(self.engine, self.frames)
-        keyed = frame_psf_units(self.engine, images)
-        ensure_frame_psfs(self.engine, keyed)
-        return {"images": images, "psf": [key for _, key in keyed]}
+        made = ensure_frame_psfs(self.engine, frame_psf_units(self.engine, images))
+        return {"images": images, "psf": made}
 
     def _keyed(self, stage: str, units: Sequence[Unit]) -> list[tuple[Unit, str]]:
         return [

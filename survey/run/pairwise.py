@@ -9,7 +9,7 @@ import numpy as np
 
 from survey.config import Config
 from survey.kernels.psf import EffectivePSF
-from survey.run.differences import RunError, Waiting
+from survey.run.differences import RunError
 from survey.run.executor import Executor
 from survey.run.frame_psfs import ensure_frame_psfs, frame_psf_units, own_pixels
 from survey.run.subtraction import FrameFits, SubtractionDifferences
@@ -48,10 +48,14 @@ class PairDifferences(SubtractionDifferences):
     """Every frame is subtracted on its own pixels, of which a field of turned frames keeps the images."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        field = pipeline.field
+        self.pipeline, field = pipeline, pipeline.field
         self._images = own_pixels(pipeline.engine, pipeline.frames)
         self._field_psf = psf.load(field) if field.has_table("psf") else None
         self._template_psf: EffectivePSF | None = None
+        self._psfs: list[str] | None = None
+        if self._own_psfs():
+            engine = pipeline.engine
+            self._psfs = ensure_frame_psfs(engine, frame_psf_units(engine, self._images))
         super().__init__(pipeline)
 
     @property
@@ -71,21 +75,14 @@ class PairDifferences(SubtractionDifferences):
     def _inputs(self) -> dict[str, Any]:
         """Images on the frames' own pixels, and PSFs, besides the template."""
         inputs = super()._inputs() | {"images": self._images, "psf": self._psf_key()}
-        if self._own_psfs():
-            inputs["psfs"] = [key for _, key in frame_psf_units(self.pipeline.engine, self._images)]
+        if self._psfs is not None:
+            inputs["psfs"] = self._psfs
         return inputs
-
-    def submit(self) -> Waiting:
-        """PSFs first, as far as they are wanted and missing."""
-        if self._own_psfs():
-            engine = self.pipeline.engine
-            ensure_frame_psfs(engine, frame_psf_units(engine, self._images))
-        return super().submit()
 
     def _fits(self, span: tuple[int, int]) -> FrameFits:
         """Ratio and shift of the block's frames; for the program nothing but their PSFs."""
         pipeline, epochs = self.pipeline, np.arange(*span)
-        own = frame_psf.load(pipeline.field, epochs) if self._own_psfs() else {}
+        own = frame_psf.load(pipeline.field, epochs) if self._psfs is not None else {}
         shared = Shared([FrameState(own.get(int(k))) for k in epochs], self._psf_of_template())
         return zogy.FrameMatches(shared) if self.passes else _Known(shared)
 

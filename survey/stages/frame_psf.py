@@ -16,9 +16,10 @@ from survey.io.store import Field
 from survey.kernels.pair_flux import stamps_at
 from survey.kernels.psf import EffectivePSF, build_epsf, gaussian_epsf
 from survey.kernels.stars import StarFlag, find_stars
-from survey.stages.calibrated import calibrated_frames
+from survey.stages.calibrated import CalibratedTile, calibrated_frames
 from survey.stages.nn2_cutouts import Cutouts, pair_grid, read_cutouts
 from survey.stages.protocol import Outlook, Output, Stage, Unit
+from survey.stages.readable import read_readable
 
 # What a run holds while it writes them, and where they lie: of images alone, so that all methods share them.
 FOLDER = "frame_psf"
@@ -44,12 +45,14 @@ SAME_WIDTH = 0.12
 class Block:
     """Middles of a block of frames and of the frame that tells stars from galaxies.
 
-    ``fwhm`` are the widths that the frames' table knows, ``stars`` (n, 2) reference positions (y, x).
+    ``fwhm`` are the widths that the frames' table knows, ``stars`` (n, 2) reference positions (y, x),
+    ``unread`` tiles that could not be read: their stars tell nothing.
     """
 
     cutouts: Cutouts
     fwhm: NDArray[np.float64]
     stars: Places
+    unread: list[str]
 
 
 def own_psfs(config: Config, field_psf: EffectivePSF) -> bool:
@@ -85,10 +88,16 @@ def read(field: Field, unit: Unit, config: Config) -> Block:
     epochs = np.arange(first, end)
     middle = (field.shape[0] // 2, field.shape[1] // 2)
     size = 2 * (min(EDGE, *field.shape) // 2) + 1
-    grid = pair_grid(field)
-    shown = read_cutouts(field, frames, np.array([sharp]), middle, size, grid)
-    cutouts = read_cutouts(field, frames, epochs, middle, size, grid)
-    return Block(cutouts, frames["psf_fwhm"].values[epochs], find_places(shown))
+    grid, unread = pair_grid(field), set()
+
+    def reader(*args: Any, **options: Any) -> CalibratedTile:
+        tile, lost = read_readable(*args, **options)
+        unread.update(lost)
+        return tile
+
+    shown = read_cutouts(field, frames, np.array([sharp]), middle, size, grid, reader)
+    cutouts = read_cutouts(field, frames, epochs, middle, size, grid, reader)
+    return Block(cutouts, frames["psf_fwhm"].values[epochs], find_places(shown), sorted(unread))
 
 
 def find_places(shown: Cutouts) -> Places:
@@ -141,6 +150,8 @@ def apply(data: Block, state: None, config: Config) -> Output:
             }
         )
     payload = {"stars": [row["stars"] for row in rows], "fwhm": [row["fwhm"] for row in rows]}
+    if data.unread:
+        payload["unread"] = data.unread
     return Output(tables={FOLDER: pa.Table.from_pylist(rows)}, payload=payload)
 
 

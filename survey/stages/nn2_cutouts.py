@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from survey.io.store import Field
 from survey.kernels.continuous import spline_at
 from survey.kernels.pixelmap import PixelMap, nearest_pixels
-from survey.stages.calibrated import Grid, frame_map, outlook, read_calibrated
+from survey.stages.calibrated import CalibratedTile, Grid, frame_map, outlook, read_calibrated
 
 Array = NDArray[np.float64]
 
@@ -82,6 +83,7 @@ def read_cutouts(
     center: tuple[int, int],
     size: int,
     grid: Grid,
+    reader: Callable[..., CalibratedTile] = read_calibrated,
 ) -> Cutouts:
     """Read squares of ``size`` pixels about a reference position, of the given epochs."""
     epochs = np.unique(epochs)
@@ -110,9 +112,7 @@ def read_cutouts(
         )
         if any(w.stop <= w.start for w in window):
             continue
-        tile = read_calibrated(
-            field, (window[0], window[1]), frames.isel(time=slice(0, last + 1)), grid, start=first
-        )
+        tile = reader(field, (window[0], window[1]), frames.isel(time=slice(0, last + 1)), grid, start=first)
         inside = tuple(slice(w.start - int(s), w.stop - int(s)) for w, s in zip(window, start, strict=True))
         cut = (run, *inside) if len(run) == 1 else (slice(run[0], run[-1] + 1), *inside)
         flux[cut], error[cut], mask[cut] = tile.flux, tile.error, tile.mask

@@ -108,8 +108,8 @@ def test_forecast_of_tiles_is_within_a_quarter(seed, tmp_path, tile, epochs):
 @pytest.mark.parametrize(("tile", "epochs"), SIZES)
 def test_forecast_of_other_methods_is_within_a_quarter(seed, tmp_path, monkeypatch, tile, epochs):
     """cpm on a tile and its halo of 40 pixels; the others on a block of 32 frames, by a flat reference."""
-    shape = (3 * tile, 3 * tile)
-    field = wide_field(tmp_path / "field", seed, shape, tile, epochs)
+    shape, window = (3 * tile, 3 * tile), slice(tile - 48, 2 * tile + 48)
+    field = wide_field(tmp_path / "field", seed, shape, tile, epochs, filled=(window, window))
     settings = {**field.attrs["config"], "cpm": {"grid": "sky"}, "subtraction": {"kernel_size": 7}}
     field.root.attrs["config"] = make_config(settings).model_dump(mode="json")
     flat = np.zeros((*shape, 6, 6), np.float32)

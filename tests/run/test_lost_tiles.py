@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 
 from survey.config import Config
+from survey.io.locations import remove
 from survey.io.store import Field
 from survey.run.api import create_field, run
 from survey.run.differences import RunError
 from survey.run.engine import Engine
 from survey.run.executor import InlineExecutor
+from survey.run.frame_psfs import ensure_frame_psfs, frame_psf_units, own_pixels
 from survey.run.pipeline import Pipeline
 from survey.run.subtraction import SubtractionDifferences
 from survey.simulate import simulate_field
-from survey.stages import detect
+from survey.stages import detect, frame_psf
+from survey.stages.calibrated import calibrated_frames, read_calibrated
+from survey.stages.readable import read_readable
 
 METHODS = ("sfft", "zogy", "hotpants")
 # Three tiles of 32 pixels in a row, two blocks of three frames; the third tile sees nothing of the first.
@@ -22,11 +26,11 @@ SIZE, FRAMES, BLOCK = 96, 6, 3
 FIRST = "tile-00000-block-00000"
 
 
-def settings(method, block=BLOCK, **changes):
+def settings(method, block=BLOCK, psf="frames", **changes):
     config = Config(
         method=method, grid={"tile": 32, "time_block": block}, reference={"n_basis": 1}, psf={"fwhm": 2.2}
     )
-    wanted = {"psf": "field", "kernel_size": 3, "kernel_order": 0, "background_order": 0}
+    wanted = {"psf": psf, "kernel_size": 3, "kernel_order": 0, "background_order": 0}
     changes = {**wanted, **changes}
     for name, value in changes.items():
         setattr(config.subtraction, name, value)
@@ -104,6 +108,43 @@ def test_the_rest_goes_on_without_a_tile_and_heals(ready, hotpants, tmp_path, me
     assert (pipeline.engine.failures, waiting) == ([], {})
     assert bits(path, method) == bits(whole, method)
     assert recorded(path, method) == recorded(whole, method)
+
+
+def test_psfs_of_frames_do_without_a_tile_and_are_measured_again(ready, tmp_path):
+    """The middle of this field is the middle tile and a column of the last."""
+    path, psfs = tmp_path / "field", []
+    shutil.copytree(ready, path)
+    shard = path / "cube.zarr" / "images" / "sky" / "flux" / "c" / "0" / "0" / "1"
+    sound = shard.read_bytes()
+    field, window = Field.open(path), (slice(0, 32), slice(40, 80))
+    whole = read_calibrated(field, window)
+
+    def ensure():
+        engine = Engine(Field.open(path), settings("zogy"), InlineExecutor())
+        images = own_pixels(engine, calibrated_frames(engine.target))
+        made = ensure_frame_psfs(engine, frame_psf_units(engine, images))
+        psfs.append({k: p.samples.tobytes() for k, p in frame_psf.load(engine.target, np.arange(6)).items()})
+        return made, engine.warnings, len(engine.reports)
+
+    keys, warnings, _ = ensure()
+    assert warnings == []
+    remove(path / "ledger" / "oversampled.frame_psf")
+    shard.write_bytes(b"x" * len(sound))
+    part, lost = read_readable(field, window)
+    assert lost == ["tile-00001"]
+    assert part.mask[:3, :, :24].all()
+    for name in ("flux", "error", "mask"):
+        there, expected = getattr(part, name), getattr(whole, name)
+        np.testing.assert_array_equal(there[:, :, 24:], expected[:, :, 24:])
+    for _ in range(2):
+        without, warnings, done = ensure()
+        assert done == 1
+        assert without == [f"{keys[0]} without ['tile-00001']"]
+        assert warnings == ["PSFs of frames are measured without tile-00001, which cannot be read"]
+    shard.write_bytes(sound)
+    assert ensure() == (keys, [], 1)
+    assert ensure() == (keys, [], 0)
+    assert psfs[0] == psfs[3] == psfs[4]
 
 
 def test_where_no_tile_can_be_read_the_run_says_why(ready, tmp_path):
