@@ -8,7 +8,7 @@ from hypothesis import settings
 
 # One server for the whole session: a process keeps what it opened by its URL.
 from tests.objects.bucket_server import bucket  # noqa: F401
-from tests.small_field import finished, frames  # noqa: F401
+from tests.small_field import finished, frames, others  # noqa: F401
 
 # Two busy cores: a deadline in milliseconds would test the machine, not the code.
 settings.register_profile("survey", deadline=None, max_examples=40, print_blob=True)

@@ -14,6 +14,7 @@ from survey.config import Config
 from survey.io.store import Field
 from survey.run.api import run
 from survey.simulate import simulate_field
+from survey.stages.methods import METHODS
 
 
 class Truth(NamedTuple):
@@ -77,3 +78,30 @@ def finished(frames, tmp_path_factory):
     shutil.copytree(shared(tmp_path_factory, "finished", make) / "field", path)
     (record,) = Field.open(path).runs()
     return Finished(path, folder, truth, SimpleNamespace(**record))
+
+
+# HOTPANTS is another program, see tests/run/test_pairwise.py.
+OTHERS = sorted(set(METHODS) - {"oversampled", "hotpants"})
+
+
+def method_config(method) -> Config:
+    """As a user gets it, but for cpm's numbers: it takes a sixth of the time so."""
+    config = small_config()
+    config.method = method
+    config.cpm.n_predictors, config.cpm.block, config.cpm.exclusion, config.cpm.reach = 60, 16, 7, 9
+    return config
+
+
+@pytest.fixture(scope="session")
+def others(finished, tmp_path_factory):
+    """The finished field after runs of the other methods, this process's own copy; what the records say."""
+
+    def make(place):
+        shutil.copytree(finished.path, place / "field")
+        for method in OTHERS:
+            run(place / "field", method_config(method), client="synchronous")
+
+    path = tmp_path_factory.mktemp("others") / "field"
+    shutil.copytree(shared(tmp_path_factory, "others", make) / "field", path)
+    records = {record["method"]: record for record in Field.open(path).runs()}
+    return path, {method: SimpleNamespace(**records[method]) for method in OTHERS}

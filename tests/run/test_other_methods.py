@@ -10,7 +10,6 @@ from scipy.ndimage import maximum_filter
 from survey.io.store import Field
 from survey.kernels.psf import fit_psf_flux, stamp_psf
 from survey.kernels.reference import ReferenceFit
-from survey.run.api import run
 from survey.run.engine import Engine, stage_key
 from survey.run.executor import InlineExecutor
 from survey.run.nn2 import nn2_light_curves, run_nn2
@@ -36,14 +35,11 @@ def submit(field, stage, units, state=None):
 
 
 @pytest.fixture(scope="module")
-def field(finished, tmp_path_factory):
-    """A copy of the finished field with the differences of sfft and cpm in it."""
-    path = tmp_path_factory.mktemp("others") / "field"
-    shutil.copytree(finished.path, path)
+def field(others, tmp_path_factory):
+    """A copy of the field of all methods, with cpm's differences of one pass, as a user gets them."""
+    path = tmp_path_factory.mktemp("differences") / "field"
+    shutil.copytree(others[0], path)
     target = Field.open(path)
-    config = small_config()
-    config.method = "sfft"
-    assert run(path, config, client="synchronous").ok
     sizes = {"time": target.frames().sizes["time"], "y": target.shape[0], "x": target.shape[1]}
     for group in ("difference/cpm", "variability/cpm"):
         target.require_group(group, sizes)
