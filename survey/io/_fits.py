@@ -24,6 +24,7 @@ from survey.io._frame import (
     nearest,
     resolve_bits,
 )
+from survey.io._whole import check_whole
 
 SCIENCE_NAMES = ("SCI", "SCIENCE", "IMAGE")
 ERROR_NAMES = {
@@ -61,7 +62,7 @@ def open_fits(path: str | Path) -> Iterator[fits.HDUList]:
     except BROKEN as error:
         raise FrameError(path, _not_fits(path, error), "fetch the file again or leave it out") from None
     with hdul:
-        _check_whole(path, hdul)
+        check_whole(path, hdul)
         yield hdul
 
 
@@ -78,23 +79,6 @@ def _not_fits(path: str | Path, error: Exception) -> str:
 
 def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def _check_whole(path: str | Path, hdul: fits.HDUList) -> None:
-    with Path(path).open("rb") as stream:
-        if stream.read(6) != b"SIMPLE":  # compressed as a whole: its end shows when the pixels are read
-            return
-    size = Path(path).stat().st_size
-    for hdu_index in range(len(hdul)):
-        info = hdul.fileinfo(hdu_index)
-        end = info["datLoc"] + info["datSpan"]
-        # the last block need not be padded with zeros to 2880 bytes
-        if end - 2880 >= size and info["datSpan"]:
-            raise FrameError(
-                path,
-                f"truncated: extension {hdu_index} ends at byte {end}, the file at {size}",
-                "fetch the file again or leave it out",
-            )
 
 
 def is_image(hdu: Any) -> bool:

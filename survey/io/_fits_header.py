@@ -134,6 +134,7 @@ def make_header(
         origin=(y0, x0),
         fingerprint=f"{fingerprint(path)}#{index}",
         has_error=layout.error is not None,
+        has_dq=layout.dq is not None,
         cards=cards.kept(),
         warnings=tuple(warnings),
     )

@@ -93,7 +93,9 @@ class FrameHeader:
         Short hash of the file's content (sampled) and the frame's place in it.
     file_format : {"fits", "target-pixels", "asdf"}
     has_error : bool
-        Whether the file brings an error plane.
+        Whether the file brings an error plane,
+    has_dq : bool
+        and one of quality bits (FITS images only).
     cards : dict
         Header cards worth keeping.
     warnings : tuple of str
@@ -119,6 +121,7 @@ class FrameHeader:
     fingerprint: str = ""
     file_format: str = "fits"
     has_error: bool = False
+    has_dq: bool = False
     cards: dict[str, Any] = field(default_factory=dict, hash=False)
     warnings: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()

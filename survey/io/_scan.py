@@ -72,7 +72,7 @@ def combine_scans(
         headers += scan.headers
         rejected += scan.rejected
     _one_band([*known, *headers])
-    for check in (_one_scale, _joined, _one_shape):
+    for check in (_one_scale, _joined, _one_shape, _same_planes):
         headers, left_out = check(headers, known)
         rejected += left_out
     headers, left_out = _without_duplicates(headers, settings, known)
@@ -114,6 +114,26 @@ def _one_shape(
         )
         for h in others
     ]
+
+
+def _same_planes(
+    headers: list[FrameHeader], known: Sequence[FrameHeader]
+) -> tuple[list[FrameHeader], list[Rejected]]:
+    """Without frames that lack a plane which most have: the end of a file may be missing without a trace."""
+    rejected = []
+    for role in ("error", "dq"):
+        having = [getattr(h, f"has_{role}") for h in known or headers]
+        if not any(having) or 2 * sum(having) < len(having):
+            continue
+        for h in headers:
+            if not getattr(h, f"has_{role}"):
+                reason = (
+                    f"{Path(h.source.path).name}: no {role} extension, but {sum(having)} frames have one; "
+                    f"fetch the file again, or set [input] {role} = 'none'"
+                )
+                rejected.append(Rejected(h.source, reason))
+        headers = [h for h in headers if getattr(h, f"has_{role}")]
+    return headers, rejected
 
 
 def _one_scale(

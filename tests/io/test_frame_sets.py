@@ -2,8 +2,9 @@
 
 import pickle
 
+import numpy as np
 import pytest
-from frame_files import sky_image, tan_wcs, write
+from frame_files import SHAPE, sky_image, tan_wcs, write
 
 from survey.config import InputSettings
 from survey.io.frames import (
@@ -96,3 +97,24 @@ def test_scans_travel_between_processes(tmp_path):
     assert result.headers[0].has_wcs
     error = pickle.loads(pickle.dumps(FrameError("x/y.fits", "broken", "mend it", "bad")))
     assert str(error) == "y.fits: broken; mend it"
+
+
+def test_a_frame_that_lacks_a_plane_most_have_is_left_out(tmp_path):
+    planes = [("ERR", np.ones(SHAPE, np.float32)), ("DQ", np.zeros(SHAPE, np.int16))]
+    for k in range(3):
+        write(tmp_path / f"f{k}.fits", sky_image(k), extensions=planes, MJD_OBS=60000.5 + k)
+    known = scan(find_files([tmp_path])).headers
+    write(tmp_path / "f3.fits", sky_image(3), extensions=planes[:1], MJD_OBS=60003.5)
+    write(tmp_path / "f4.fits", sky_image(4), MJD_OBS=60004.5)
+    files = find_files([tmp_path])
+    for found in (scan(files), scan(files[3:], known=known)):
+        reasons = dict(sorted((r.source.path.rsplit("/", 1)[1], r.reason) for r in found.rejected))
+        assert list(reasons) == ["f3.fits", "f4.fits"]
+        assert "f3.fits: no dq extension, but 3 frames have one" in reasons["f3.fits"]
+        assert "f4.fits: no error extension, but " in reasons["f4.fits"]
+        assert "set [input] error = 'none'" in reasons["f4.fits"]
+    assert len(scan(files, InputSettings(error="none", dq="none", gain=1, read_noise=1)).headers) == 5
+    write(tmp_path / "f5.fits", sky_image(5), MJD_OBS=60005.5)
+    write(tmp_path / "f6.fits", sky_image(6), MJD_OBS=60006.5)
+    most = scan(find_files([f"{tmp_path}/f[3-6].fits"]))
+    assert [header.frame_id for header in most.headers] == ["f3", "f4", "f5", "f6"]

@@ -1,5 +1,6 @@
 """Frames read from files: pixels, masks, errors, and what is refused and why."""
 
+import bz2
 import gzip
 
 import numpy as np
@@ -229,6 +230,51 @@ def test_files_that_are_no_frames(tmp_path):
     for name, message in expected.items():
         with pytest.raises(FrameError, match=rf"{name}: .*({message})"):
             read_frame(tmp_path / name, InputSettings(gain=1, read_noise=1))
+
+
+@pytest.fixture(scope="module")
+def planes(tmp_path_factory):
+    """A file of three extensions and its bytes."""
+    path = tmp_path_factory.mktemp("planes") / "whole.fits"
+    extensions = [("ERR", np.ones(SHAPE, np.float32)), ("DQ", np.zeros(SHAPE, np.int16))]
+    write(path, extensions=extensions)
+    with fits.open(path) as hdul:
+        starts = [hdul.fileinfo(index)["hdrLoc"] for index in range(3)]
+    return path.read_bytes(), starts
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
+@pytest.mark.parametrize("share", [0.9, 0.95, 0.985, 0.9999])
+def test_a_compressed_file_is_read_to_its_end(planes, tmp_path, pack, share):
+    packed = pack(planes[0])
+    path = tmp_path / ("cut.fits.gz" if pack is gzip.compress else "cut.fits.bz2")
+    path.write_bytes(packed)
+    assert read_header(path).has_dq
+    path.write_bytes(packed[: int(len(packed) * share)])
+    (rejected,) = scan_file(path).rejected
+    assert "truncated" in rejected.reason
+    path.write_bytes(pack(planes[0][: planes[1][2] + 500]))
+    with pytest.raises(FrameError, match="truncated or damaged: 500 bytes after extension 1 are no"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("extension", [1, 2])
+@pytest.mark.parametrize("more", [4, 500, 2879, 2880, 3000, 6879])
+def test_a_file_cut_off_in_an_extension_is_refused(planes, tmp_path, extension, more):
+    bytes_, starts = planes
+    path = tmp_path / "cut.fits"
+    path.write_bytes(bytes_[: starts[extension] + more])
+    with pytest.raises(FrameError, match="truncated"):
+        read_header(path)
+
+
+def test_padding_may_be_missing_or_too_much(planes, tmp_path):
+    bytes_, starts = planes
+    path = tmp_path / "unpadded.fits"
+    path.write_bytes(bytes_[: starts[2] + 2880 + 2 * SHAPE[0] * SHAPE[1]])
+    assert read_frame(path).metadata["error_source"] == "plane"
+    path.write_bytes(bytes_ + bytes(10240))
+    assert read_header(path).has_dq
 
 
 def test_a_header_of_a_broken_file_is_listed_not_raised(tmp_path):
