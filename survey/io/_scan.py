@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,32 +65,37 @@ def combine_scans(
     Raises
     ------
     FrameSetError
-        If the frames are of several bands.
+        If the frames are of several bands or detectors.
     """
     headers: list[FrameHeader] = []
     rejected: list[Rejected] = []
     for scan in scans:
         headers += scan.headers
         rejected += scan.rejected
-    _one_band([*known, *headers])
+    for name in ("band", "detector"):
+        _only_one(name, [*known, *headers])
     for check in (_one_scale, _joined, _one_shape, _same_planes):
         headers, left_out = check(headers, known)
         rejected += left_out
+    headers, there = _new(headers, known)
     headers, left_out = _without_duplicates(headers, settings, known)
     rejected += left_out
     warnings = _collect_warnings(headers)
+    if there:
+        warnings.insert(0, f"{there} frames are in the field already")
     headers = sorted(_unique_names(headers, known), key=lambda h: (h.time, h.detector, h.frame_id))
     return Scan(headers, rejected, warnings)
 
 
-def _one_band(headers: Sequence[FrameHeader]) -> None:
-    bands = Counter(header.band for header in headers)
-    if len(bands) > 1:
-        listed = ", ".join(f"{band or '(none)'!r} ({n} frames)" for band, n in sorted(bands.items()))
-        first = min(band for band in bands if band)
+def _only_one(name: str, headers: Sequence[FrameHeader]) -> None:
+    """Refuse frames of several bands or detectors."""
+    found = Counter(getattr(header, name) for header in headers)
+    if len(found) > 1:
+        listed = ", ".join(f"{value or '(none)'!r} ({n} frames)" for value, n in sorted(found.items()))
+        first = min(value for value in found if value)
         raise FrameSetError(
-            f"frames of {len(bands)} bands: {listed}; a field holds one: set [input] band = {first!r}, "
-            "or [input.keywords] band = [] if the keyword means something else"
+            f"frames of {len(found)} {name}s: {listed}; a field holds one: set [input] {name} = {first!r}, "
+            f"or [input.keywords] {name} = [] if the keyword means something else"
         )
 
 
@@ -155,6 +161,17 @@ def _joined(
 ) -> tuple[list[FrameHeader], list[Rejected]]:
     joined, unused = join_cadences(headers, known)
     return joined, [Rejected(source, reason, kind) for source, reason, kind in unused]
+
+
+def _new(headers: list[FrameHeader], known: Sequence[FrameHeader]) -> tuple[list[FrameHeader], int]:
+    """Frames that the field does not hold yet, and how many it does: the same files, unchanged."""
+    there = {_content(header) for header in known if header.fingerprint}
+    new = [header for header in headers if _content(header) not in there]
+    return new, len(headers) - len(new)
+
+
+def _content(header: FrameHeader) -> tuple[str, int, str]:
+    return os.path.abspath(header.source.path), header.source.index, header.fingerprint
 
 
 def _without_duplicates(

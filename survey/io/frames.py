@@ -228,7 +228,7 @@ def scan(
     Raises
     ------
     FrameSetError
-        If the frames are of several bands.
+        If the frames are of several bands or detectors.
     """
     settings = settings or InputSettings()
     asked: dict[str, set[int] | None] = {}

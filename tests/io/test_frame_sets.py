@@ -1,6 +1,7 @@
 """Which files are found, and which of their frames make a field."""
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -87,7 +88,38 @@ def test_appended_frames_must_fit_those_there(tmp_path):
     write(tmp_path / "c.fits", sky_image(6, shape=(20, 20)), MJD_OBS=60003.0)
     found = scan(find_files([tmp_path]), known=known)
     assert [header.frame_id for header in found.headers] == ["b"]
-    assert sorted(rejected.kind for rejected in found.rejected) == ["duplicate", "shape"]
+    assert [rejected.kind for rejected in found.rejected] == ["shape"]
+    assert "1 frames are in the field already" in found.warnings
+    shutil.copy(tmp_path / "a.fits", tmp_path / "copy.fits")
+    (left_out,) = scan([tmp_path / "copy.fits"], known=known).rejected
+    assert (left_out.kind, left_out.reason) == ("duplicate", "copy.fits: duplicate of a.fits, same content")
+    write(tmp_path / "other.fits", sky_image(7))
+    (tmp_path / "other.fits").replace(tmp_path / "a.fits")
+    (changed,) = scan([tmp_path / "a.fits"], known=known).rejected
+    assert "same time" in changed.reason
+
+
+def test_the_same_files_by_another_name_are_there_already(tmp_path, monkeypatch):
+    write(tmp_path / "a.fits")
+    known = scan([tmp_path / "a.fits"]).headers
+    monkeypatch.chdir(tmp_path)
+    found = scan(["a.fits"], known=known)
+    assert (found.headers, found.rejected, found.warnings) == ([], [], ["1 frames are in the field already"])
+
+
+def test_two_detectors_are_refused_and_one_can_be_chosen(tmp_path):
+    write(tmp_path / "a.fits")
+    write(tmp_path / "b.fits", sky_image(2), DETECTOR="A2", MJD_OBS=60001.0)
+    files = find_files([tmp_path])
+    with pytest.raises(
+        FrameSetError, match=r"'A1' \(1 frames\), 'A2' \(1 frames\).*\[input\] detector = 'A1'"
+    ):
+        scan(files)
+    with pytest.raises(FrameSetError, match="frames of 2 detectors"):
+        scan(files[1:], known=scan(files[:1]).headers)
+    assert [h.detector for h in scan(files, InputSettings(detector="A2")).headers] == ["A2"]
+    unnamed = InputSettings(keywords={"detector": []})
+    assert len(scan(files, unnamed).headers) == 2
 
 
 def test_scans_travel_between_processes(tmp_path):

@@ -47,6 +47,15 @@ def test_an_ingest_that_another_overtook_writes_nothing_and_says_so(few, tmp_pat
     assert len(set(frames)) == there + 4
 
 
+def test_the_same_frames_again_are_there_already_also_when_strict(few, tmp_path):
+    take_in(tmp_path / "field", few[:4])
+    again = ingest(tmp_path / "field", few[:6], small_config(), InlineExecutor(), strict=True)
+    assert (again.added, again.rejected) == (2, [])
+    assert [text for text in again.warnings if "already" in text] == ["4 frames are in the field already"]
+    again = ingest(tmp_path / "field", few[:6], small_config(), InlineExecutor(), strict=True)
+    assert (again.added, again.rejected) == (0, [])
+
+
 def test_another_grid_is_placed_under_the_lease_of_the_images(few, tmp_path):
     take_in(tmp_path / "field", few)
     field = Field.open(tmp_path / "field")
