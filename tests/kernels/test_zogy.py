@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from survey.kernels._zogy_match import Match, solve_match
 from survey.kernels.zogy import subtract_zogy
 from survey.simulate.pairs import moffat, simulate_pair
 from tests.kernels.pair_quality import measure
@@ -100,6 +101,32 @@ def test_zogy__varying_psf_on_a_simulated_pair():
             assert s.psf_flux[at] / flux < 1.02 + 4 * s.psf_flux_error[at] / abs(flux)
 
 
+def test_zogy__tiles_overlap_and_are_trimmed():
+    """Fifteen tiles give what one gives, seams and all; without overlap they would not."""
+    image, template = field((150, 250), n=120)
+    given = {**PSFS, **NOISE, "flux_ratio": 0.7, "shift": (0, 0)}
+    whole = subtract_zogy(image, template, **given)
+    tiled = subtract_zogy(image, template, **given, tile=50)
+    cut = subtract_zogy(image, template, **given, tile=50, overlap=0)
+    inner = (slice(25, -25), slice(25, -25))
+    for name in ("scaled", "significance"):
+        off, without = (np.abs(getattr(s, name) - getattr(whole, name))[inner].max() for s in (tiled, cut))
+        assert off < 0.1 < without
+
+
+def test_zogy__registration_noise_is_no_detection():
+    """Stars misplaced by 0.15 pixels: S/N of tens, unless the error of their places is told."""
+    image, template = field((160, 200), n=60, shift=(0.15, 0.0), transient=(80.0, 100.0, 2e3))
+    given = {**PSFS, **NOISE, "flux_ratio": 0.7, "shift": (0, 0)}
+    blind = subtract_zogy(image, template, **given).significance
+    told = subtract_zogy(image, template, **given, shift_error=(0.15, 0.0)).significance
+    away = np.hypot(*(np.indices(image.shape) - np.array([80, 100])[:, None, None])) > 12
+    away[:15] = away[-15:] = away[:, :15] = away[:, -15:] = False
+    assert np.nanmax(np.abs(blind[away])) > 20
+    assert np.nanmax(np.abs(told[away])) < 6
+    assert told[80, 100] > 20
+
+
 def test_zogy__float32_agrees():
     image, template = field((128, 144))
     a = subtract_zogy(image, template, **PSFS, **NOISE, flux_ratio=0.7, shift=(0, 0))
@@ -114,6 +141,8 @@ def test_zogy__errors_are_clear():
     image, template = field((64, 64), n=0)
     with pytest.raises(ValueError, match="star pixels are too few"):
         subtract_zogy(image, template, **PSFS)
+    with pytest.raises(ValueError, match="do not show the same stars; check their WCS"):
+        solve_match(Match(np.eye(4), -np.ones(4), 100))
     with pytest.raises(ValueError, match="odd sides"):
         subtract_zogy(image, template, image_psf=np.ones((4, 4)), template_psf=gaussian(1.2))
     with pytest.raises(ValueError, match="has the sum 0"):
