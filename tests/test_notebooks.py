@@ -43,7 +43,7 @@ def execute(path, folder, monkeypatch, only=None):
     client = nbclient.NotebookClient(
         notebook,
         kernel_manager_class=ThisKernel,
-        timeout=timeout,
+        timeout=500,
         resources={"metadata": {"path": str(folder)}},
     )
     client.execute()
