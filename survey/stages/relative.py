@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from survey.config import Config
 from survey.io.store import Field
 from survey.kernels.aperture import EnsembleLightCurve, aperture_flux, ensemble_light_curve
-from survey.stages.calibrated import read_calibrated
+from survey.stages.calibrated import calibrated_frames, read_calibrated
 from survey.stages.difference_psf import DifferencePSF
-from survey.stages.photometry import measure, read_window, with_template_noise
+from survey.stages.photometry import Window3, measure, read_window, with_template_noise
 from survey.tiles import Window
 
 # Candidates for the ensemble, brightest first, and how far from the target they must be.
@@ -23,7 +24,7 @@ MIN_DISTANCE = 12.0
 BRIGHTNESS = (0.1, 10.0)
 # Aperture radius and sky ring in units of the PSF's FWHM; the ring is three pixels wide at least.
 APERTURE = 1.7
-# Relative scatter of the PSF's width over the frames from on which differences are summed, not fitted.
+# Relative scatter of the PSF's width over the frames up to which it counts as one.
 STEADY = 0.03
 RING = (3.0, 5.0)
 
@@ -35,9 +36,9 @@ class RelativeLightCurve:
     Parameters
     ----------
     difference, aperture : EnsembleLightCurve
-        From photometry of the differences plus the reference flux (PSF-fitted, or summed in an aperture
-        where the PSF changes), and from apertures on the same calibrated frames, both with the same
-        candidates for comparison.
+        From photometry of the differences plus the reference flux (PSF-fitted, but summed in an aperture
+        where the PSF changes and no kernel follows it), and from apertures on the same calibrated frames,
+        both with the same candidates for comparison.
     reference_flux : float
         Of the target.
     flags : int array (time,)
@@ -70,15 +71,6 @@ def _cut(field: Field, y: float, x: float, half: int) -> Window:
         slice(max(cy - half, 0), min(cy + half + 1, height)),
         slice(max(cx - half, 0), min(cx + half + 1, width)),
     )
-
-
-def _total_flux(
-    field: Field, psf: DifferencePSF, item: dict[str, Any], config: Config
-) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[str, Any]]:
-    """PSF flux of differences plus reference flux, and its error."""
-    half = config.photometry.size // 2 + 2
-    found = measure(read_window(field, _cut(field, item["y"], item["x"], half), config), psf, item, config)
-    return found["flux"] + found["reference_flux"], found["error"], found
 
 
 @dataclass
@@ -126,30 +118,73 @@ class _Aperture:
         return sums, errors
 
 
-def _aperture(
-    field: Field, y: float, x: float, fwhm: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Aperture flux in every calibrated frame."""
-    aperture = _Aperture.of(fwhm)
-    window = _cut(field, y, x, aperture.half)
-    data = read_calibrated(field, window)
-    place = (y - window[0].start, x - window[1].start)
-    return aperture.measure(data.flux, data.error, data.mask, data.phase_y, data.phase_x, place)
+@dataclass(frozen=True)
+class _Night:
+    """What all stars of a field have in common."""
+
+    field: Field
+    psf: DifferencePSF
+    config: Config
+    frames: xr.Dataset
+    fwhm: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, field: Field, psf: DifferencePSF, config: Config) -> _Night:
+        frames = calibrated_frames(field)
+        widths = frames["psf_fwhm"].values
+        return cls(field, psf, config, frames, np.where(widths > 0, widths, np.nanmedian(widths)))
+
+    @property
+    def aperture(self) -> _Aperture:
+        return _Aperture.of(float(np.median(self.fwhm)))
+
+    @property
+    def steady(self) -> bool:
+        """Whether one PSF is that of all frames."""
+        return bool(np.std(self.fwhm) <= STEADY * np.median(self.fwhm))
+
+
+@dataclass
+class _Curve:
+    """Fluxes and errors (time,) of a star, by the differences and in plain apertures."""
+
+    difference: tuple[NDArray[np.float64], NDArray[np.float64]]
+    aperture: tuple[NDArray[np.float64], NDArray[np.float64]]
+    found: dict[str, Any]
+
+
+def _curve(night: _Night, item: dict[str, Any]) -> _Curve:
+    """Light curves of a star from one window around it.
+
+    Where the PSF changes from frame to frame, a difference holds light moved about within the star. A matched
+    one is fitted by kernel * PSF with the PSF's shape in doubt; where one PSF has to do for all frames, it is
+    summed in an aperture.
+    """
+    config, psf, aperture = night.config, night.psf, night.aperture
+    half = max(config.photometry.size // 2 + 2, aperture.half)
+    window = _cut(night.field, item["y"], item["x"], half)
+    images = read_calibrated(night.field, window, night.frames)
+    data = read_window(night.field, window, config, (), night.frames, images)
+    fitted = night.steady or psf.kernels is not None
+    found = measure(data, psf, item, config, None if night.steady or not fitted else night.fwhm)
+    place = (found["y"] - window[0].start, found["x"] - window[1].start)
+    phases = (images.phase_y, images.phase_x)
+    if fitted:
+        difference = found["flux"] + found["reference_flux"], found["error"]
+    else:
+        difference = _difference_aperture(night, data, found, place)
+    plain = aperture.measure(images.flux, images.error, images.mask, *phases, place)
+    return _Curve(difference, plain, found)
 
 
 def _difference_aperture(
-    field: Field, psf: DifferencePSF, found: dict[str, Any], config: Config, fwhm: float
+    night: _Night, data: Window3, found: dict[str, Any], place: tuple[float, float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Aperture sum of the differences plus that of the reference.
 
-    Where the PSF changes from frame to frame, a difference holds light moved from the core to the wings:
-    a PSF fit takes it for flux, a wide aperture does not. A matched template was scaled by its kernel's sum,
-    which is taken out again.
+    A matched template was scaled by its kernel's sum, which is taken out again.
     """
-    aperture = _Aperture.of(fwhm)
-    window = _cut(field, found["y"], found["x"], aperture.half)
-    data = read_window(field, window, config)
-    place = (found["y"] - window[0].start, found["x"] - window[1].start)
+    aperture, psf = night.aperture, night.psf
     noise = with_template_noise(data, psf, (found["y"], found["x"]), np.s_[:, :, :])
     flux, error = aperture.measure(
         data.arrays["flux"], noise, data.arrays["mask"], data.phase_y, data.phase_x, place
@@ -174,22 +209,18 @@ def relative_light_curve(
     ValueError
         If too few comparison stars are left.
     """
-    fwhm = float(np.nanmedian(field.frames()["psf_fwhm"].values))
+    night = _Night.of(field, psf, config)
     stars = comparison_stars(field, item["y"], item["x"])
     items = [item, *({"y": y, "x": x, "refine": False} for y, x in stars)]
-    curves = [_total_flux(field, psf, it, config) for it in items]
-    if np.nanstd(field.frames()["psf_fwhm"].values) > STEADY * fwhm:
-        curves = [(*_difference_aperture(field, psf, c[2], config, fwhm), c[2]) for c in curves]
-    target = curves[0][2]
-    places = [(c[2]["y"], c[2]["x"]) for c in curves]
-    apertures = [_aperture(field, y, x, fwhm) for y, x in places]
-    options: dict[str, Any] = {"target": 0, "brightness": BRIGHTNESS}
-    by_psf = ensemble_light_curve(
-        np.column_stack([c[0] for c in curves]), np.column_stack([c[1] for c in curves]), **options
+    curves = [_curve(night, each) for each in items]
+    difference, aperture = (
+        ensemble_light_curve(
+            *(np.column_stack(part) for part in zip(*pairs, strict=True)), target=0, brightness=BRIGHTNESS
+        )
+        for pairs in ([c.difference for c in curves], [c.aperture for c in curves])
     )
-    by_aperture = ensemble_light_curve(
-        np.column_stack([a[0] for a in apertures]), np.column_stack([a[1] for a in apertures]), **options
-    )
+    target = curves[0].found
+    places = np.array([(c.found["y"], c.found["x"]) for c in curves[1:]])
     return RelativeLightCurve(
-        target["time"], by_psf, by_aperture, target["reference_flux"], target["flags"], np.array(places[1:])
+        target["time"], difference, aperture, target["reference_flux"], target["flags"], places
     )
