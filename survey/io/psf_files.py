@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from survey.config import ConfigError
-from survey.io._frame import fingerprint
 from survey.io.psfex import PsfexError, PsfexPSF, read_psfex
 from survey.kernels.psf import EffectivePSF, from_oversampled
 
@@ -75,7 +76,13 @@ def psf_file_identity(path: str | Path) -> str:
     """
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such file; see [psf] file")
-    return fingerprint(path)
+    status = Path(path).stat()
+    return _content(str(path), status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=8)
+def _content(path: str, mtime: int, size: int) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def _library(planes: Array, header: Any) -> tuple[Array, Array, Array]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from survey.config import Config
-from survey.io.psf_files import psf_file_identity
 from survey.io.store import Field
 from survey.run.differences import RunError, Waiting
 from survey.run.engine import Engine, stage_key
@@ -91,7 +90,7 @@ class Pipeline:
             keys = [self.reference.root(unit) for unit in self.units]
             inputs: dict[str, Any] = {"tiles": keys, **({"without": self.without} if self.without else {})}
             if self.config.psf.file is not None:
-                inputs["file"] = psf_file_identity(self.config.psf.file)
+                inputs["file"] = psf.file_identity(self.field, self.config.psf.file)
             self._psf_key = stage_key("psf", self.config, "psf", inputs)
         return self._psf_key
 
@@ -286,7 +285,7 @@ class Pipeline:
         self.without, self._psf_key = [unit.name for unit in self.units if unit.name not in reports], None
         self.engine.ledger("psf").invalidate(["psf"])
         stars = psf.read_stars(self.field, psf.combine(partials, self.config), self.config)
-        psf.save(self.field, psf.build(stars, self.config))
+        psf.save(self.field, psf.build(stars, self.config), self.config.psf.file)
         self.engine.ledger("psf").record("psf", self.psf_key())
         self.engine.ledger("psf").flush()
 

@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -174,7 +174,9 @@ def recorded(
             raise
     finally:
         summary.seconds = time.monotonic() - clock
-        recorder.close()
+        # On a full disk what is being raised says how to go on, and there is no room for a record.
+        with nullcontext() if summary.status == "done" else suppress(OSError):
+            recorder.close()
 
 
 def frames_identity(field_: Field) -> dict[str, Any]:

@@ -15,7 +15,7 @@ Event = dict[str, Any]
 # An event's samples leave the fit out to this many temporal sigmas: a microlensing event's wings are wider
 # than those of the Gaussian that found it.
 TEMPORAL_REACH = 5.0
-# What stays in the fit: this share of the epochs, and enough for the reference's coefficients.
+# What stays in a pixel's fit: this share of its usable samples, and enough for the reference's coefficients.
 MINIMUM_SHARE = 0.4
 
 
@@ -27,7 +27,7 @@ def touching(events: Sequence[Event], tile: Tile, radius: float) -> list[Event]:
 
 
 def event_epochs(
-    event: Event, time: NDArray[np.float64], usable: NDArray[np.bool_], needed: int
+    event: Event, time: NDArray[np.float64], usable: NDArray[np.bool_], least: NDArray[np.floating]
 ) -> NDArray[np.bool_]:
     """Epochs within an event's reach, nearest first and in no pixel more than leave a baseline.
 
@@ -35,8 +35,8 @@ def event_epochs(
     ----------
     usable : bool array (time, n)
         Samples of pixels that could enter a fit.
-    needed : int
-        Images a pixel's fit needs.
+    least : array (n,)
+        Samples that have to stay in each pixel's fit.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def event_epochs(
     order = order[distance[order] <= TEMPORAL_REACH]
     left = usable.sum(axis=0) - np.cumsum(usable[order], axis=0)
     inside = np.zeros(usable.shape, bool)
-    inside[order] = left >= max(MINIMUM_SHARE * len(time), needed)
+    inside[order] = left >= least
     return inside
 
 
@@ -74,8 +74,9 @@ def event_mask(
     y = np.arange(rows.start, rows.stop)[:, None]
     x = np.arange(columns.start, columns.stop)[None, :]
     mask = np.zeros((len(time), y.size, x.size), bool)
+    least = np.maximum(MINIMUM_SHARE * usable.sum(axis=0), needed)
     for event in events:
         near = (y - event["y"]) ** 2 + (x - event["x"]) ** 2 <= radius**2
         if near.any():
-            mask[:, near] |= event_epochs(event, time, (usable & ~mask)[:, near], needed)
+            mask[:, near] |= event_epochs(event, time, (usable & ~mask)[:, near], least[near])
     return mask

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter
 
 from survey.config import Config
-from survey.io.psf_files import read_psf_file
+from survey.io.psf_files import psf_file_identity, read_psf_file
 from survey.io.store import Field
 from survey.kernels.psf import EffectivePSF, build_epsf, gaussian_epsf
 from survey.kernels.reference import ReferenceFit
@@ -200,11 +201,27 @@ def _is_alone(stamp: NDArray[np.float64], half: int) -> bool:
     return bool(outside.max() - sky < NEIGHBOUR_LIMIT * (stamp[half, half] - sky))
 
 
-def save(field: Field, psf: EffectivePSF) -> None:
-    """Write the group ``psf``."""
+def file_identity(field: Field, file: str) -> str:
+    """Hash of the PSF file of the settings; where it is gone, of the one that the field's PSF is from.
+
+    Raises
+    ------
+    ConfigError
+        If there is neither.
+    """
+    kept = field.table("psf").attrs if field.has_table("psf") else {}
+    if not Path(file).is_file() and kept.get("file") == file:
+        return str(kept["file_hash"])
+    return psf_file_identity(file)
+
+
+def save(field: Field, psf: EffectivePSF, file: str | None = None) -> None:
+    """Write the group ``psf``, and which file it is from."""
     arrays = psf.to_arrays()
     table = xr.Dataset({k: ([f"{k}_{i}" for i in range(np.ndim(v))], v) for k, v in arrays.items()})
     table.attrs["fwhm"] = float(psf.fwhm)
+    if file is not None:
+        table.attrs |= {"file": file, "file_hash": psf_file_identity(file)}
     field.write_table("psf", table)
 
 

@@ -6,6 +6,7 @@ from astropy.io import fits
 
 from survey.config import Config, ConfigError
 from survey.io.psf_files import read_psf_file
+from survey.io.store import Field
 from survey.kernels.psf import gaussian_epsf
 from survey.stages import psf
 from tests.io.test_psfex import fwhm_at, moffat, write
@@ -90,8 +91,18 @@ def test_what_holds_no_psf_is_named(tmp_path):
             read_psf_file(tmp_path / name, 4, True)
 
 
-def test_settings_take_it_and_the_field_keeps_its_grid(tmp_path):
+def test_settings_take_it_and_the_field_keeps_its_grid_and_its_identity(tmp_path):
     library(tmp_path / "library.fits")
-    config = Config(psf={"file": str(tmp_path / "library.fits")})
+    file = str(tmp_path / "library.fits")
+    config = Config(psf={"file": file})
     built = psf.build(psf.read_stars(None, np.zeros((0, 2), int), config), config)
-    check(type(built).from_arrays(built.to_arrays()))
+    field = Field.create(tmp_path / "field", (32, 32), {"tile_size": 32, "time_block": 8, "units": "count"})
+    with pytest.raises(ConfigError, match=r"missing\.fits: no such file"):
+        psf.file_identity(field, str(tmp_path / "missing.fits"))
+    psf.save(field, built, file)
+    check(psf.load(field))
+    known = psf.file_identity(field, file)
+    (tmp_path / "library.fits").unlink()
+    assert psf.file_identity(field, file) == known, "what is complete needs its files no more"
+    library(tmp_path / "library.fits", shuffled=False)
+    assert psf.file_identity(field, file) != known

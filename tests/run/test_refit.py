@@ -68,6 +68,16 @@ def test_events_leave_every_pixel_its_reference():
     assert not mask[:, 0].any()
 
 
+def test_events_leave_pixels_that_few_frames_cover():
+    """At the border of drifting frames a share of all epochs would be more than the pixel has."""
+    time = np.arange(100.0)
+    event = {"kind": "event", "y": 0.0, "x": 0.0, "time": 10.0, "sigma_days": 1.0}
+    usable = np.zeros((100, 1, 1), bool)
+    usable[:34] = True
+    mask = event_mask([event], time, (slice(0, 1), slice(0, 1)), 1.5, usable, 5)
+    assert np.flatnonzero(mask[:, 0, 0]).tolist() == list(range(5, 16))
+
+
 def test_an_event_beyond_the_tile_needs_no_window_of_it():
     assert oversampled.event_windows(Tile(0, 0, 64, 0, 64), [{"y": 80.0, "x": 10.0}], Config()) == ()
 
