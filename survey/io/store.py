@@ -190,6 +190,15 @@ class Field(Tables):
                     )
                 array.resize(shape)
 
+    def cut_group(self, group: str, epochs: int) -> None:
+        """Shorten the arrays of a group to so many epochs, where they are longer."""
+        for spec in arrays_of(group):
+            if spec.dims[0] != "time" or not self.has(group, spec.name):
+                continue
+            array = self.array(group, spec.name)
+            if array.shape[0] > epochs:
+                array.resize((epochs, *array.shape[1:]))
+
     def fits(self, group: str, sizes: Mapping[str, int]) -> bool:
         """Whether what is there of a group has these sizes, or can grow to them along time."""
         for spec in arrays_of(group):

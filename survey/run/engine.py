@@ -47,6 +47,8 @@ class Engine:
         Who watches.
     holder : tuple of str, optional
         Group and run of the lease without which workers write nothing.
+    errors : list of exception
+        What the units that failed raised.
     """
 
     target: Field
@@ -56,6 +58,7 @@ class Engine:
     holder: Holder | None = None
     reports: list[UnitReport] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    errors: list[BaseException] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     skipped: int = 0
     _ledgers: dict[str, Ledger] = field(default_factory=dict)
@@ -268,6 +271,7 @@ class Engine:
             return
         for other, needed in self._tickets.fail(ticket):
             self._give_up(other, f"needs {needed.name}, which failed")
+        self.errors.append(error)
         self._give_up(ticket, describe(error))
 
     def _try_again(self, ticket: Ticket, error: BaseException) -> bool:

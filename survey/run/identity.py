@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 
 import numpy as np
 import xarray as xr
@@ -31,11 +30,10 @@ def images_key(field: Field, frames: xr.Dataset, grid: Grid = "sky", *, epochs: 
     digest = hashlib.sha256()
     for name in ("time", *CALIBRATION):
         digest.update(np.ascontiguousarray(_unpadded(frames[name].values[:epochs])).tobytes())
-    pattern = re.compile(rf"{place.prefix(grid)}epochs-\d+-(\d+)-")
     placed = {}
     for unit, record in field.ledger("place").records.items():
-        found = pattern.match(unit)
-        if found and int(found[1]) <= epochs:
+        last = place.last_epoch(unit, grid)
+        if last is not None and last <= epochs:
             placed[unit] = record.key
     return function_key(digest.hexdigest(), sorted(placed.items()))
 

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from survey.config import Config
-from survey.io.frames import FrameHeader, combine_scans, find_files, scan_file
+from survey.io.frames import FrameHeader, FrameSource, combine_scans, find_files, scan_file
 from survey.io.ledger import FieldBusyError
 from survey.io.locations import Location, locate
-from survey.io.store import Field, holds_frames, is_field
+from survey.io.store import Field, holds_frames
 from survey.run.calls import map_calls
 from survey.run.engine import Engine, Failure, Progress, Silent, stage_key
 from survey.run.executor import Executor
+from survey.run.opening import clear_unfinished, open_or_create
 from survey.run.pattern import FieldPattern
 from survey.run.record import new_run_id
 from survey.run.worker import UnitReport
 from survey.stages import frame_table, place, register
 from survey.stages.calibrated import Grid
-from survey.stages.measure import FrameMeasure, measure_frame
+from survey.stages.measure import measure_frame
 from survey.stages.protocol import Unit
-from survey.tiles import choose_tile_size
 
 logger = logging.getLogger(__name__)
 
@@ -135,32 +135,44 @@ def ingest(
             summary.rejected.append((header.source.path, str(result)))
         else:
             measures.append(result)
-    new: xr.Dataset | None = None
-    reference = frame_table.stored_reference(Field.open(path).table("stars")) if exists else None
-    if measures:
-        new, reference, unplaced, told = register.combine(measures, config, reference)
-        summary.rejected += [(source.path, reason) for source, reason in unplaced]
-        summary.warnings += told
+    held = frame_table.stored_reference(Field.open(path).table("stars")) if exists else None
     asked = {r.source.path for r in found.rejected if r.kind == "filtered"}
-    bad = [reason for source, reason in summary.rejected if source not in asked]
-    if strict and bad:
-        raise IngestError(f"{len(bad)} frames cannot be used (--strict): {'; '.join(bad[:5])}")
-    if new is None or new.sizes["time"] == 0:
-        if exists:
-            return summary
-        reasons = "; ".join(reason for _, reason in summary.rejected[:5])
-        raise IngestError(f"none of the {len(files)} files gave a usable frame: {reasons}")
-    assert reference is not None
-    pattern.check(new, reference.header.shape)
-    headers = frame_table.stored_headers(new)
-    # A field has the reference of whoever holds the lease when it is made.
-    with Field(locate(path)).lease("images", run_id):
-        _check_unchanged(path, old)
-        target = _open_or_create(path, config, reference, new.sizes["time"])
-        pattern.keep(target)
-        _place(target, config, executor, progress, old, new, headers, summary, run_id, reports)
-        if not exists:
-            target.write_table("stars", frame_table.star_table(reference))
+    looked, lost = summary, dict[FrameSource, str]()
+    while True:
+        summary = replace(
+            looked,
+            rejected=[*looked.rejected, *((source.path, reason) for source, reason in lost.items())],
+            warnings=list(looked.warnings),
+        )
+        kept = [m for m in measures if m.header.source not in lost]
+        new, reference = None, held
+        if kept:
+            new, reference, unplaced, told = register.combine(kept, config, held)
+            summary.rejected += [(source.path, reason) for source, reason in unplaced]
+            summary.warnings += told
+        bad = [reason for source, reason in summary.rejected if source not in asked]
+        if strict and bad:
+            raise IngestError(f"{len(bad)} frames cannot be used (--strict): {'; '.join(bad[:5])}")
+        if new is None or new.sizes["time"] == 0:
+            if exists:
+                return summary
+            reasons = "; ".join(reason for _, reason in summary.rejected[:5])
+            raise IngestError(f"none of the {len(files)} files gave a usable frame: {reasons}")
+        assert reference is not None
+        pattern.check(new, reference.header.shape)
+        headers = frame_table.stored_headers(new)
+        # A field has the reference of whoever holds the lease when it is made.
+        with Field(locate(path)).lease("images", run_id):
+            _check_unchanged(path, old)
+            target = open_or_create(path, config, reference, new.sizes["time"])
+            pattern.keep(target)
+            damaged = _place(target, config, executor, progress, old, new, headers, summary, run_id, reports)
+            if not exists and not damaged:
+                target.write_table("stars", frame_table.star_table(reference))
+        if not damaged:
+            break
+        progress.message(f"{len(damaged)} frames are damaged and left out; the others are placed again")
+        lost |= damaged
     if summary.failures and not exists:
         first = summary.failures[0]
         raise IngestError(f"{len(summary.failures)} blocks could not be placed: {first.unit}: {first.reason}")
@@ -188,26 +200,6 @@ def _check_unchanged(path: str | Location, old: xr.Dataset | None) -> None:
         )
 
 
-def _open_or_create(path: str | Location, config: Config, reference: FrameMeasure, epochs: int) -> Field:
-    if is_field(path):
-        return Field.open(path)
-    header = reference.header
-    size = config.grid.tile or choose_tile_size(header.shape, epochs, config.grid.memory * 2**30)
-    attrs = {
-        "tile_size": size,
-        "time_block": config.grid.time_block,
-        "units": header.units or "count",
-        "zero_point": header.zero_point,
-        "wcs": header.wcs_text or register.catalog_wcs(reference, config),
-        "detector_shape": list(header.shape),
-        "band": header.band,
-        "detector": header.detector,
-        "reference_frame": header.frame_id,
-        "config": config.model_dump(mode="json"),
-    }
-    return Field.create(path, header.shape, attrs)
-
-
 def _place(
     target: Field,
     config: Config,
@@ -219,13 +211,17 @@ def _place(
     summary: IngestSummary,
     run_id: str,
     reports: list[UnitReport],
-) -> None:
-    """Write the new frames' blocks, then the table: the moment from which they belong to the field."""
+) -> dict[FrameSource, str]:
+    """Write the new frames' blocks, then the table: the moment from which they belong to the field.
+
+    Frames that turn out to be damaged are returned with the reason, and nothing belongs to the field.
+    """
     start = 0 if old is None else old.sizes["time"]
     table = new if old is None else _joined(old, new)
     height, width = target.shape
-    target.require_group("images/sky", {"time": table.sizes["time"], "y": height, "x": width})
     units = place.place_units(target, table, headers, start, config)
+    clear_unfinished(target, start, table.sizes["time"], units)
+    target.require_group("images/sky", {"time": table.sizes["time"], "y": height, "x": width})
     engine = Engine(target, config, executor, progress, ("images", run_id), reports=reports)
     engine.submit(
         "place",
@@ -233,10 +229,18 @@ def _place(
         label="ingest",
     )
     engine.collect()
+    if damaged := {
+        source: reason
+        for error in engine.errors
+        if isinstance(error, place.UnplacedError)
+        for source, reason in error.lost
+    }:
+        return damaged
     summary.failures = engine.failures
     if not engine.failures:
         target.write_table("frames", table)
         engine.finish()
+    return {}
 
 
 def _joined(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:

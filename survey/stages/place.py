@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from survey.config import Config
 from survey.io.calibration import calibration_identity
-from survey.io.frames import FrameHeader, read_frame
+from survey.io.frames import FrameError, FrameHeader, FrameSource, read_frame
 from survey.io.store import Field
 from survey.kernels.pixelmap import PixelMap, nearest_pixels
 from survey.stages.calibrated import Grid, frame_map
@@ -22,6 +23,21 @@ from survey.stages.protocol import Outlook, Output, Stage, Unit
 SAMPLE_BYTES = 13
 BLOCK_SHARE = 0.25
 IDENTITY = PixelMap.translation(0.0, 0.0)
+
+
+class UnplacedError(ValueError):
+    """Frames of a block that cannot be read: which, and why.
+
+    Where a WCS places a frame, only its middle was read before.
+    """
+
+    def __init__(self, lost: list[tuple[FrameSource, str]]) -> None:
+        self.lost = lost
+        super().__init__(lost)
+
+    def __str__(self) -> str:
+        more = f" (and {len(self.lost) - 1} more frames)" if len(self.lost) > 1 else ""
+        return self.lost[0][1] + more
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,12 @@ def place_units(
 def prefix(grid: Grid) -> str:
     """How the names of a grid's units begin."""
     return "" if grid == "sky" else f"{grid}-"
+
+
+def last_epoch(name: str, grid: Grid = "sky") -> int | None:
+    """One more than the last epoch of the block of this name; None of another grid's."""
+    found = re.match(rf"{prefix(grid)}epochs-\d+-(\d+)-", name)
+    return int(found[1]) if found else None
 
 
 def unit_identity(unit: Unit) -> list[Any]:
@@ -126,7 +148,13 @@ def _nearest(
 
 
 def read(field: Field, unit: Unit, config: Config) -> Placed:
-    """Read the unit's frames one by one and take the nearest pixel of each."""
+    """Read the unit's frames one by one and take the nearest pixel of each.
+
+    Raises
+    ------
+    UnplacedError
+        If some cannot be read.
+    """
     k0, k1, y0, y1, placements, grid, own = unit.items
     pattern = None if own is None else stored_pattern(field)
     height, width = field.shape
@@ -138,15 +166,22 @@ def read(field: Field, unit: Unit, config: Config) -> Placed:
         "dq": np.zeros(size, np.uint32),
     }
     detector_height = int(field.attrs["detector_shape"][0])
+    lost = []
     for k, placement in enumerate(placements):
         low, high = _detector_rows(placement.pixel_map, y0, y1, width)
         low, high = max(low, 0), min(high, detector_height)
         if low >= high:
             continue
-        frame = read_frame(placement.header, config.input, (low, high), pattern)
+        try:
+            frame = read_frame(placement.header, config.input, (low, high), pattern)
+        except FrameError as error:
+            lost.append((placement.header.source, str(error)))
+            continue
         to, source = _nearest(placement.pixel_map, (y0, y1), (height, width), low, frame.shape)
         for name, values in placed.items():
             values[k][to] = getattr(frame, name)[source]
+    if lost:
+        raise UnplacedError(lost)
     return Placed(placed, (slice(k0, k1), slice(y0, y1), slice(0, width)), grid)
 
 

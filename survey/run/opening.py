@@ -1,0 +1,61 @@
+"""The field that an ingest writes into, whatever an earlier one that did not end left there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from survey.config import Config
+from survey.io.locations import Location
+from survey.io.store import Field, holds_frames, is_field
+from survey.stages import place, register
+from survey.stages.measure import FrameMeasure
+from survey.stages.protocol import Unit
+from survey.tiles import choose_tile_size
+
+
+def open_or_create(path: str | Location, config: Config, reference: FrameMeasure, epochs: int) -> Field:
+    """The field at a path; made, or made anew where it holds no frame yet.
+
+    Parameters
+    ----------
+    reference : FrameMeasure
+        The frame that defines its grid.
+    epochs : int
+        Frames that come in, for the size of a new field's tiles.
+    """
+    if holds_frames(path):
+        return Field.open(path)
+    header = reference.header
+    size = config.grid.tile or choose_tile_size(header.shape, epochs, config.grid.memory * 2**30)
+    attrs: dict[str, Any] = {
+        "tile_size": size,
+        "time_block": config.grid.time_block,
+        "units": header.units or "count",
+        "zero_point": header.zero_point,
+        "wcs": header.wcs_text or register.catalog_wcs(reference, config),
+        "detector_shape": list(header.shape),
+        "band": header.band,
+        "detector": header.detector,
+        "reference_frame": header.frame_id,
+        "config": config.model_dump(mode="json"),
+    }
+    if not is_field(path):
+        return Field.create(path, header.shape, attrs)
+    target = Field.open(path)
+    if all(target.attrs.get(name) == value for name, value in attrs.items() if name != "tile_size"):
+        return target
+    # An ingest that did not end left it, with other settings or another reference frame.
+    target.ledger("place").invalidate(list(target.ledger("place").records))
+    if target.has("images/sky"):
+        target.remove_group("images/sky")
+    target.root.attrs.update({"shape": list(header.shape), **attrs})
+    return Field.open(path)
+
+
+def clear_unfinished(target: Field, start: int, total: int, units: Sequence[Unit]) -> None:
+    """Drop blocks of other frames that an ingest which did not end left behind the field's."""
+    ledger, wanted = target.ledger("place"), {unit.name for unit in units}
+    behind = [name for name in ledger.records if (place.last_epoch(name) or 0) > start]
+    ledger.invalidate([name for name in behind if name not in wanted])
+    target.cut_group("images/sky", total)
