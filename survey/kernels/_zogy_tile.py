@@ -93,6 +93,30 @@ def matched_pair(tile: TilePair) -> tuple[Floats, Floats, Floats, Floats]:
     return a, b, va, vb
 
 
+def source_filter(new_psf: Floats, reference_psf: Floats, noise: tuple[float, float], ratio: float) -> Floats:
+    """Filter (k, k) through which the proper difference shows the new image, in its units.
+
+    A source's PSF there, P_D of eq. 14, is the new image's own through this filter: narrower where the
+    reference is broad and noisy.
+
+    Parameters
+    ----------
+    new_psf, reference_psf : array (k, k)
+        Odd k, sum 1.
+    noise : (float, float)
+        1-sigma noise of the new image's and of the reference's sky.
+    ratio : float
+        New flux per reference flux.
+    """
+    half = max(new_psf.shape[0], reference_psf.shape[0]) // 2
+    shape = fft_shape((8 * half + 1, 8 * half + 1))
+    pn, pr = (transform_psf(p, shape, np.dtype(float)) for p in (new_psf, reference_psf))
+    den = noise[0] ** 2 * np.abs(pr) ** 2 + (noise[1] * ratio) ** 2 * np.abs(pn) ** 2
+    den += 1e-10 * float(den.max())
+    full = np.asarray(irfft2(pr / np.sqrt(den), shape)) * np.hypot(noise[0], noise[1] * ratio)
+    return np.roll(full, (half, half), (0, 1))[: 2 * half + 1, : 2 * half + 1]
+
+
 def proper_subtraction(
     tile: TilePair, ratio: float, shift: tuple[float, float], shift_error: tuple[float, float]
 ) -> Proper:

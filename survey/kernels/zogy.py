@@ -7,7 +7,7 @@ trimmed. Bad pixels are filled with what the other image says of them, and flagg
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -39,11 +39,14 @@ class ZogyMatch:
         Positions in the image less those in the template, pixels.
     shift_error : (dy, dx)
         Registration noise that the significance counts, pixels.
+    noise : (float, float)
+        Of image and template, 1 sigma of the sky near the middle, that the filters were made for.
     """
 
     ratio: float
     shift: tuple[float, float]
     shift_error: tuple[float, float]
+    noise: tuple[float, float] = (np.nan, np.nan)
 
     def flux_scale(self, x: ArrayLike, y: ArrayLike) -> Array:
         """Image flux per template flux at pixel positions."""
@@ -168,6 +171,7 @@ def subtract_zogy(
     planes = [np.full(shape, np.nan, dtype) for _ in range(4)]
     psf = None
     middle = len(cells) // 2
+    match = replace(match, noise=(tiles[middle].new_noise, tiles[middle].reference_noise))
     for index, cell in enumerate(cells):
         pair = _filled(tiles[index], new, reference, cell, match)
         proper = proper_subtraction(pair, match.ratio, match.shift, match.shift_error)

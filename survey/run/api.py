@@ -157,7 +157,7 @@ def run(
             engine.warn(warning)
         with _leases(field, config, summary.run_id):
             if rebuild:
-                with field.lease("images", summary.run_id):
+                with field.lease("images", summary.run_id), field.lease("frame_psf", summary.run_id):
                     _forget(field, config)
             targets = read_targets(field, config)
             pipeline = Pipeline(engine, targets)
@@ -246,6 +246,8 @@ def _forget(field: Field, config: Config) -> None:
     """Drop the ledgers of a method and what it shares, so that everything is wanted again."""
     frames = flag_table(field.frames())
     field.write_table("frames", frames)
+    # frames' PSFs are of images alone: every method's, made anew with any
+    shared = ("refine", "psf", "oversampled.frame_psf")
     for ledger in folders(field.path / "ledger"):
-        if ledger.name in ("refine", "psf") or ledger.name.startswith(f"{config.method}."):
+        if ledger.name in shared or ledger.name.startswith(f"{config.method}."):
             remove(ledger)

@@ -1,13 +1,13 @@
 """What a point source looks like in the differences of every epoch.
 
 One PSF serves the oversampled reference and cpm. A matched template was convolved with a kernel a frame, so
-that a source shows its kernel * PSF; in a proper difference, and in one by HOTPANTS, nearly the frame's own
-PSF.
+that a source shows its kernel * PSF; a difference by HOTPANTS, the frame's own PSF; a proper difference, that
+PSF through the filter which makes its noise white.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from survey.config import Config
 from survey.io.store import Field
+from survey.kernels._zogy_tile import source_filter
+from survey.kernels.decorrelate import filtered_psf
 from survey.kernels.psf import EffectivePSF, stamp_psf
 from survey.kernels.subtraction import MatchingKernel
 from survey.stages import frame_psf, psf
@@ -51,6 +53,11 @@ class DifferencePSF:
     frames: Sequence[EffectivePSF] | None = None
     kernels: Array | None = None
     shape: tuple[int, int] = (1, 1)
+
+    @property
+    def typical(self) -> EffectivePSF:
+        """One PSF for all differences, to find a place by."""
+        return self.common or self.base
 
     def kernel_at(self, y: float, x: float) -> Array | None:
         """Kernels (time, ky, kx) at a position."""
@@ -113,10 +120,34 @@ def load(field: Field, config: Config) -> DifferencePSF:
     common = psf.load(field)
     if not frame_psf.own_psfs(config, common):
         return DifferencePSF(base, common)
-    # frames that were appended since have no differences, nor PSFs
+    # a run that was killed may have made room for frames whose PSFs it had not measured
     epochs = np.arange(field.array(group, "flux").shape[0])
-    found = frame_psf.load(field, epochs)
-    return DifferencePSF(base, frames=[found[int(k)] for k in epochs])
+    found = frame_psf.load(field, epochs, partly=True)
+    if config.method == "zogy":
+        found = _proper(field, found, base)
+    return DifferencePSF(base, common, [found.get(int(k), common) for k in epochs])
+
+
+def _proper(field: Field, own: Mapping[int, EffectivePSF], template: EffectivePSF) -> dict[int, EffectivePSF]:
+    """PSFs of frames as their proper differences show them, by what the ledger notes of each."""
+    noted: dict[int, list[list[float]]] = {}
+    for record in field.ledger("zogy.zogy").records.values():
+        for epoch, *values in record.payload.get("noted", ()):
+            noted.setdefault(int(epoch), []).append(values)
+    reference = _stamp(template)
+    found = dict(own)
+    for k, values in noted.items():
+        if k in own:
+            ratio, *noise = np.median(values, axis=0)
+            shown = source_filter(_stamp(own[k]), reference, (noise[0], noise[1]), ratio)
+            found[k] = filtered_psf(own[k], np.asarray(shown, float))
+    return found
+
+
+def _stamp(psf_: EffectivePSF) -> Array:
+    """A PSF in pixels, sum 1."""
+    stamp = psf_.evaluate(0.0, 0.0, psf_.size | 1)[0]
+    return np.asarray(stamp / stamp.sum())
 
 
 def template_psf(field: Field, config: Config) -> EffectivePSF:

@@ -193,18 +193,20 @@ def psf_of_stars(
     return psf, len(y)
 
 
-def load(field: Field, epochs: NDArray[np.int64]) -> dict[int, EffectivePSF]:
-    """PSFs of epochs."""
+def load(field: Field, epochs: NDArray[np.int64], *, partly: bool = False) -> dict[int, EffectivePSF]:
+    """PSFs of epochs; with ``partly`` of those that have one."""
     found = {}
     for name in sorted({unit_name(int(k)) for k in epochs}):
         path = field.path / FOLDER / f"{KEPT_BY}.parts" / f"{name}.parquet"
+        if partly and not path.exists():
+            continue
         for row in read_parquet(path).to_pylist():
             samples = np.array(row["samples"]).reshape(row["side"], row["side"])
             psf = EffectivePSF(samples, row["oversampling"])
             # Measuring it takes longer than subtracting a pair.
             psf.__dict__["fwhm"] = row["fwhm"]
             found[row["epoch"]] = psf
-    return {int(k): found[int(k)] for k in epochs}
+    return {int(k): found[int(k)] for k in epochs if not partly or int(k) in found}
 
 
 def memory(unit: Unit, outlook: Outlook, config: Config) -> float:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation
 
 from survey.config import Config
 from survey.io.store import Field
@@ -172,12 +171,20 @@ def _half_width(pixel_map: PixelMap, tile: Tile, centre: tuple[int, int]) -> int
 
 
 def apply(
-    data: PairBlock, config: Config, group: str, subtract: Callable[[PairBlock, int, Pair], Subtraction]
+    data: PairBlock,
+    config: Config,
+    group: str,
+    subtract: Callable[[PairBlock, int, Pair], Subtraction],
+    note: Callable[[Subtraction], list[float]] | None = None,
 ) -> Output:
-    """Subtract every frame of the block; one that cannot be subtracted here stays masked, with its reason."""
+    """Subtract every frame of the block; one that cannot be subtracted here stays masked, with its reason.
+
+    ``note`` says what the ledger remembers of a frame's subtraction.
+    """
     rows, columns = data.tile.core
     arrays = empty((len(data.cutouts.epochs), rows.stop - rows.start, columns.stop - columns.start))
     failed: list[list[Any]] = []
+    noted: list[list[float]] = []
     for k, epoch in enumerate(data.cutouts.epochs):
         problem = data.shared.frames[k].failed
         if problem is not None:
@@ -191,17 +198,14 @@ def apply(
         except ValueError as reason:
             failed.append([int(epoch), str(reason)])
             continue
+        if note is not None:
+            noted.append([int(epoch), *note(found)])
         planes = (np.asarray(found.difference), np.asarray(found.error), found.mask, found.fit_mask)
         flux, error, bad, out_of_fit = data.on_sky(k, *planes)
         without_own(arrays, k, flux, error, bad, out_of_fit, data.share)
-    payload = {"samples": int((~arrays["mask"]).sum()), "failed": failed}
+    payload = {"samples": int((~arrays["mask"]).sum()), "failed": failed, "noted": noted}
     region = (slice(data.first, data.first + len(data.cutouts.epochs)), *data.tile.core)
     return Output({group: arrays}, region, payload=payload)
-
-
-def grown(bad: Mask, pixels: int) -> Mask:
-    """Bad pixels with so many around them."""
-    return np.asarray(binary_dilation(bad, np.ones((3, 3), bool), iterations=pixels))
 
 
 def settings(config: Config, names: tuple[str, ...]) -> dict[str, Any]:

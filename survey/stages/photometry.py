@@ -189,7 +189,7 @@ def measure(
             flux,
             error,
             mask,
-            psf.base,
+            psf.typical,
             py,
             px,
             (y, x),

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from survey.config import Config
 from survey.kernels._zogy_match import FEWEST_PIXELS, Match, match_sums, solve_match
 from survey.kernels._zogy_tile import TilePair, matched_pair
+from survey.kernels.masks import grow_square
 from survey.kernels.subtraction import Subtraction
 from survey.kernels.zogy import subtract_zogy
 from survey.stages import forecast, pairwise
 from survey.stages.matching import units
-from survey.stages.pairwise import Pair, PairBlock, Shared, grown, read
+from survey.stages.pairwise import Pair, PairBlock, Shared, read
 from survey.stages.protocol import Output, Stage
 
 GROUP = "difference/zogy"
@@ -73,7 +74,7 @@ def partial(data: PairBlock, config: Config) -> list[Match | None]:
             np.where(bad, 0.0, pair.image), np.where(bad, 0.0, pair.template), pair.error**2, noise**2,
             1.0, 1.0, psf, template_psf,
         )  # fmt: skip
-        good = pair.core & ~grown(bad, max(psf.shape[0], template_psf.shape[0]) // 2)
+        good = pair.core & ~grow_square(bad, max(psf.shape[0], template_psf.shape[0]) // 2)
         found.append(match_sums(*matched_pair(tile), good, state.guess))
     return found
 
@@ -132,7 +133,12 @@ def subtract(data: PairBlock, k: int, pair: Pair) -> Subtraction:
 def apply(data: PairBlock, state: Shared | None, config: Config) -> Output:
     """Subtract the template from every frame of the block."""
     data.shared = state if state is not None else data.shared
-    return pairwise.apply(data, config, GROUP, subtract)
+    return pairwise.apply(data, config, GROUP, subtract, note)
+
+
+def note(found: Subtraction) -> list[float]:
+    """Flux ratio and the noises that the filters were made for: they say what a source looks like."""
+    return [float(found.kernel.ratio), *(float(n) for n in found.kernel.noise)]
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -141,5 +147,5 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 STAGE = Stage(
-    "zogy", 3, settings, units, read, partial, lambda partials, config: partials, apply, memory=forecast.pairs
+    "zogy", 4, settings, units, read, partial, lambda partials, config: partials, apply, memory=forecast.pairs
 )

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy.signal import fftconvolve
 
 from survey.kernels._zogy_match import Match, solve_match
+from survey.kernels._zogy_tile import source_filter
 from survey.kernels.zogy import subtract_zogy
 from survey.simulate.pairs import moffat, simulate_pair
 from tests.kernels.pair_quality import measure
@@ -112,6 +114,29 @@ def test_zogy__tiles_overlap_and_are_trimmed():
     for name in ("scaled", "significance"):
         off, without = (np.abs(getattr(s, name) - getattr(whole, name))[inner].max() for s in (tiled, cut))
         assert off < 0.1 < without
+
+
+@pytest.mark.parametrize(("wide", "template_noise"), [(1.06, 1.0), (1.27, 1.0), (1.7, 0.2)])
+def test_zogy__a_source_is_its_psf_through_the_filter(wide, template_noise):
+    """Flux by a PSF fit to the difference: right to 1 %, 15 % off by the image's own PSF in sharp frames."""
+    own, other = gaussian(wide), gaussian(1.49)
+    rng = np.random.default_rng(4)
+    image, template = rng.normal(0, 2, (121, 121)), rng.normal(0, template_noise, (121, 121))
+    image[48:73, 48:73] += 1e6 * own
+    s = subtract_zogy(
+        image, template, image_psf=own, template_psf=other, error=2.0, template_error=template_noise,
+        flux_ratio=1.0, shift=(0, 0), sky="given",
+    )  # fmt: skip
+    assert_allclose(s.kernel.noise, (2.0, template_noise))
+    fluxes = {}
+    for name, psf in (
+        ("own", own),
+        ("shown", fftconvolve(own, source_filter(own, other, s.kernel.noise, s.kernel.ratio), mode="same")),
+    ):
+        fluxes[name] = (psf * s.difference[48:73, 48:73]).sum() / (psf**2).sum()
+    assert_allclose(fluxes["shown"], 1e6, rtol=0.01)
+    if wide < 1.1:
+        assert fluxes["own"] < 0.9e6
 
 
 def test_zogy__registration_noise_is_no_detection():

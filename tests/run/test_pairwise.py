@@ -1,5 +1,6 @@
 """Methods zogy and hotpants as runs: turned frames, seeing that changes, a template of the field's own."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from survey.kernels._zogy_match import Match
 from survey.run.api import create_field, run, stored_config
 from survey.run.results import light_curve
 from survey.run.template import make_template
-from survey.stages import difference_psf, psf, zogy
+from survey.stages import difference_psf, frame_psf, psf, zogy
 from survey.stages.calibrated import read_calibrated
 from survey.stages.pairwise import FrameState, Shared
 from survey.stages.zogy import FrameMatches
@@ -118,6 +119,14 @@ def test_zogy(field):
     # whose PSFs were used is noted with the differences: what else lies there decides nothing
     target, config = Field.open(field), settings(field, "zogy")
     assert len(difference_psf.load(target, config).frames) == FRAMES
+    # a proper difference shows a frame's PSF through its filter
+    sharp = frame_psf.load(target, np.arange(FRAMES + 1), partly=True)
+    assert list(sharp) == list(range(FRAMES))
+    with pytest.raises(KeyError):
+        frame_psf.load(target, np.arange(FRAMES + 1))
+    shown = difference_psf.load(target, config)
+    assert all(shown.frames[k].fwhm != sharp[k].fwhm for k in sharp)
+    assert shown.typical is shown.common
     config.subtraction.psf = "field"
     shown = difference_psf.load(target, config)
     assert shown.frames is None
@@ -174,10 +183,12 @@ def test_sfft_by_kernel_and_psf(field):
 
 def test_hotpants_absent(field, monkeypatch):
     monkeypatch.setenv("HOTPANTS", "/nowhere/hotpants")
-    before = sorted((Path(field) / "runs").glob("*"))
+    before = set((Path(field) / "runs").glob("*"))
     with pytest.raises(HotpantsError, match="is no program here: install HOTPANTS"):
         run(field, settings(field, "hotpants"), client="synchronous")
-    assert sorted((Path(field) / "runs").glob("*")) == before
+    (failed,) = set((Path(field) / "runs").glob("*")) - before
+    record = json.loads((failed / "run.json").read_text())
+    assert (record["status"], record["computed"], record["skipped"]) == ("failed", 0, 0)
 
 
 def test_hotpants(field, hotpants, tmp_path):
