@@ -150,7 +150,7 @@ def run(
         if frames:
             _take_in(path, frames, config, executor, progress, strict, record)
         field = Field.open(path)
-        config, warnings = settle(field, config, progress)
+        config, warnings = settle(field, config, progress, rebuild=rebuild)
         engine = Engine(field, config, executor, progress, (f"difference/{config.method}", summary.run_id))
         record.follow(engine)
         for warning in warnings:

@@ -36,7 +36,9 @@ class PredictedDifferences:
         self.records = pipeline.engine.ledger(STAGE).records
         self._images = {self.epochs: pipeline.images}
         # Units that failed in the first pass, so that the second knows nothing of them: other keys.
-        self.without: list[str] = []
+        self.without: list[str] = next(
+            (list(r.payload["without"]) for r in self.records.values() if r.payload.get("without")), []
+        )
 
     def groups(self) -> tuple[str, ...]:
         """Differences, and the map of variables."""
@@ -51,6 +53,7 @@ class PredictedDifferences:
         """Epochs of the whole fit, then of the field after each addition, the one that is wanted now last."""
         first = self._fitted()
         if not first:
+            self.without = []
             return [self.epochs]
         known = {r.payload["start"]: r.payload["stop"] for r in self.records.values() if "stop" in r.payload}
         ends = [first]
@@ -59,16 +62,21 @@ class PredictedDifferences:
         return ends if ends[-1] == self.epochs else [*ends, self.epochs]
 
     def _fitted(self) -> int:
-        """Epochs that all tiles were fitted to, if their images are what they were; else 0."""
-        records = [self.records.get(unit.name) for unit in self.units]
-        epochs = 0 if records[0] is None else int(records[0].payload.get("epochs", 0))
+        """Epochs that all tiles but the lost were fitted to, if their images are what they were; else 0."""
+        units = self._kept()
+        records = [self.records.get(unit.name) for unit in units]
+        epochs = 0 if not records or records[0] is None else int(records[0].payload.get("epochs", 0))
         if not 0 < epochs <= self.epochs:
             return 0
         same = (
             record is not None and record.key == self._key(unit.name, [epochs])
-            for unit, record in zip(self.units, records, strict=True)
+            for unit, record in zip(units, records, strict=True)
         )
         return epochs if all(same) else 0
+
+    def _kept(self) -> list[Unit]:
+        """Tiles that were not lost in the first pass."""
+        return [unit for unit in self.units if unit.name not in self.without]
 
     def additions(self) -> list[int]:
         """First epochs of what was added."""
@@ -99,34 +107,55 @@ class PredictedDifferences:
         return self._key(unit.name, self._ends[:-1]), self._ends[-2]
 
     def submit(self) -> Waiting:
-        """Every tile from two passes; or where they were made of earlier epochs, the later ones alone."""
-        return self._submit_later() if len(self._ends) > 1 else self._submit_all()
+        """Every tile from two passes; or where they were made of earlier epochs, the later ones alone.
+
+        Tiles that were lost are tried first: once one can be read, all is predicted anew as if it had been.
+        """
+        ends = self._ends
+        if self.without and self._found_again():
+            self.without, self._ends = [], [self.epochs]
+            return self._submit_all()
+        return self._submit_later() if len(ends) > 1 else self._submit_all()
+
+    def _found_again(self) -> bool:
+        """Whether a tile that was lost can be read; those that cannot are told of."""
+        engine, label = self.pipeline.engine, "cpm (lost tiles)"
+        lost = [(unit, self.key(unit)) for unit in self.units if unit.name in self.without]
+        engine.submit(STAGE, lost, step="partial", label=label, ledger=False)
+        return bool(engine.collect().get(label))
 
     def _submit_all(self) -> Waiting:
         pipeline, engine = self.pipeline, self.pipeline.engine
         ledger = engine.ledger(STAGE)
-        keyed = [(unit, self.key(unit)) for unit in self.units]
+        keyed = [(unit, self.key(unit)) for unit in self._kept()]
         if all(ledger.has(unit.name, key) for unit, key in keyed):
             engine.skip(len(keyed))
             return {}
+        self.without = []
+        keyed = [(unit, self.key(unit)) for unit in self.units]
         ledger.invalidate([name for name in self.records if "+" in name])
         state, self.without = pipeline.gather_some(STAGE, keyed)
         ledger.invalidate(self.without)
         there = [(u, self.key(u)) for u in self.units if u.name not in self.without]
-        tickets = engine.submit(STAGE, there, state=state, note=lambda _: {"epochs": self.epochs})
+        tickets = engine.submit(STAGE, there, state=state, note=lambda _: self._note())
         return {name: [ticket] for name, ticket in tickets.items()}
+
+    def _note(self) -> dict[str, Any]:
+        return {"epochs": self.epochs, **({"without": self.without} if self.without else {})}
 
     def _submit_later(self) -> Waiting:
         waiting: Waiting = {}
         for i, (start, stop) in enumerate(pairwise(self._ends), 2):
             keyed = []
-            for unit in self.units:
+            for unit in self._kept():
                 chosen = self.records[unit.name].payload
                 later = Later(start, stop, chosen["n_predictors"], chosen["ridge"])
                 name = f"{unit.name}+{start}"
                 keyed.append((Unit(name, unit.tile, (later,)), self._key(name, self._ends[:i])))
+            # one shard may hold epochs of two additions: a tile's are written one after the other
             tickets = self.pipeline.engine.submit(
                 STAGE, keyed, label="cpm (later epochs)",
+                after=lambda unit: list(waiting.get(unit.name.partition("+")[0], ())),
                 note=lambda unit: {"start": unit.items[0].start, "stop": unit.items[0].stop},
             )  # fmt: skip
             for name, ticket in tickets.items():

@@ -14,10 +14,25 @@ from survey.stages.differences import star_motion
 MOTION_LIMIT = 0.6
 
 
-def settle(field: Field, config: Config, progress: Progress) -> tuple[Config, list[str]]:
-    """Settings as they hold for this field, and warnings about those that were asked for all the same."""
+def settle(
+    field: Field, config: Config, progress: Progress, *, rebuild: bool = False
+) -> tuple[Config, list[str]]:
+    """Settings as they hold for this field, and warnings about those that were asked for all the same.
+
+    A grid that was settled for the field's first frames stays, unless all is to be made again.
+    """
     config = _for_epochs(field, config, progress)
-    return _for_motion(field, config, progress) if config.method == "cpm" else (config, [])
+    if config.method != "cpm":
+        return config, []
+    if config.cpm.grid == "auto" and not rebuild and field.has("difference/cpm"):
+        noted = field.group_attrs("difference/cpm").get("grid")
+        if noted in ("sky", "detector"):
+            return _on(config, noted), []
+    return _for_motion(field, config, progress)
+
+
+def _on(config: Config, grid: str) -> Config:
+    return config.model_copy(update={"cpm": config.cpm.model_copy(update={"grid": grid})})
 
 
 def _for_epochs(field: Field, config: Config, progress: Progress) -> Config:
@@ -53,4 +68,4 @@ def _for_motion(field: Field, config: Config, progress: Progress) -> tuple[Confi
     grid = "detector" if steady else "sky"
     if not steady:
         progress.message(f"{text}: differences are made on the sky grid")
-    return config.model_copy(update={"cpm": config.cpm.model_copy(update={"grid": grid})}), []
+    return _on(config, grid), []

@@ -1,5 +1,6 @@
 """A later night of cpm: predicted by all nights before, which stay as they are."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -16,8 +17,12 @@ from survey.run.api import append_frames, run
 from survey.run.engine import Engine
 from survey.run.executor import InlineExecutor
 from survey.run.pipeline import Pipeline
+from survey.run.progress import Silent
 from survey.run.results import list_events
+from survey.run.settle import settle
 from survey.run.verify import verify
+from survey.stages import cpm
+from survey.stages.protocol import STAGES
 from tests.run.conftest import FIRST
 
 NAMES = ("flux", "error", "mask", "fit_mask", "leverage")
@@ -132,6 +137,81 @@ def test_an_interrupted_addition_goes_on_with_the_tiles_that_lack_it(added, tmp_
     made = [r.unit for r in predict(path).reports if r.stage == "cpm"]
     assert made == [f"tile-00001+{FIRST}"]
     same_bits(base / "later", path, ("difference/cpm",))
+
+
+def test_two_additions_of_a_tile_are_written_one_after_the_other(added, tmp_path, monkeypatch):
+    """They share a shard in time; where the first is still to be done, the second waits for it."""
+    base, _ = added
+    path, waits = tmp_path / "field", {}
+    shutil.copytree(base / "later", path)
+    engine = Engine(Field.open(path), settings(path), InlineExecutor())
+    pipeline = Pipeline(engine)
+    pipeline.prepare()
+    submit = engine.submit
+
+    def spy(stage, units, *, after, **options):
+        tickets = submit(stage, units, after=after, **options)
+        waits.update({u.name: [t.unit.name for t in after(u)] for u, _ in units})
+        return tickets
+
+    monkeypatch.setattr(engine, "submit", spy)
+    pipeline.differences._ends = [FIRST, FIRST + 5, ALL]
+    pipeline.differences.submit()
+    engine.collect()
+    assert not engine.failures
+    made = [r.unit for r in engine.reports if r.stage == "cpm"]
+    for i in range(4):
+        tile = f"tile-{i:05d}"
+        first, second = f"{tile}+{FIRST}", f"{tile}+{FIRST + 5}"
+        assert waits[second][0] == first
+        assert made.index(first) < made.index(second)
+    assert not verify(path).problems
+    assert cube(path, "flux")[:FIRST].tobytes() == cube(base / "early", "flux").tobytes()
+
+
+def test_a_tile_that_cannot_be_read_costs_nothing_again_and_comes_back(added, nights, tmp_path, monkeypatch):
+    """Later runs try it alone, a night is added without it; once it can be read, all is as if it had been."""
+    base, _ = added
+    path, whole = tmp_path / "field", cpm.STAGE
+
+    def broken(field, unit, config):
+        if unit.name.startswith("tile-00001"):
+            raise OSError("tile 1 cannot be read")
+        return whole.read(field, unit, config)
+
+    def go(place):
+        engine = Engine(Field.open(place), settings(place), InlineExecutor())
+        pipeline = Pipeline(engine)
+        pipeline.prepare()
+        pipeline.differences.submit()
+        engine.collect()
+        engine.finish()
+        return [(r.step, r.unit) for r in engine.reports if r.stage == "cpm"], len(engine.failures)
+
+    shutil.copytree(nights[0] / "early", path)
+    monkeypatch.setitem(STAGES, "cpm", dataclasses.replace(whole, read=broken))
+    others = ["tile-00000", "tile-00002", "tile-00003"]
+    assert go(path) == ([(step, name) for step in ("partial", "apply") for name in others], 1)
+    assert go(path) == ([], 1)
+    shutil.copytree(nights[0] / "later", tmp_path / "later")
+    graft(path, tmp_path / "later")
+    assert go(tmp_path / "later") == ([("apply", f"{name}+{FIRST}") for name in others], 1)
+    monkeypatch.setitem(STAGES, "cpm", whole)
+    made, failures = go(path)
+    assert failures == 0
+    assert [unit for step, unit in made if step == "apply"] == sorted([*others, "tile-00001"])
+    same_bits(base / "early", path, ("difference/cpm", "variability/cpm"))
+
+
+def test_the_grid_of_the_first_frames_stays(added, monkeypatch):
+    """However the stars move in later ones; all of it made again may lie elsewhere."""
+    base, _ = added
+    config = settings(base / "later")
+    config.cpm.grid = "auto"
+    monkeypatch.setattr("survey.run.settle.star_motion", lambda *_: 0.0)
+    field = Field.open(base / "later")
+    assert settle(field, config, Silent())[0].cpm.grid == "sky"
+    assert settle(field, config, Silent(), rebuild=True)[0].cpm.grid == "detector"
 
 
 @pytest.mark.parametrize("change", ["settings", "tile"])
@@ -282,4 +362,5 @@ def test_a_killed_addition_is_taken_up_to_the_same_bits(cpm_nights, tmp_path):
         process.kill()
     again = run(path, config, frames=new_frames(base), client="synchronous")
     assert again.ok, again.failures
+    assert again.stages["cpm"]["units"] >= 1
     same_bits(base / "later", path)
