@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,roman]'
 	touch $@
 
-demo: $(STAMP)  ## simulated field through the whole pipeline; opens nothing, writes demo/report.html
+demo: $(STAMP)  ## simulated field through the whole pipeline; opens nothing, writes demo/field/report.html
 	$(BIN)/survey demo -o demo
 
 test: $(STAMP)  ## the default tests: under ten minutes on two cores
@@ -22,7 +22,7 @@ test: $(STAMP)  ## the default tests: under ten minutes on two cores
 test-slow: $(STAMP)  ## the long ones
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
-bench: $(STAMP)  ## the figures of the README's table
+bench: $(STAMP)  ## the speeds of the README's table
 	$(BIN)/python -m pytest -m benchmark -s --timeout 3600 tests/benchmarks
 
 lint: $(STAMP)

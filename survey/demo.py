@@ -14,6 +14,11 @@ from survey.run.api import run
 from survey.run.record import RunSummary
 from survey.simulate import simulate_field
 
+# Events of the demo's field at its default size and above; half as many variables.
+EVENTS = 12
+# A smaller field has room for an event every so many pixels of its edge.
+EDGE_AN_EVENT = 21
+
 
 def demo(
     directory: str | Path,
@@ -39,11 +44,14 @@ def demo(
     if progress is not None:
         progress.start("simulate", frames, 0)
     started = time.monotonic()
+    events = max(1, min(EVENTS, size // EDGE_AN_EVENT))
     simulate_field(
         images,
         size=size,
         frames=frames,
         seed=seed,
+        events=events,
+        variables=events // 2,
         overwrite=True,
         progress=None if progress is None else lambda done, total: progress.advance("simulate", None),
     )

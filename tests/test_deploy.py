@@ -1,5 +1,7 @@
 """The recipes in deploy/ say what the code understands."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,17 @@ def test_kubernetes_manifests_talk_tls_only_and_run_without_root():
         mounted = {m["name"] for m in container["volumeMounts"]}
         assert mounted == {v["name"] for v in pod["spec"]["volumes"]}
     assert "tls://survey-scheduler:8786" in found[-1]["spec"]["template"]["spec"]["containers"][0]["args"]
+
+
+def test_every_requirement_is_pinned_plainly():
+    """What `make` and the image install; one of its own extra that no one here installs need not be."""
+    root = DEPLOY.parent
+    lines = (root / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("# A set of versions")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(r for name in ("dev", "roman", "notebooks") for r in extras[name])]
+    pinned = {pin.split("==")[0].lower().replace("_", "-") for pin in pins}
+    names = {re.match(r"[\w.-]+", r)[0].lower().replace("_", "-") for r in wanted}
+    assert names <= pinned

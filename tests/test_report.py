@@ -80,6 +80,55 @@ def test_pictures_have_alternative_texts(full):
     assert all(images)
 
 
+def picture(text, words):
+    """The SVG with such an alternative text."""
+    found = re.search(rf'<svg [^>]*aria-label="{words}.*?</svg>', text, re.S)
+    assert found, f"no picture of {words!r}"
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Native reference image of the whole field",
+        "Window of the native reference",
+        "The same window of the oversampled reference",
+        "Frame frame_",
+        "Difference of frame frame_",
+        "Difference over error of frame frame_",
+        "Map of the search",
+    ],
+)
+def test_every_map_is_there_with_its_pixels(full, words):
+    pixels = re.search(r"data:image/png;base64,([A-Za-z0-9+/=]+)", picture(full[1], words))
+    assert pixels
+    assert len(pixels[1]) > 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["Histogram of difference over error", "Width and mean of difference over error", "Sub-pixel phases"],
+)
+def test_every_diagram_is_there_with_its_curves(full, words):
+    assert picture(full[1], words).count("<path") > 5
+
+
+def test_an_event_has_its_four_cutouts_and_its_light_curve(full):
+    card = full[1].split('id="event-1"')[1].split("</article>")[0]
+    names = re.findall(r'<img src="data:image/png[^>]*alt="([^,]*),', card)
+    assert names == ["frame", "reference", "difference", "largest |S/N|"]
+    assert picture(card, "Light curve of event-0001").count("<path") > 5
+
+
+def test_timings_of_a_run_are_drawn_beside_their_numbers(full):
+    part = full[1].split('<section id="runs"')[1]
+    row = part.split("oversampled</td>")[1].split("</tr>")[0]
+    assert '<span class="bar" style="width:100.0%">' in row
+    for seconds in ("0.40", "8.00", "0.20"):
+        assert seconds in row
+    assert "1 min 5 s of wall time" in part
+
+
 def test_figures_take_the_colours_of_the_page(full):
     assert "#0102" not in full[1]
     assert "DejaVu" not in full[1]

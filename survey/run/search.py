@@ -48,6 +48,7 @@ class Search:
     def run(self, state: detect.Search, first: Waiting) -> bool:
         """Search every tile after the differences it reads, and measure the peaks; False if none could be."""
         units = self.pipeline.units
+        self._tell_blind(state)
         self.engine.submit(
             "detect",
             [(self._later_unit(unit, state), self.detect_key(unit)) for unit in units],
@@ -62,6 +63,17 @@ class Search:
         self.engine.submit("candidates", keyed, state=state)
         self.engine.collect()
         return True
+
+    def _tell_blind(self, state: detect.Search) -> None:
+        """Warn of time scales at which the search cannot find anything."""
+        blind = detect.blind_scales(state.bank)
+        if blind:
+            scales, unit = ", ".join(f"{sigma:g}" for sigma in blind), self.config.detect.unit
+            span = float(np.ptp(state.bank.time))
+            self.engine.warn(
+                f"no event of {scales} {unit} can be found in frames that span {span:.3g} {unit}: the "
+                "reference takes it up; give shorter scales, [detect] temporal_sigma"
+            )
 
     def candidate_units(self) -> list[tuple[Unit, str]]:
         """Units that measure the merged peaks, with their keys."""

@@ -142,6 +142,12 @@ def prepare(field: Field, psf: EffectivePSF, config: Config) -> Search:
     return Search(psf, bank, thresholds, stamp, model_share(field, frames, config))
 
 
+def blind_scales(bank: EventBank) -> list[float]:
+    """Time scales of a bank at which nothing can be found: the reference takes all such events up."""
+    pairs = zip(bank.temporal_sigma, bank.ratio, strict=True)
+    return [sigma for sigma, ratio in pairs if not np.isfinite(ratio).any()]
+
+
 def read(field: Field, unit: Unit, config: Config) -> TileDifference:
     """Differences of the core and halo."""
     assert unit.tile is not None
@@ -271,7 +277,9 @@ def noise_factors(payloads: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
     correlated, and S/N in units of their own scatter is the honest one.
     """
     widths = np.array([payload["noise"] for payload in payloads], float)
-    middle = np.nanmedian(widths, axis=0)
+    # A scale at which no tile knows anything has no width.
+    known = np.where(np.isfinite(widths).any(axis=0), widths, 1.0)
+    middle = np.nanmedian(known, axis=0)
     return np.where(middle > 1 + NOISE_TOLERANCE, middle, 1.0)
 
 

@@ -113,6 +113,22 @@ def test_nan_pixels_are_masked_and_poison_no_neighbour(tmp_path):
     assert np.isfinite(frame.error[~frame.mask]).all()
 
 
+def test_items_are_read_from_the_keywords_that_the_settings_name(tmp_path):
+    """[input.keywords]: a list is tried in order, an empty one switches the item off."""
+    cards = {"PASS": "R", "EADU": 2.0, "SHUTTER": 60.0, "GAIN": 9.0, "RON": 6.0}
+    path = write(tmp_path / "k.fits", **cards)
+    usual = read_header(path)
+    assert (usual.band, usual.gain, usual.exposure) == ("W146", 9.0, 120.0)
+    names = {"band": ["NONE", "PASS"], "gain": ["EADU"], "exposure": ["SHUTTER"]}
+    settings = InputSettings(keywords={**names, "read_noise": ["RON"]})
+    header = read_header(path, settings)
+    assert (header.band, header.gain, header.exposure) == ("R", 2.0, 60.0)
+    assert header.time == 60000.5 + 30 / 86400
+    frame = read_frame(path, settings)
+    np.testing.assert_allclose(frame.error, np.sqrt(9 + frame.flux / 2), rtol=1e-5)
+    assert read_header(path, InputSettings(keywords={"gain": []})).gain is None
+
+
 # --- errors made
 
 
