@@ -141,14 +141,22 @@ def fit(model: KernelModel, samples: Samples, scene: Scene, limits: Limits) -> F
 
 
 def _part(model: KernelModel, scene: Scene) -> list[tuple[int, int]] | None:
-    """Every fourth block of a large image, if those have pixels enough; None: all."""
+    """Evenly spread blocks of a large image, as many as enough or few more, if those have pixels enough.
+
+    None: all.
+    """
     side = block_side(model.image_shape)
     corners = blocks_of(scene.image.shape, side)
-    if len(corners) < 2 * _ENOUGH_BLOCKS:
-        return None
-    some = [(y, x) for y, x in corners if (y // side) % 2 == 0 and (x // side) % 2 == 0]
-    used = sum(int((~scene.excluded[y : y + side, x : x + side]).sum()) for y, x in some)
-    return some if used >= 10 * model.n_parameters else None
+    step = 1
+    while len(corners) >= 2 * _ENOUGH_BLOCKS * step**2:
+        step *= 2
+    while step > 1:
+        some = [(y, x) for y, x in corners if (y // side) % step == 0 and (x // side) % step == 0]
+        used = sum(int((~scene.excluded[y : y + side, x : x + side]).sum()) for y, x in some)
+        if used >= 10 * model.n_parameters:
+            return some
+        step //= 2
+    return None
 
 
 def add_sums(parts: list[Sums]) -> Sums:

@@ -6,7 +6,9 @@ from numpy.testing import assert_allclose
 from scipy.special import erf
 
 from survey.kernels._sfft_fit import KernelModel
+from survey.kernels._sfft_pass import Scene
 from survey.kernels._sfft_samples import ShiftedSamples, SplineSamples, StoredSamples, sample_function
+from survey.kernels._sfft_solve import _part
 from survey.kernels.legendre import phase_basis
 from survey.kernels.pixelmap import PixelMap, nearest_pixels
 from survey.kernels.reference import ReferenceFit
@@ -334,3 +336,18 @@ def test_kernel_model__counts_parameters():
     assert_allclose(sums[3:], 0, atol=1e-12)
     gradient = rng.normal(size=(50, 6))
     assert_allclose(model.reduce(gradient.ravel()) @ parameters, (gradient * coefficients).sum())
+
+
+def test_sfft__a_first_kernel_looks_at_some_256_blocks_of_a_large_image():
+    """More where most of their pixels are bad, all where the image is small."""
+    counts = {}
+    for size in (90, 1024, 2048, 4096):
+        model = KernelModel((7, 7), 2, 1, 2, (size, size))
+        zeros = np.broadcast_to(np.float32(0), (size, size))
+        part = _part(model, Scene(zeros, zeros, np.zeros((size, size), bool)))
+        counts[size] = None if part is None else len(part)
+    assert counts == {90: None, 1024: 256, 2048: 256, 4096: 256}
+    excluded = np.ones((4096, 4096), bool)
+    excluded[::32, ::32] = False
+    excluded[1::32, ::32] = False
+    assert len(_part(model, Scene(zeros, zeros, excluded))) == 4096
