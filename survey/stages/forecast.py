@@ -10,14 +10,15 @@ from survey.stages.matching import SPLINE_REACH, kernel_edge
 from survey.stages.pairwise import reach
 from survey.stages.protocol import Outlook, Unit
 
-# cpm: a sample of core and halo (calibrated, normalised, whitened, squared), one of the core (predicted and
-# written), and the rest.
-CPM = {"sample": 67, "phase": 16, "core": 40, "least": 20e6}
-# sfft: a sample of the block in core and halo, and the rest, while sums are made and while it is subtracted.
-SUMS = {"sample": 20, "phase": 16, "least": 22e6}
-SUBTRACTED = {"sample": 52, "phase": 16, "least": 18e6}
-# zogy, hotpants: a sample of a block's cutouts, a pixel of one while it is subtracted, and the rest.
-PAIRS = {"sample": 42, "pixel": 900, "least": 20e6}
+# cpm: a sample of core and halo, one of the core (predicted and written), and the rest.
+CPM = {"sample": 49, "phase": 16, "core": 41, "least": 25e6}
+# A sample of a block of frames: sfft's in core and halo while sums are made, which takes most; zogy's and
+# hotpants' in the cutouts of the frames.
+SUMS = {"sample": 45, "phase": 16}
+MATCHED = {"sample": 73}
+PROGRAM = {"sample": 85, "least": 19.5e6}
+# Freed memory that a process keeps meanwhile (`survey.run.memory`): so much a sample, and at most.
+KEPT = {"sample": 100, "most": 55e6}
 
 
 def predicted(unit: Unit, outlook: Outlook, halo: int) -> float:
@@ -30,7 +31,7 @@ def predicted(unit: Unit, outlook: Outlook, halo: int) -> float:
 
 
 def matching(unit: Unit, outlook: Outlook, config: Config) -> float:
-    """Forecast of a tile and a block of frames: their samples, and every frame's sums while it makes them."""
+    """Forecast of a tile and a block of frames: their samples, and the frames' sums."""
     assert unit.tile is not None
     first, last = unit.items[:2]
     settings = config.subtraction
@@ -39,17 +40,20 @@ def matching(unit: Unit, outlook: Outlook, config: Config) -> float:
     kernel_order = 2 if settings.kernel_order is None else settings.kernel_order
     order = max(kernel_order, settings.flux_order, settings.background_order)
     matrix = 8 * ((edge**2 + 1) * (order + 1) * (order + 2) // 2) ** 2
+    each = SUMS["sample"] + (SUMS["phase"] if outlook.own_phases else 0)
+    return each * samples + matrix * (last - first) + _kept(samples)
 
-    def taken(bytes_of: dict[str, float]) -> float:
-        each = bytes_of["sample"] + (bytes_of["phase"] if outlook.own_phases else 0)
-        return each * samples + bytes_of["least"]
 
-    return max(taken(SUMS) + matrix * (last - first), taken(SUBTRACTED))
+def _kept(samples: int) -> float:
+    return min(KEPT["sample"] * samples, KEPT["most"])
 
 
 def pairs(unit: Unit, outlook: Outlook, config: Config) -> float:
-    """Forecast of a tile's cutouts of a block of frames, and of one frame and the template in them."""
+    """Forecast of a tile's cutouts of a block of frames; what the external program takes is not in it."""
     assert unit.tile is not None
     first, last = unit.items[:2]
     edge = 2 * ((max(unit.tile.shape) + 1) // 2 + 2 + reach(outlook.psf_widths[1])) + 1
-    return PAIRS["sample"] * edge**2 * (last - first) + PAIRS["pixel"] * edge**2 + PAIRS["least"]
+    samples = edge**2 * (last - first)
+    if config.method == "hotpants":
+        return PROGRAM["sample"] * samples + PROGRAM["least"]
+    return MATCHED["sample"] * samples + _kept(samples)

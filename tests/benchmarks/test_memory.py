@@ -79,7 +79,8 @@ def child(path, name, step):
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     report = execute(str(path), name, step, unit, config, state, "k")
     what = f"{unit.tile.shape} x {field.frames().sizes['time']}" if unit.tile else unit.name
-    forecast = stage.memory(unit, outlook(field), config) / 1e6
+    wanted = config.model_copy(update={"method": name}) if name == "hotpants" else config
+    forecast = stage.memory(unit, outlook(field), wanted) / 1e6
     measured = (report.peak_memory - report.baseline_memory) / 1e6
     print(json.dumps({"forecast": forecast, "measured": measured, "what": what}))
 
