@@ -115,11 +115,13 @@ class OversampledDifferences:
             self._add_later("reference")
             self._submit({}, "reference", [unit for unit in lacking if not self._is_added(unit)])
             self.pipeline.engine.collect()
-            self._blank([unit for unit in lacking if unit.name not in self.records])
+            self.blank_lost(lacking)
 
-    def _blank(self, lost: Sequence[Unit]) -> None:
+    def blank_lost(self, units: Sequence[Unit]) -> None:
         """Where no reference could be made there is none, also for those who look over a tile's edge."""
-        for unit in lost:
+        for unit in units:
+            if unit.name in self.records:
+                continue
             assert unit.tile is not None
             shape = (*unit.tile.shape, *self.pipeline.field.array("reference", "coefficients").shape[2:])
             self.pipeline.field.write("reference", {"coefficients": np.zeros(shape)}, unit.tile.core)

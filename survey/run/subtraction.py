@@ -133,14 +133,13 @@ class SubtractionDifferences:
         """Blocks of frames whose differences are missing: kernels first, then every tile."""
         wanted = self._stale()
         wanted += [block for block in self._lossy() if block not in wanted and self._is_healed(block)]
+        self._skip(wanted)
         for block in wanted:
             block.forget()
         if wanted:
             self.taken.put_back()
             self._make(self._stale(), self.stage.name, {})
             self._searched = self._key()
-        else:
-            self._skip([])
         self._tell_failed()
         return self._lost()
 
@@ -158,11 +157,24 @@ class SubtractionDifferences:
         return [block for block in self.blocks.values() if block.lost]
 
     def _is_healed(self, block: Block) -> bool:
-        """Whether one of the units that failed does no longer."""
-        state = self._fits(block.span).state
-        units = [unit for unit in self._able(block.units) if unit.name in block.lost]
+        """Whether what a block's failed units would change has to be made anew, as one fails no longer."""
+        state, lost = self._fits(block.span).state, set(block.lost)
+        units = [u for u in self._able(block.units) if u.name in lost & set(block.without)]
         again = [(Unit(unit.name, unit.tile, (*block.span, state)), "again") for unit in units]
-        return bool(self.pipeline.partials(self.stage.name, again))
+        if again and self.pipeline.partials(self.stage.name, again):
+            return True
+        if lost == set(block.without):
+            return False
+        # The others' sums were in: only these are subtracted again, and nothing else has changed.
+        searched = self._noted(block)
+        self._make([block], self.stage.name, {} if searched is None else {"searched": searched})
+        return searched is not None and set(block.lost) != lost
+
+    def _noted(self, block: Block) -> str | None:
+        """Key of the differences in which events were found that are out of those of a block."""
+        records = self.pipeline.engine.ledger(self.stage.name).records
+        found = (records[u.name].payload.get("searched") for u in block.units if u.name in records)
+        return next(found, None)
 
     def _able(self, units: Sequence[Unit]) -> list[Unit]:
         """Units in whose tiles there is a reference, where that is the template."""
@@ -208,7 +220,6 @@ class SubtractionDifferences:
         RunError
             If no unit of the field has differences then.
         """
-        self._skip(blocks)
         engine = self.pipeline.engine
         ledger, known = engine.ledger(self.stage.name), engine.ledger("lost")
         for group in at_once(blocks, self._frame_bytes(), _BYTES):

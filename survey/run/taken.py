@@ -113,6 +113,7 @@ class TakenEvents:
         assert self.base is not None
         self.base.reference.refit(events)
         self.base.engine.collect()
+        self.base.reference.blank_lost(self.base.units)
         self.base.engine.finish()
         self.pipeline.forget_reference()
 

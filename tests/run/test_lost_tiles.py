@@ -1,6 +1,7 @@
 """Methods that sum over all tiles, on a field with a shard that cannot be read; and killed between writes."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from survey.run.subtraction import SubtractionDifferences
 from survey.simulate import simulate_field
 from survey.stages import detect, frame_psf
 from survey.stages.calibrated import calibrated_frames, read_calibrated
+from survey.stages.protocol import STAGES
 from survey.stages.readable import read_readable
 
 METHODS = ("sfft", "zogy", "hotpants")
@@ -145,6 +147,57 @@ def test_psfs_of_frames_do_without_a_tile_and_are_measured_again(ready, tmp_path
     assert ensure() == (keys, [], 1)
     assert ensure() == (keys, [], 0)
     assert psfs[0] == psfs[3] == psfs[4]
+
+
+def failing(monkeypatch, stage, index):
+    """Have a stage fail on a tile while it is subtracted or fitted."""
+    old = STAGES[stage]
+    monkeypatch.setitem(STAGES, stage, old)
+
+    def apply(data, state, config):
+        if data.tile.index == index:
+            raise ValueError("no such luck")
+        return old.apply(data, state, config)
+
+    replace(old, apply=apply)  # which puts itself in the old one's place
+
+
+@pytest.mark.parametrize("method", ["sfft", "hotpants"])
+def test_a_tile_that_fails_once_its_sums_are_in_is_tried_alone(
+    ready, hotpants, tmp_path, monkeypatch, method
+):
+    hotpants("works")
+    path = tmp_path / "field"
+    shutil.copytree(ready, path)
+    lost = ["tile-00000-block-00000", "tile-00000-block-00001"]
+    with monkeypatch.context() as patch:
+        failing(patch, method, 0)
+        for _ in range(2):
+            pipeline, waiting = make(path, settings(method))
+            assert [f.unit for f in pipeline.engine.failures] == lost
+            assert list(waiting) == ["tile-00000"]
+            assert len(recorded(path, method)) == 4
+        assert not [r for r in pipeline.engine.reports if r.step == "apply"]
+    pipeline, waiting = make(path, settings(method))
+    assert (pipeline.engine.failures, waiting) == ([], {})
+    assert [r.unit for r in pipeline.engine.reports if r.step == "apply"] == lost
+    assert pipeline.engine.skipped >= 4
+    assert len(recorded(path, method)) == 6
+
+
+def test_a_reference_lost_while_events_are_taken_out_is_none(ready, tmp_path, monkeypatch):
+    path = tmp_path / "field"
+    shutil.copytree(ready, path)
+    pipeline = Pipeline(Engine(Field.open(path), settings("sfft"), InlineExecutor()))
+    pipeline.prepare()
+    time = float(pipeline.frames["time"].values[2])
+    event = {"y": 16.0, "x": 48.0, "time": time, "sigma_days": 0.01, "kind": "event"}
+    failing(monkeypatch, "oversampled", 1)
+    pipeline.differences.taken._refit({"tile-00000": [], "tile-00001": [event], "tile-00002": []})
+    assert [f.unit for f in pipeline.engine.failures] == ["tile-00001"]
+    coefficients = np.asarray(pipeline.field.array("reference", "coefficients")[...])
+    assert not coefficients[:, 32:64].any()
+    assert coefficients[:, :32].any()
 
 
 def test_where_no_tile_can_be_read_the_run_says_why(ready, tmp_path):
