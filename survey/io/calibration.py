@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def calibrate(
     FrameError
         Naming the file that cannot be used, and why.
     """
-    files = {kind: path for kind in KINDS if (path := getattr(settings, kind)) is not None}
+    files = {kind: getattr(settings, kind) for kind in _given(settings)}
     if not files and pattern is None:
         return planes
     planes.counts = planes.flux
@@ -45,15 +46,17 @@ def calibrate(
     band = slice(*rows)
     if "bias" in files:
         flux -= _of_frame(files["bias"], header, settings)[0][band]
-    planes.photons = flux.copy()
+    if "bias" in files or "dark" not in files:
+        planes.photons = flux.copy()
     if "dark" in files:
         dark, exposure = _of_frame(files["dark"], header, settings)
         flux -= dark[band] * np.float32(_dark_scale(files["dark"], exposure, header, "bias" in files))
+    if planes.photons is None:  # a dark that holds the bias
+        planes.photons = flux.copy()
     if "flat" in files:
-        flat = _of_frame(files["flat"], header, settings)[0]
-        planes.flat = flat[band] / np.float32(_flat_level(files["flat"], flat))
-        bad |= ~(planes.flat > DARKEST)
-        planes.flat = np.where(bad, np.float32(1), planes.flat)
+        flat = _of_frame(files["flat"], header, settings, flat=True)[0][band]
+        bad |= ~(flat > DARKEST)
+        planes.flat = np.where(bad, np.float32(1), flat)
         flux /= planes.flat
         planes.error = None if planes.error is None else planes.error / planes.flat
     # Whatever NaN a file brings: raw counts that were good are no longer.
@@ -67,6 +70,27 @@ def calibrate(
     return planes
 
 
+def check_calibration(settings: InputSettings, identity: Sequence[str], field: str) -> None:
+    """See that the calibration files are those that a field's frames were calibrated with.
+
+    Raises
+    ------
+    FrameError
+        If one is missing or has changed.
+    """
+    for kind, now in zip(_given(settings), calibration_identity(settings), strict=True):
+        if now not in identity:
+            raise FrameError(
+                str(getattr(settings, kind)),
+                f"is not the {kind} that the frames of {field} were calibrated with",
+                "put that back, or make another field",
+            )
+
+
+def _given(settings: InputSettings) -> list[str]:
+    return [kind for kind in KINDS if getattr(settings, kind) is not None]
+
+
 def calibration_identity(settings: InputSettings) -> list[str]:
     """Hashes of the calibration files' contents, in the order bias, dark, flat; none where none is given.
 
@@ -76,21 +100,23 @@ def calibration_identity(settings: InputSettings) -> list[str]:
         If one of them is not there.
     """
     found = []
-    for kind in KINDS:
+    for kind in _given(settings):
         path = getattr(settings, kind)
-        if path is not None:
-            if not Path(path).is_file():
-                raise FrameError(path, "no such file", f"set [input] {kind}")
-            found.append(f"{kind} {fingerprint(path)}")
+        if not Path(path).is_file():
+            raise FrameError(path, "no such file", f"set [input] {kind}")
+        found.append(f"{kind} {fingerprint(path)}")
     return found
 
 
-def _of_frame(path: str, header: FrameHeader, settings: InputSettings) -> tuple[Image, float | None]:
+def _of_frame(
+    path: str, header: FrameHeader, settings: InputSettings, *, flat: bool = False
+) -> tuple[Image, float | None]:
     """A calibration image on the frame's pixels and its exposure: as large as the frame, or before cutout."""
     if not Path(path).is_file():
         raise FrameError(path, "no such file", "set [input] bias, dark and flat")
     status = Path(path).stat()
-    image, exposure = _read(path, status.st_mtime_ns, status.st_size, tuple(settings.keywords.exposure))
+    keywords = tuple(settings.keywords.exposure)
+    image, exposure = _read(path, status.st_mtime_ns, status.st_size, keywords, flat)
     if image.shape != header.shape and settings.cutout is not None:
         y0, y1, x0, x1 = settings.cutout
         image = image[y0:y1, x0:x1]
@@ -105,13 +131,19 @@ def _of_frame(path: str, header: FrameHeader, settings: InputSettings) -> tuple[
 
 
 @lru_cache(maxsize=6)
-def _read(path: str, mtime: int, size: int, keywords: tuple[str, ...]) -> tuple[Image, float | None]:
-    """The first image of a FITS file, and its exposure in seconds; kept, as every frame asks for it."""
+def _read(
+    path: str, mtime: int, size: int, keywords: tuple[str, ...], flat: bool
+) -> tuple[Image, float | None]:
+    """The first image of a FITS file, and its exposure in seconds; kept, as every frame asks for it.
+
+    A flat is divided by its median.
+    """
     with _fits.open_fits(path) as hdul:
         for index, hdu in enumerate(hdul):
             if _fits.is_image(hdu) and len(hdu.shape) == 2:
                 exposure = Cards(hdu.header, hdul[0].header).number(path, keywords, "exposure")
-                return _fits.read_image(path, hdul, index, (0, hdu.shape[0], 0, hdu.shape[1])), exposure
+                image = _fits.read_image(path, hdul, index, (0, hdu.shape[0], 0, hdu.shape[1]))
+                return image / np.float32(_flat_level(path, image) if flat else 1), exposure
     raise FrameError(path, "holds no image", "give a FITS file with a two-dimensional one")
 
 

@@ -40,7 +40,7 @@ from survey.io._frame import (
 )
 from survey.io._planes import build_frame, measure_sky
 from survey.io._scan import FileScan, FrameSetError, Rejected, Scan, combine_scans
-from survey.io.calibration import calibrate
+from survey.io.calibration import calibrate, calibration_identity
 from survey.kernels.background import Background
 from survey.kernels.pattern import Pattern
 
@@ -146,7 +146,8 @@ def read_frame(
             if rows is None:
                 return measure_sky(header, read, settings)
             changed = Path(header.source.path).stat().st_mtime_ns
-            return _sky(header, changed, settings.model_dump_json(), pattern)
+            files = tuple(calibration_identity(settings))
+            return _sky(header, changed, settings.model_dump_json(), pattern, files)
 
         return build_frame(header, read, settings, rows, noise)
 
@@ -252,8 +253,10 @@ def _only(found: FileScan, indices: set[int] | None) -> FileScan:
 
 
 @lru_cache(maxsize=1024)
-def _sky(header: FrameHeader, mtime: int, settings_json: str, pattern: Pattern | None) -> Background | None:
-    """The sky of a frame read in bands of rows, measured once."""
+def _sky(
+    header: FrameHeader, mtime: int, settings_json: str, pattern: Pattern | None, files: tuple[str, ...]
+) -> Background | None:
+    """The sky of a frame read in bands of rows, measured once for each content of calibration ``files``."""
     settings = InputSettings.model_validate_json(settings_json)
     with _Reader(header, settings, pattern) as read:
         return measure_sky(header, read, settings)

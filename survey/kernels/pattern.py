@@ -27,7 +27,9 @@ STAR_SIGMA = 3.0
 GROW = 4
 # Samples about the median that count, in sigma, and how many a pixel needs.
 CLIP = 4.0
-MIN_SAMPLES = 8
+MIN_SAMPLES = 5
+# What is a star in more than this share of the frames is none.
+FIXED = 0.9
 # A pixel whose series scatters more than this many times what others do is unstable.
 UNSTABLE = 3.0
 
@@ -43,15 +45,24 @@ class Pattern:
     error : float32 array (y, x)
         1-sigma error of flux; of a pixel that scatters more than others also its excess scatter.
     mask : bool array (y, x)
-        True = unstable, of no use in any frame.
+        True = unstable, or never seen without a star: of no use in any frame.
     exposure : float
         Of the frames that it is the pattern of, seconds; NaN where unknown.
+    key : str
+        What it was made of; patterns of one key are equal.
     """
 
     flux: Image
     error: Image
     mask: NDArray[np.bool_]
     exposure: float = float("nan")
+    key: str = ""
+
+    def __hash__(self) -> int:
+        return hash(self.key) if self.key else id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Pattern) and bool(self.key) and self.key == other.key)
 
     @cached_property
     def usual(self) -> float:
@@ -61,7 +72,10 @@ class Pattern:
 
 
 def sky_residual(
-    image: NDArray[Any], mask: NDArray[np.bool_], pattern: Image | None = None
+    image: NDArray[Any],
+    mask: NDArray[np.bool_],
+    pattern: Image | None = None,
+    fixed: NDArray[np.bool_] | None = None,
 ) -> tuple[Image, float]:
     """A frame less its sky, NaN in stars and bad pixels, and the scatter of its sky.
 
@@ -72,6 +86,8 @@ def sky_residual(
         True = bad.
     pattern : array (y, x), optional
         As far as it is known: taken off before stars are looked for. Without it a lone pixel is no star.
+    fixed : bool array (y, x), optional
+        What looks like a star in every frame, and is none.
     """
     flat = np.ascontiguousarray(image, np.float32)
     flat = np.where(mask, 0, flat if pattern is None else flat - pattern)
@@ -85,8 +101,17 @@ def sky_residual(
         return np.full(flat.shape, np.nan, np.float32), np.nan
     residual = image - _sky(flat, left_out)
     good = residual[~left_out] if pattern is None else (residual - pattern)[~left_out]
-    residual[left_out] = np.nan
+    residual[left_out if fixed is None else mask | (left_out & ~fixed)] = np.nan
     return residual.astype(np.float32), float(1.4826 * np.median(np.abs(good - np.median(good))))
+
+
+def looks_fixed(residuals: Image, seen: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Pixels (y, x) that were taken for a star in nearly all of the ``seen`` frames that show them at all.
+
+    Stars drift on; a cluster of hot pixels stays.
+    """
+    kept = np.isfinite(residuals).sum(axis=2)
+    return (kept <= (1 - FIXED) * seen) & (seen >= MIN_SAMPLES)
 
 
 def _sky(image: Image, mask: NDArray[np.bool_]) -> Image:
@@ -116,7 +141,7 @@ def fixed_pattern(residuals: Image, noise: NDArray[np.floating]) -> Pattern:
     known = count >= MIN_SAMPLES
     if not known.any():
         nothing = np.zeros(mean.shape, np.float32)
-        return Pattern(nothing, nothing.copy(), np.zeros(mean.shape, bool))
+        return Pattern(nothing, nothing.copy(), np.ones(mean.shape, bool))
     usual = float(np.median(scatter[known]))
     mean = np.where(known, mean, 0)
     mean -= _sky(np.ascontiguousarray(mean), ~known)
@@ -127,7 +152,7 @@ def fixed_pattern(residuals: Image, noise: NDArray[np.floating]) -> Pattern:
     return Pattern(
         np.where(known, mean, 0).astype(np.float32),
         np.where(known, error, 0).astype(np.float32),
-        known & (scatter > UNSTABLE * usual),
+        ~known | (scatter > UNSTABLE * usual),
     )
 
 

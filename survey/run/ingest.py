@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from survey.config import Config
+from survey.io.calibration import check_calibration
 from survey.io.frames import FrameHeader, FrameSource, combine_scans, find_files, scan_file
 from survey.io.ledger import FieldBusyError
 from survey.io.locations import Location, locate
@@ -101,6 +102,8 @@ def ingest(
     progress = progress or Silent()
     reports = [] if reports is None else reports
     exists = holds_frames(path)
+    if exists:
+        check_calibration(config.input, Field.open(path).attrs.get("calibration", ()), str(path))
     old = Field.open(path).frames() if exists else None
     known = frame_table.stored_headers(old) if old is not None else []
     files = find_files([str(f) for f in frames])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from survey.config import Config
+from survey.io.calibration import calibration_identity
 from survey.io.locations import Location
 from survey.io.store import Field, holds_frames, is_field
 from survey.stages import place, register
@@ -35,6 +36,7 @@ def open_or_create(path: str | Location, config: Config, reference: FrameMeasure
         "zero_point": header.zero_point,
         "wcs": header.wcs_text or register.catalog_wcs(reference, config),
         "detector_shape": list(header.shape),
+        "calibration": calibration_identity(config.input),
         "band": header.band,
         "detector": header.detector,
         "reference_frame": header.frame_id,

@@ -65,7 +65,7 @@ class FieldPattern:
         for part in parts:
             if isinstance(part, BaseException):
                 raise part
-        self.pattern, self._key = stage.joined(parts), key
+        self.pattern, self._key = stage.joined(parts, key), key
 
     def share(self, executor: Executor) -> Any:
         """The pattern as an argument of calls: sent to a worker once, not with every call."""

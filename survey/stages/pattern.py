@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import xarray as xr
@@ -12,10 +13,10 @@ from survey.config import Config, settings_hash
 from survey.io.calibration import SAME_EXPOSURE, calibration_identity
 from survey.io.frames import FrameError, FrameHeader, read_frame
 from survey.io.store import Field
-from survey.kernels.pattern import MESH, MIN_SAMPLES, Pattern, fixed_pattern, sky_residual
+from survey.kernels.pattern import MESH, MIN_SAMPLES, Pattern, fixed_pattern, looks_fixed, sky_residual
 from survey.stages.calibrated import frame_map
 
-VERSION = 1
+VERSION = 2
 UNIT = "pattern"
 # Rows beyond a band that its sky is measured with.
 MARGIN = 2 * MESH
@@ -24,8 +25,8 @@ SAMPLE_BYTES = 9
 BAND_SHARE = 0.25
 # Passes: stars are told from hot pixels by their size first, and with the pattern taken off then.
 PASSES = 2
-# Frames must wander over the detector by this many FWHM (rms), or a star's wings stay where they are.
-LEAST_DRIFT = 4.0
+# Frames must wander over the detector by this many FWHM (rms), or a bright star is where it was in most.
+LEAST_DRIFT = 8.0
 
 
 def sampled(headers: Sequence[FrameHeader], config: Config) -> list[FrameHeader]:
@@ -76,22 +77,25 @@ def measure_band(band: tuple[int, int], headers: Sequence[FrameHeader], config: 
         )
     residuals = np.empty((high - low, width, count), np.float32)
     noise = np.empty(count)
+    seen = (~mask[:count]).sum(axis=0)
     found: Pattern | None = None
+    known = fixed = None
     for _ in range(PASSES):
-        known = None if found is None else found.flux
         for k in range(count):
-            residuals[..., k], noise[k] = sky_residual(flux[k], mask[k], known)
+            residuals[..., k], noise[k] = sky_residual(flux[k], mask[k], known, fixed)
+        fixed = looks_fixed(residuals, seen)
         found = fixed_pattern(residuals, noise)
+        known = found.flux
     assert found is not None
     core = slice(band[0] - low, band[1] - low)
     return Pattern(found.flux[core], found.error[core], found.mask[core], headers[0].exposure)
 
 
-def joined(parts: Sequence[Pattern]) -> Pattern:
+def joined(parts: Sequence[Pattern], key: str = "") -> Pattern:
     """The whole detector's pattern of its bands."""
     planes = (np.concatenate([getattr(part, name) for part in parts]) for name in ("flux", "error", "mask"))
     flux, error, mask = planes
-    return Pattern(flux, error, mask, parts[0].exposure)
+    return Pattern(flux, error, mask, parts[0].exposure, key)
 
 
 def measured_key(headers: Sequence[FrameHeader], config: Config) -> str:
@@ -112,11 +116,16 @@ def pattern_key(field: Field) -> str | None:
 
 
 def stored_pattern(field: Field) -> Pattern:
-    """The field's pattern."""
-    table = field.table("pattern")
+    """The field's pattern; kept, as every block of images asks for it."""
+    return _stored(str(field.path), pattern_key(field) or "")
+
+
+@lru_cache(maxsize=1)
+def _stored(path: str, key: str) -> Pattern:
+    table = Field.open(path).table("pattern")
     planes = (table[name].values for name in ("flux", "error", "mask"))
     flux, error, mask = planes
-    return Pattern(flux, error, mask.astype(bool), float(table.attrs["exposure"]))
+    return Pattern(flux, error, mask.astype(bool), float(table.attrs["exposure"]), key)
 
 
 def keep_pattern(field: Field, pattern: Pattern, key: str) -> None:

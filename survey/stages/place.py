@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from survey.config import Config
-from survey.io.calibration import calibration_identity
+from survey.io.calibration import check_calibration
 from survey.io.frames import FrameError, FrameHeader, FrameSource, read_frame
 from survey.io.store import Field
 from survey.kernels.pixelmap import PixelMap, nearest_pixels
@@ -65,7 +65,7 @@ def place_units(
     rows = int(budget / (SAMPLE_BYTES * field.time_block * width)) // field.tile_size * field.tile_size
     rows = max(field.tile_size, rows)
     units = []
-    own = pattern_key(field)
+    own = pattern_key(field), tuple(field.attrs.get("calibration", ()))
     block = field.time_block
     total = frames.sizes["time"]
     for first in range(start // block * block, total, block):
@@ -98,13 +98,8 @@ def unit_identity(unit: Unit) -> list[Any]:
     for placement in unit.items[4]:
         m = placement.pixel_map
         rows.append([placement.header.fingerprint, m.coefficients.tolist(), list(m.center), m.scale])
-    return rows if unit.items[6] is None else [*rows, unit.items[6]]
-
-
-def settings(config: Config) -> Any:
-    """How frames are read, and what is in the files that they are calibrated with."""
-    files = calibration_identity(config.input)
-    return {**config.input.model_dump(mode="json"), "calibration": files} if files else config.input
+    pattern, files = unit.items[6]
+    return [*rows, *([] if pattern is None else [pattern]), *files]
 
 
 def _detector_rows(pixel_map: PixelMap, y0: int, y1: int, width: int) -> tuple[int, int]:
@@ -156,7 +151,8 @@ def read(field: Field, unit: Unit, config: Config) -> Placed:
         If some cannot be read.
     """
     k0, k1, y0, y1, placements, grid, own = unit.items
-    pattern = None if own is None else stored_pattern(field)
+    check_calibration(config.input, own[1], str(field.path))
+    pattern = None if own[0] is None else stored_pattern(field)
     height, width = field.shape
     size = (k1 - k0, y1 - y0, width)
     placed: dict[str, NDArray[Any]] = {
@@ -199,8 +195,13 @@ BYTES = {"sample": 28, "least": 25e6}
 def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
     """Forecast of one block, frames as wide as the grid."""
     k0, k1, y0, y1 = unit.items[:4]
-    width = unit.items[4][0].header.shape[1]
-    return BYTES["sample"] * (k1 - k0) * (y1 - y0) * width + BYTES["least"]
+    height, width = unit.items[4][0].header.shape
+    # whole, beside the block: the pattern, and calibration files, each read in float32
+    pattern, files = unit.items[6]
+    kept = height * width * (9 * (pattern is not None) + 8 * len(files))
+    return BYTES["sample"] * (k1 - k0) * (y1 - y0) * width + BYTES["least"] + kept
 
 
-STAGE = Stage("place", 1, settings, lambda field, config: [], read, apply=apply, memory=memory)
+STAGE = Stage(
+    "place", 1, lambda config: config.input, lambda field, config: [], read, apply=apply, memory=memory
+)

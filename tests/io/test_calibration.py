@@ -5,6 +5,8 @@ import pytest
 from astropy.io import fits
 
 from survey.config import InputSettings, load_config
+from survey.io import calibration, frames
+from survey.io.calibration import calibration_identity, check_calibration
 from survey.io.frames import (
     DQ_NO_DATA,
     DQ_SATURATED,
@@ -120,6 +122,50 @@ def test_what_does_not_fit_is_named(files, tmp_path):
     longer = Pattern(*(np.zeros(SHAPE, t) for t in (np.float32, np.float32, bool)), 90.0)
     with pytest.raises(FrameError, match=r"exposed for 30 s; the field's pattern is that of 90 s"):
         read_frame(files["frame"], settings(files), None, longer)
+
+
+def test_a_dark_that_holds_the_bias_is_no_light(files, tmp_path):
+    raw = write(tmp_path / "raw.fits", np.full(SHAPE, 1000.0))
+    dark = write(tmp_path / "long.fits", np.full(SHAPE, 900.0))
+    frame = read_frame(raw, settings({"dark": dark}, "dark", gain=1.0, read_noise=5.0))
+    assert np.allclose(frame.flux, 100)
+    assert np.allclose(frame.error, np.sqrt(125), rtol=1e-4)
+
+
+def test_a_flat_is_divided_by_its_median_once(files, monkeypatch):
+    level = calibration._flat_level
+    calls = []
+    monkeypatch.setattr(calibration, "_flat_level", lambda *args: calls.append(args) or level(*args))
+    for first in range(0, 20, 5):
+        read_frame(files["frame"], settings(files, "flat"), (first, first + 5))
+    assert len(calls) == 1
+
+
+def test_a_sky_is_measured_once_a_pattern_and_again_for_other_files(files):
+    options = settings(files, "flat", noise="measured")
+    header = read_header(files["frame"], options)
+
+    def measured(key="a"):
+        zero = np.zeros(SHAPE, np.float32)
+        pattern = Pattern(zero, zero, zero.astype(bool), 30.0, key)
+        before = frames._sky.cache_info().misses
+        read_frame(header, options, (3, 9), pattern)
+        return frames._sky.cache_info().misses - before
+
+    assert [measured(), measured(), measured("b")] == [1, 0, 1]
+    other = np.ones(SHAPE)
+    other[0, 0] = 2
+    fits.PrimaryHDU(other.astype(np.float32)).writeto(files["flat"], overwrite=True)
+    assert measured() == 1
+
+
+def test_files_that_changed_are_told(files):
+    options = settings(files, "bias", "flat")
+    identity = calibration_identity(options)
+    check_calibration(options, identity, "field")
+    fits.PrimaryHDU(np.ones(SHAPE, np.float32)).writeto(files["flat"], overwrite=True)
+    with pytest.raises(FrameError, match=r"flat\.fits: is not the flat that the frames of field"):
+        check_calibration(options, identity, "field")
 
 
 def test_a_cutout_takes_its_part_of_the_files(files):

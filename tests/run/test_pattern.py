@@ -7,10 +7,12 @@ import pytest
 from astropy.io import fits
 
 from survey.config import Config
+from survey.io.frames import FrameError
 from survey.io.store import Field
 from survey.kernels.pattern import MESH
-from survey.run.executor import connect
-from survey.run.ingest import ingest
+from survey.run.engine import Engine
+from survey.run.executor import InlineExecutor, connect
+from survey.run.ingest import _grid_units, ingest
 from survey.run.pattern import PatternError
 from survey.run.verify import verify
 from survey.stages import pattern as stage
@@ -18,6 +20,8 @@ from survey.stages import pattern as stage
 SHAPE, COUNT, NOISE, SKY = (128, 128), 36, 3.0, 400.0
 FIRST = COUNT - 4
 SIGMA = 1.1
+# As wide as a star, but it stays.
+CLUSTER = np.s_[70:73, 50:53]
 
 
 def hot_pixels(rng):
@@ -25,10 +29,11 @@ def hot_pixels(rng):
     pattern = np.zeros(SHAPE)
     places = rng.permutation(pattern.size)[:150]
     pattern.flat[places] = np.concatenate([rng.uniform(100, 900, 30), rng.uniform(6, 60, 120)])
+    pattern[CLUSTER] = 300.0
     return pattern
 
 
-def write_night(folder, *, drift=60.0, pattern=0.0, unstable=(), seed=1):
+def write_night(folder, *, drift=45.0, pattern=0.0, unstable=(), seed=1):
     """Frames of one sky that wander over the detector; a WCS says where."""
     rng, restless = np.random.default_rng(seed), np.random.default_rng(5)
     folder.mkdir(exist_ok=True)
@@ -89,8 +94,12 @@ def test_the_pattern_is_recovered_to_within_its_noise(night, field):
     found = stage.stored_pattern(field)
     for place in unstable:
         assert found.mask[place]
-    assert found.mask.sum() <= len(unstable) + 3
-    good = ~found.mask & (found.error > 0)
+    known = found.error > 0
+    assert (found.mask & known).sum() <= len(unstable) + 3
+    assert found.mask[~known].all()
+    assert not found.mask[CLUSTER].any()
+    assert np.abs(found.flux - truth)[CLUSTER].max() < 6 * found.error[CLUSTER].max() < 30
+    good = ~found.mask
     assert good.mean() > 0.97
     assert good[truth > 0].mean() > 0.9
     pull = (found.flux - truth)[good] / found.error[good]
@@ -170,3 +179,22 @@ def test_frames_that_stand_still_hold_no_pattern(tmp_path):
     with pytest.raises(PatternError, match=r"drift over the detector by \d\.\d px"):
         take_in(tmp_path / "field", files, settings(pattern=True))
     assert not (tmp_path / "field" / "cube.zarr").exists()
+
+
+def test_a_whole_field_needs_its_calibration_files_no_more(night, tmp_path):
+    """What is placed is known by the files' content at ingest; other content is refused."""
+    flat = tmp_path / "flat.fits"
+    fits.PrimaryHDU(np.ones(SHAPE, np.float32)).writeto(flat)
+    path, config = tmp_path / "field", settings(flat=str(flat))
+    take_in(path, night[3][:12], config)
+    field = Field.open(path)
+    before = [u for u, _ in _grid_units(Engine(field, config, InlineExecutor()), "sky")]
+    flat.unlink()
+    wanted = _grid_units(Engine(field, config, InlineExecutor()), "sky")
+    assert [u.name for u, _ in wanted] == [u.name for u in before]
+    assert all(field.ledger("place").has(unit.name, key) for unit, key in wanted)
+    with pytest.raises(FrameError, match=r"flat\.fits: no such file"):
+        take_in(path, night[3][12:], config)
+    fits.PrimaryHDU(np.full(SHAPE, 2, np.float32)).writeto(flat)
+    with pytest.raises(FrameError, match=r"flat\.fits: is not the flat that the frames of"):
+        take_in(path, night[3][12:], config)
