@@ -1,0 +1,156 @@
+"""Commands that compute, as a person types them: without settings, strict, interrupted."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+
+import survey.report
+from survey.cli import main
+from survey.io.store import Field
+from survey.run import api, executor
+from survey.simulate import simulate_field
+from tests.small_field import small_config
+
+# A run of its own process; a pause after every unit gives time to interrupt it.
+RUN = """
+import sys, time
+from survey import progress
+from survey.cli import main
+from survey.run import api, executor
+
+advance = progress.TerminalProgress.advance
+
+def slowly(*args, **options):
+    advance(*args, **options)
+    time.sleep(0.5)
+
+progress.TerminalProgress.advance = slowly
+if sys.argv.pop(1) == "inline":
+    api.connect = lambda settings, client: executor.connect(settings, "synchronous")
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def inline():
+    """Commands start no workers: all else is as in a terminal."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "connect", lambda settings, client: executor.connect(settings, "synchronous"))
+        yield
+
+
+def call(*args, status=0):
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """Frames of a field so small that a run of it takes seconds."""
+    folder = tmp_path_factory.mktemp("few") / "frames"
+    simulate_field(folder, size=64, frames=48, events=0, variables=0)
+    return folder
+
+
+def check_demo(folder, said):
+    """The words, the comparison and the page of a demo tell the same; returns the comparison."""
+    assert f"look at {folder / 'field' / 'report.html'}" in said
+    comparison = json.loads((folder / "field" / "truth_comparison.json").read_text())
+    for kind in {row["kind"] for row in comparison["rows"]}:
+        mine = [row for row in comparison["rows"] if row["kind"] == kind]
+        found = sum(bool(row["found"]) for row in mine)
+        assert f"{kind}: {found} of {len(mine)} found" in said
+        assert found > 0
+    assert f"false alarms: {len(comparison['false_alarms'])}" in said
+    assert "done: " in said
+    text = (folder / "field" / "report.html").read_text()
+    assert '<section id="truth"' in text
+    assert "S/N found against true S/N" in text
+    return comparison
+
+
+def test_a_demo_of_a_finished_field_compares_and_reports(finished, tmp_path, monkeypatch):
+    """All of the demo but the making: its frames and its run are there already."""
+    asked = {}
+    shutil.copytree(finished.frames, tmp_path / "frames")
+    shutil.copytree(finished.path, tmp_path / "field")
+    monkeypatch.setattr("survey.demo.simulate_field", lambda folder, **options: asked.update(options))
+    monkeypatch.setattr("survey.demo.Config", small_config)
+    said = call("demo", "-o", tmp_path, "--size", 64, "--seed", 5)
+    assert (asked["size"], asked["frames"], asked["seed"]) == (64, 96, 5)
+    assert (asked["events"], asked["variables"]) == (3, 1), "no more than a small field has room for"
+    comparison = check_demo(tmp_path, said)
+    assert len(comparison["rows"]) == 4
+    assert "0 units computed" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [64, 128])
+def test_a_demo_of_a_small_field(tmp_path, size):
+    comparison = check_demo(tmp_path, call("demo", "-o", tmp_path, "--size", size, "--frames", 48))
+    assert all(r["found"] for r in comparison["rows"] if r["kind"] == "microlensing" and r["snr_true"] > 12)
+
+
+def test_frames_are_ingested_without_settings_and_bad_ones_told(few, tmp_path):
+    (tmp_path / "bad.fits").write_text("no image")
+    files = sorted(few.glob("*.fits"))
+    field = tmp_path / "field"
+    said = call("ingest", *files[:4], tmp_path / "bad.fits", "-o", field)
+    assert "left out bad.fits: " in said
+    assert "4 frames added" in said
+    said = call("ingest", *files[3:6], "-o", field)
+    assert "2 frames added" in said
+    assert Field.open(field).frames().sizes["time"] == 6
+
+
+@pytest.mark.parametrize("command", ["ingest", "run"])
+def test_strict_stops_at_one_bad_frame_and_writes_nothing(few, tmp_path, command):
+    files = sorted(few.glob("*.fits"))[:3]
+    (tmp_path / "bad.fits").write_text("no image")
+    said = call(command, *files, tmp_path / "bad.fits", "-o", tmp_path / "field", "--strict", status=1)
+    assert "1 frames cannot be used (--strict): bad.fits" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "field" / "cube.zarr").exists()
+
+
+def interrupted(where, few, field):
+    """What a run of frames says that gets a Ctrl-C when the frames are in the field."""
+    command = [sys.executable, "-c", RUN, where, "run", str(few), "-o", str(field), "--workers", "1"]
+    # As in a terminal: the signal reaches the whole group, workers too.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 250
+    # The last table of an ingest is that of the stars.
+    while not Field(field).has_table("stars") and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    return said
+
+
+@pytest.mark.parametrize("where", ["inline", pytest.param("cluster", marks=pytest.mark.slow)])
+def test_the_same_command_without_settings_finishes_what_ctrl_c_left(few, tmp_path, monkeypatch, where):
+    field = tmp_path / "field"
+    said = interrupted(where, few, field)
+    assert "interrupted; what was done is kept: run the same command again to resume" in said
+    assert "Traceback" not in said
+    (before,) = Field.open(field).runs()
+    assert before["status"] == "interrupted"
+    drawn = []
+    monkeypatch.setattr(survey.report, "write_report", lambda *args: drawn.append(args) or "the page")
+    said = call("run", few, "-o", field)
+    after = Field.open(field).runs()[-1]
+    assert (after["status"], after["inputs"]) == ("done", 0), "the frames were there already"
+    assert Field.open(field).frames().sizes["time"] == 48
+    assert after["computed"] > 0
+    assert f"done: {after['events']} events, {after['computed']} units computed" in said
+    assert "report: the page" in said
+    assert drawn == [(Field.open(field).path, "oversampled")]
