@@ -36,6 +36,9 @@ class Differences(Protocol):
     def additions(self) -> list[int]:
         """First epochs of what was added to the field, addition by addition."""
 
+    def tries_again(self) -> bool:
+        """Whether there is something to submit although all that is known has been searched."""
+
     def submit(self) -> Waiting:
         """Submit what is missing."""
 

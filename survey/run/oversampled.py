@@ -82,6 +82,10 @@ class OversampledDifferences:
         """First epochs of what was added to the first tile, which stands for all."""
         return self.history[self.units[0].name]
 
+    def tries_again(self) -> bool:
+        """No: a tile that failed was not searched."""
+        return False
+
     def submit(self) -> Waiting:
         """Every tile with all its samples; or with later ones added, what was out of its fit still out."""
         self._add_later("oversampled")

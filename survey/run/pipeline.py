@@ -162,7 +162,8 @@ class Pipeline:
         self.prepare()
         if not self.has_psf() and self.base is not None:
             return []
-        if not self.search.is_done() and not self._difference_and_search():
+        done = self.search.is_done() and not self.differences.tries_again()
+        if not done and not self._difference_and_search():
             return []
         events = self.search.events()
         refit = self._refit(events)

@@ -106,6 +106,10 @@ class PredictedDifferences:
             return None
         return self._key(unit.name, self._ends[:-1]), self._ends[-2]
 
+    def tries_again(self) -> bool:
+        """Whether tiles were lost: they were searched as if they had no data."""
+        return len(self._ends) > 0 and bool(self.without)  # which the first settles
+
     def submit(self) -> Waiting:
         """Every tile from two passes; or where they were made of earlier epochs, the later ones alone.
 

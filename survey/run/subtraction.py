@@ -129,6 +129,10 @@ class SubtractionDifferences:
         """Those of the reference."""
         return self.pipeline.reference.additions()
 
+    def tries_again(self) -> bool:
+        """No: what was lost was not searched."""
+        return False
+
     def submit(self) -> Waiting:
         """Blocks of frames whose differences are missing: kernels first, then every tile."""
         wanted = self._stale()

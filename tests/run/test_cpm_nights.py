@@ -173,6 +173,7 @@ def test_a_tile_that_cannot_be_read_costs_nothing_again_and_comes_back(added, ni
     """Later runs try it alone, a night is added without it; once it can be read, all is as if it had been."""
     base, _ = added
     path, whole = tmp_path / "field", cpm.STAGE
+    tries: list[bool] = []
 
     def broken(field, unit, config):
         if unit.name.startswith("tile-00001"):
@@ -183,6 +184,7 @@ def test_a_tile_that_cannot_be_read_costs_nothing_again_and_comes_back(added, ni
         engine = Engine(Field.open(place), settings(place), InlineExecutor())
         pipeline = Pipeline(engine)
         pipeline.prepare()
+        tries.append(pipeline.differences.tries_again())
         pipeline.differences.submit()
         engine.collect()
         engine.finish()
@@ -200,6 +202,9 @@ def test_a_tile_that_cannot_be_read_costs_nothing_again_and_comes_back(added, ni
     made, failures = go(path)
     assert failures == 0
     assert [unit for step, unit in made if step == "apply"] == sorted([*others, "tile-00001"])
+    assert tries == [False, True, True, True]
+    assert go(path) == ([], 0)
+    assert not tries[-1]
     same_bits(base / "early", path, ("difference/cpm", "variability/cpm"))
 
 
