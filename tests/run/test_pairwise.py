@@ -1,6 +1,7 @@
 """Methods zogy and hotpants as runs: turned frames, seeing that changes, a template of the field's own."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from survey.config import Config
 from survey.hotpants import HotpantsError
 from survey.io.store import Field
 from survey.kernels._zogy_match import Match
-from survey.run.api import create_field, run, stored_config
+from survey.run.api import _forget, create_field, run, stored_config
 from survey.run.results import light_curve
 from survey.run.template import make_template
 from survey.stages import difference_psf, frame_psf, psf, zogy
@@ -105,7 +106,7 @@ def chi2(path, method):
     return np.nanmean(square[:, sky]), np.nanmean(square[:, star]), np.nanmean(unmatched[:, star]), good
 
 
-def test_zogy(field):
+def test_zogy(field, tmp_path):
     summary = run(field, settings(field, "zogy"), client="synchronous")
     assert summary.ok, summary.failures
     sky, stars, unmatched, covered = chi2(field, "zogy")
@@ -132,6 +133,13 @@ def test_zogy(field):
     assert shown.frames is None
     assert shown.common.fwhm == pytest.approx(2.7, abs=0.1)
     assert shown.base.fwhm == pytest.approx(2.1, abs=0.15)
+    # whoever makes a method anew makes the frames' PSFs anew
+    shutil.copytree(field, tmp_path / "copy")
+    copy = Field.open(tmp_path / "copy")
+    assert copy.ledger("oversampled.frame_psf").records
+    _forget(copy, settings(field, "zogy"))
+    assert not copy.ledger("oversampled.frame_psf").records
+    assert copy.ledger("oversampled.oversampled").records
 
 
 def assert_fluxes(path, method):
