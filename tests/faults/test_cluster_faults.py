@@ -96,7 +96,7 @@ def test_the_process_that_runs_dies_and_the_next_one_resumes(cluster, tmp_path):
         f"tiny.run_tiny({str(field.path)!r}, DaskExecutor(client), sleep=0.1)"
     )
     driver = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    wait_for(lambda: len(tiny.recorded(field.path)) > 5, what="six tiles recorded")
+    wait_for(lambda: len(tiny.recorded(field.path)) > 5, 120, "six tiles recorded")
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     done, before = tiny.recorded(field.path), tiny.executions(field.path)
