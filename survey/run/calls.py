@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from survey.run.executor import Executor
 from survey.run.memory import kept_memory, peak, reset_peak, resident
 from survey.run.progress import Progress
@@ -62,7 +64,8 @@ def _call(function: Callable[..., Any], label: str, name: str, *args: Any) -> tu
     report = UnitReport(label, "apply", name, "", baseline_memory=resident())
     reset_peak()
     started = time.perf_counter()
-    with kept_memory():
+    # One core a worker, whatever the environment says; units see to it themselves.
+    with threadpool_limits(1), kept_memory():
         result = function(*args)
     report.seconds = {"read": 0.0, "compute": time.perf_counter() - started, "write": 0.0}
     report.peak_memory = peak()
