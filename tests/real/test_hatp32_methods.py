@@ -3,8 +3,9 @@
 Half of the frames, from the whole night. chi2 in stars: over the frames, the median of the mean
 (difference / error)^2 in pixels whose reference stands more than 20 sigma of the sky above it; sky: the
 median square, over that of a Gaussian, in pixels farther than six from any such. Measured once, in stars: 107
-(oversampled, one PSF for all frames), 5.0 (sfft), 130 (cpm on the placed cube); sky: 0.88, 0.85, 0.96; all
-pairs: chi2 / dof 64 in six stars, where the spine had 2.2. The limits are these with a fifth to spare.
+(oversampled, one PSF for all frames), 5.0 (sfft), 130 (cpm on the placed cube); sky: 0.88, 0.85, 0.96. The
+limits are these with a fifth to spare. All pairs: chi2 / dof 64 to 88 in six stars before errors grew with
+the light under a star, 0.4 to 2.1 (median 1.1) since then on every sixth frame; not measured again on these.
 """
 
 import logging
@@ -75,11 +76,6 @@ def test_differences(field, real_data, method):
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="pairs' errors do not know how badly bright stars are subtracted here",
-    strict=True,
-)
 def test_all_pairs(field, real_data):
     config = settings(real_data, "oversampled")
     opened = Field.open(field)
