@@ -67,6 +67,8 @@ def decorrelate(
         1-sigma errors of the two images, the template's before its convolution.
     """
     good = ~difference.mask
+    if not good.any():
+        return difference
     a, b = (float(np.median(e[good]) ** 2) for e in (image_error, template_error))
     white = whitening_filter(kernel, a, b)
     both = fftconvolve(kernel, white)

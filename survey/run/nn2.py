@@ -34,8 +34,9 @@ from survey.stages.protocol import STAGES, Unit
 UNUSABLE = int(FrameFlag.TRAILED | FrameFlag.UNREGISTERED)
 # What a run of NN2 holds while it writes.
 LEASE = nn2.FOLDER
-# Groups that say what the epochs' flux units are, and how far steady light errs: an upper limit, for memory.
-MOST_GROUPS = 100
+# Groups that say what the epochs' flux units are, and how far steady light errs, and differences of them all
+# together: upper limits, for memory.
+MOST_GROUPS, MOST_SUMS = 100, 500_000
 
 
 def run_nn2(
@@ -159,7 +160,11 @@ class AllPairs:
                     f"`survey run {self.field.path}` first"
                 )
             records = self.field.ledger("oversampled.oversampled").records
-            return {"reference": {name: record.key for name, record in sorted(records.items())}}
+            psfs = self.field.ledger("psf").records
+            return {
+                "reference": {name: record.key for name, record in sorted(records.items())},
+                "psf": {name: record.key for name, record in sorted(psfs.items())},
+            }
         images = own_pixels(self.engine, self.frames)
         made = ensure_frame_psfs(self.engine, frame_psf_units(self.engine, images))
         return {"images": images, "psf": made}
@@ -194,7 +199,7 @@ class AllPairs:
         sums, parts = STAGES["nn2_scales"], by_group([unit for unit, _ in done])
         shared = {
             "pairs": function_key([key for _, key in done]),
-            "scales": [sums.version, sums.settings(self.config), MOST_GROUPS],
+            "scales": [sums.version, sums.settings(self.config), MOST_GROUPS, MOST_SUMS],
         }
         units, keys = [], []
         for unit in nn2.units(self.groups, self.epochs):
@@ -211,12 +216,15 @@ class AllPairs:
             keyed = list(zip(full, keys, strict=True))
             self.engine.submit("nn2", keyed, state=self._gather("nn2", keyed))
             self.engine.collect()
-        return gather(self.field, self.config.method, [unit.name for unit in units])
+        # What failed now may have left a part of an earlier run.
+        solved = [unit.name for unit, key in zip(units, keys, strict=True) if ledger.has(unit.name, key)]
+        return gather(self.field, self.config.method, solved)
 
     def _scales(self, done: list[tuple[Unit, str]]) -> tuple[tuple[float, ...], float]:
         """Flux units of the epochs, the reference frame's being 1; share of steady light that is an error."""
         of_group, keys = by_group([unit for unit, _ in done]), {unit.name: key for unit, key in done}
-        names = [part.name for group in spread(list(of_group), MOST_GROUPS) for part in of_group[group]]
+        most = max(1, min(MOST_GROUPS, MOST_SUMS // len(self.pairs)))
+        names = [part.name for group in spread(list(of_group), most) for part in of_group[group]]
         keyed = [(Unit(name, items=(self.epochs, name)), keys[name]) for name in names]
         scales, share = self._gather("nn2_scales", keyed)
         if len(scales) != len(self.epochs):

@@ -23,6 +23,8 @@ def gather(field: Field, method: str, units: Sequence[str]) -> int:
     """Put the units' light curves into one file, in the units' order; returns how many there are."""
     folder = field.path / nn2.FOLDER / f"{method}.parts"
     parts = (read_parquet(folder / f"{name}.parquet") for name in units)
+    if not units:
+        parts = (nn2.table([]) for _ in range(1))
     return write_parquet_blocks(nn2_path(field, method), parts, BLOCK_BYTES)
 
 

@@ -112,6 +112,12 @@ def test_decorrelate__errors_of_bad_pixels_mean_nothing():
     assert_allclose(found[0].error[near], np.sqrt(2), rtol=0.01)
 
 
+def test_decorrelate__of_no_good_pixel_has_none():
+    plain, image_error, template_error = pair(3, size=60)
+    plain.mask[:] = True
+    assert decorrelate(plain, broadening(), image_error, template_error).mask.all()
+
+
 def test_filtered_psf__is_the_convolution_at_any_phase():
     psf, kernel = gaussian_epsf(3.0, 2), np.zeros((3, 3))
     kernel[1, 1], kernel[1, 2] = 0.6, 0.3

@@ -1,5 +1,7 @@
 """NN2 before any pixel: which pairs, which objects together, which scales."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,11 +9,11 @@ from numpy.testing import assert_allclose
 
 from survey.config import Config, ConfigError, make_config
 from survey.kernels.nn2 import solve_nn2
-from survey.run.nn2 import spread
+from survey.run.nn2 import AllPairs, spread
 from survey.stages import nn2, nn2_pairs
 from survey.stages.nn2 import matrices
 from survey.stages.nn2_pairs import NO_OBJECT
-from survey.stages.nn2_plan import epoch_pairs, object_groups, pair_blocks, pair_units
+from survey.stages.nn2_plan import Group, epoch_pairs, object_groups, pair_blocks, pair_units
 from survey.stages.nn2_scales import SHARES, star_counts
 from survey.stages.nn2_scales import combine as combine_scales
 from survey.stages.protocol import Unit
@@ -139,6 +141,29 @@ def test_spread__takes_some_of_many_evenly():
     assert len(set(chosen)) == 100
     assert (chosen[0], chosen[-1]) == ("000", "249")
     assert spread(names[:100], 100) == names[:100]
+
+
+def test_sums__are_of_so_many_groups_that_their_pairs_fit_into_memory(monkeypatch):
+    groups = [Group(f"g{k:03d}", 0, 0, 161, ()) for k in range(200)]
+    done = [(Unit(f"{g.name}-{part}", items=(g, None)), "key") for g in groups for part in range(3)]
+    asked = []
+    work = AllPairs.__new__(AllPairs)
+    work.epochs = np.arange(400)
+    work._gather = lambda stage, keyed: asked.append({unit.name[:4] for unit, _ in keyed}) or ([], 0.0)
+    for n in (50, 400):
+        work.pairs = epoch_pairs(np.arange(n), "all")
+        work._scales(done)
+    assert [len(names) for names in asked] == [100, 500_000 // (400 * 399 // 2)] == [100, 6]
+
+
+def test_carried_pairs__depend_on_the_psf():
+    def ledger(name):
+        return SimpleNamespace(records={"unit": SimpleNamespace(key=f"key of {name}")})
+
+    work = AllPairs.__new__(AllPairs)
+    work.carried = True
+    work.field = SimpleNamespace(path="field", has=lambda *_: True, has_table=lambda _: True, ledger=ledger)
+    assert work._base()["psf"] == {"unit": "key of psf"}
 
 
 def test_memory_of_positions__is_that_of_their_pairs_and_of_all_differences():

@@ -269,6 +269,22 @@ def test_run_ends_failed_where_no_pair_of_a_group_could_be_subtracted__until_one
     assert np.isfinite(nn2_light_curves(path)[0]["flux"]).all()
 
 
+def test_what_could_not_be_solved_leaves_no_light_curve_of_before(small, monkeypatch):
+    path, objects, _, _ = small
+
+    def fails(data, state, config):
+        raise ValueError("no solution")
+
+    config = make_config({"nn2": {"pairs": 2, "errors": "noise", "refine_position": False}})
+    assert run_nn2(path, config, objects=objects[:1], client="synchronous").ok
+    monkeypatch.setitem(STAGES, "nn2", STAGES["nn2"])
+    replace(STAGES["nn2"], version=1000, apply=fails)  # registers itself
+    summary = run_nn2(path, config, objects=objects[:1], client="synchronous")
+    assert summary.status == "failed"
+    assert summary.events == 0
+    assert nn2_light_curves(path) == []
+
+
 def test_a_new_version_of_the_sums_solves_again(small, monkeypatch):
     path, objects, _, _ = small
     config = make_config({"nn2": {"pairs": 2, "errors": "noise", "refine_position": False}})
