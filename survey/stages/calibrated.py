@@ -61,20 +61,24 @@ def frame_map(frames: xr.Dataset, k: int) -> PixelMap:
     return PixelMap(used, (float(center[0]), float(center[1])), float(frames["map_scale"].values[k]))
 
 
+def frame_maps(frames: xr.Dataset) -> list[PixelMap]:
+    """`frame_map` of all frames: their columns are taken out of the table once, not once a frame."""
+    columns = (frames[name].values for name in ("map", "map_center", "map_scale"))
+    return [
+        PixelMap(terms[:, np.isfinite(terms[0])], (float(center[0]), float(center[1])), float(scale))
+        for terms, center, scale in zip(*columns, strict=True)
+    ]
+
+
 def phases(
     frames: xr.Dataset, window: Window, shape: tuple[int, int], grid: Grid = "sky"
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Phases of all frames in a window: (time,) where every map is a shift, else (time, y, x)."""
     rows, columns = ((s.start, s.stop) for s in window)
     if grid == "sky":
-        found = [
-            nearest_pixels(frame_map(frames, k), rows, columns, shape)[2:]
-            for k in range(frames.sizes["time"])
-        ]
+        found = [nearest_pixels(pixel_map, rows, columns, shape)[2:] for pixel_map in frame_maps(frames)]
     else:
-        found = [
-            displacement(frame_map(frames, k), rows, columns, shape) for k in range(frames.sizes["time"])
-        ]
+        found = [displacement(pixel_map, rows, columns, shape) for pixel_map in frame_maps(frames)]
     if all(py.ndim == 0 for py, _ in found):
         return np.array([float(py) for py, _ in found]), np.array([float(px) for _, px in found])
     size = (rows[1] - rows[0], columns[1] - columns[0])
@@ -194,5 +198,5 @@ def outlook(field: Field) -> Outlook:
     """What of a field's frames decides how much memory its tiles take."""
     frames = field.frames()
     epochs = frames.sizes["time"]
-    shifts = all(frame_map(frames, k).is_translation(field.shape) for k in range(epochs))
+    shifts = all(pixel_map.is_translation(field.shape) for pixel_map in frame_maps(frames))
     return Outlook(epochs, own_phases=not shifts, psf_widths=psf_widths(frames))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from survey.config import Config
 from survey.io.store import Field
 from survey.kernels.pixelmap import nearest_pixels
-from survey.stages.calibrated import Grid, frame_map
+from survey.stages.calibrated import Grid, frame_map, frame_maps
 from survey.stages.methods import method_of
 from survey.tiles import Window
 
@@ -117,8 +117,7 @@ def detector_pixels(
     """Rows and columns (time, y, x) of the detector pixels nearest to a window of the sky grid."""
     spans = [(s.start, s.stop) for s in window]
     found = [
-        nearest_pixels(frame_map(frames, k), spans[0], spans[1], field.shape)[:2]
-        for k in range(frames.sizes["time"])
+        nearest_pixels(pixel_map, spans[0], spans[1], field.shape)[:2] for pixel_map in frame_maps(frames)
     ]
     return np.stack([rows for rows, _ in found]), np.stack([columns for _, columns in found])
 
@@ -138,8 +137,8 @@ def drift(field: Field, frames: xr.Dataset) -> int:
     height, width = field.shape
     y, x = np.meshgrid([0.0, (height - 1) / 2, height - 1.0], [0.0, (width - 1) / 2, width - 1.0])
     reach = 0.0
-    for k in range(frames.sizes["time"]):
-        xd, yd = frame_map(frames, k).evaluate(x.ravel(), y.ravel())
+    for pixel_map in frame_maps(frames):
+        xd, yd = pixel_map.evaluate(x.ravel(), y.ravel())
         reach = max(reach, float(np.abs(xd - x.ravel()).max()), float(np.abs(yd - y.ravel()).max()))
     # A distorted map may move a pixel between these nine by a little more.
     return int(np.ceil(reach)) + 1
