@@ -172,7 +172,7 @@ class CpmSettings(Settings):
         description="detector: right where stars stay within about half the PSF's width, as from space; sky: "
         "else; auto: by the stars' measured motion",
     )
-    predictors: Literal["closest", "brightness", "similarity", "l1", "random"] = Field(
+    predictors: Literal["closest", "brightness", "similarity", "cosine", "l1", "random"] = Field(
         "closest",
         description="which of the allowed pixels predict a block; l1: those that L1 regression keeps",
     )

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from survey.kernels._group_lasso import select
 
-Choice = Literal["closest", "brightness", "similarity", "random", "l1"]
-CHOICES = ("closest", "brightness", "similarity", "random", "l1")
+Choice = Literal["closest", "brightness", "similarity", "cosine", "random", "l1"]
+CHOICES = ("closest", "brightness", "similarity", "cosine", "random", "l1")
 # Of how many times as many pixels, the closest, L1 regression selects.
 _L1_POOL = 4
 
@@ -84,8 +84,9 @@ def choose_predictors(
     ----------
     choice : str
         ``closest``; ``brightness``: nearest in flux to the targets' median; ``similarity``: largest
-        correlation in time with the targets' mean; ``l1``: last to vanish under a growing L1 penalty;
-        ``random``: the same draw for the same candidates.
+        correlation in time with the targets' mean; ``cosine``: largest cosine of the angle to it, means not
+        taken off; ``l1``: last to vanish under a growing L1 penalty; ``random``: the same draw for the same
+        candidates.
     n : int
         How many at most.
     candidates, distance : arrays (candidates,)
@@ -104,7 +105,9 @@ def choose_predictors(
     elif choice == "brightness":
         rank = np.abs(brightness[candidates] - np.median(brightness[targets]))
     elif choice == "similarity":
-        rank = -np.abs(_correlations(series[candidates], series[targets].mean(0)))
+        rank = -np.abs(_cosines(_centred(series[candidates]), _centred(series[targets].mean(0))))
+    elif choice == "cosine":
+        rank = -np.abs(_cosines(series[candidates], series[targets].mean(0)))
     elif choice == "l1":
         candidates = candidates[np.argsort(distance, kind="stable")[: _L1_POOL * n]]
         return np.sort(candidates[select(series[candidates], series[targets], n)])
@@ -113,8 +116,11 @@ def choose_predictors(
     return np.sort(candidates[np.argsort(rank, kind="stable")[:n]])
 
 
-def _correlations(series: NDArray[np.float64], one: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlation of every series with one."""
-    series = series - series.mean(1, keepdims=True)
+def _centred(series: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(series - series.mean(-1, keepdims=True))
+
+
+def _cosines(series: NDArray[np.float64], one: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cosine of the angle between every series and one, times the length of that one."""
     length = np.sqrt((series**2).sum(1))
-    return np.asarray(series @ (one - one.mean()) / np.maximum(length, 1e-300))
+    return np.asarray(series @ one / np.maximum(length, 1e-300))

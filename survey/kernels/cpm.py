@@ -120,9 +120,9 @@ def fit_cpm(
     exclusion, row_column_exclusion : float, int
         Predictors are at least ``exclusion`` pixels away and in none of the targets' rows and columns or
         the next ``row_column_exclusion``; both shrink in frames less than four exclusions wide.
-    predictors : {"closest", "brightness", "similarity", "l1", "random"}
-        How predictors are chosen among the allowed. Similarity and l1 look at the targets in all training
-        epochs.
+    predictors : {"closest", "brightness", "similarity", "cosine", "l1", "random"}
+        How predictors are chosen among the allowed. Similarity (correlation), cosine and l1 look at the
+        targets in all training epochs.
     ridge : float, optional
         In units of n_predictors x target variance; by default cross-validated over `RIDGE_GRID`.
     folds : int

@@ -246,7 +246,7 @@ def test_fit_cpm__window_does_not_change_a_pixel():
     np.testing.assert_array_equal(small.residual, large.residual[:, 4:8, 8:12])
 
 
-@pytest.mark.parametrize("choice", ["closest", "brightness", "similarity", "l1", "random"])
+@pytest.mark.parametrize("choice", ["closest", "brightness", "similarity", "cosine", "l1", "random"])
 def test_predictors__respect_the_exclusions(choice):
     rng = np.random.default_rng(4)
     usable = rng.random((60, 60)) < 0.9

@@ -235,6 +235,17 @@ def test_similarity_takes_the_largest_correlations():
     assert set(chosen) == set(candidates[np.argsort(-alike)[:25]])
 
 
+def test_cosine_takes_the_smallest_angles_means_not_taken_off():
+    candidates, distance, series, brightness = pool()
+    series = series + np.random.default_rng(8).normal(0.0, 2.0, len(series))[:, None] * series.std()
+    chosen = choose_predictors("cosine", 25, candidates, distance, series, brightness, TARGETS)
+    mean = series[TARGETS].mean(0)
+    alike = np.abs(series[candidates] @ mean) / np.linalg.norm(series[candidates], axis=1)
+    assert set(chosen) == set(candidates[np.argsort(-alike)[:25]])
+    by_correlation = choose_predictors("similarity", 25, candidates, distance, series, brightness, TARGETS)
+    assert set(chosen) != set(by_correlation)
+
+
 def test_random_is_a_draw_of_all_that_may_and_always_the_same():
     candidates, distance, series, brightness = pool()
     one, two = (
