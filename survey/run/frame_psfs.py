@@ -6,8 +6,8 @@ import xarray as xr
 
 from survey.run.differences import RunError
 from survey.run.engine import Engine, ledger_name, stage_key
+from survey.run.grids import place_grid
 from survey.run.identity import images_key
-from survey.run.ingest import place_grid
 from survey.run.record import new_run_id
 from survey.stages import frame_psf
 from survey.stages.nn2_cutouts import pair_grid

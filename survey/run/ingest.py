@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from survey.config import Config
 from survey.io.calibration import check_calibration
-from survey.io.frames import FrameHeader, FrameSource, combine_scans, find_files, scan_file
+from survey.io.frames import FrameHeader, FrameSource, Scan, combine_scans, find_files, scan_file
 from survey.io.ledger import FieldBusyError
 from survey.io.locations import Location, locate
 from survey.io.store import Field, holds_frames
@@ -21,12 +20,9 @@ from survey.run.engine import Engine, Failure, Progress, Silent, stage_key
 from survey.run.executor import Executor
 from survey.run.opening import clear_unfinished, open_or_create
 from survey.run.pattern import FieldPattern
-from survey.run.record import new_run_id
 from survey.run.worker import UnitReport
 from survey.stages import frame_table, place, register
-from survey.stages.calibrated import Grid
-from survey.stages.measure import measure_frame
-from survey.stages.protocol import Unit
+from survey.stages.measure import FrameMeasure, measure_frame
 
 logger = logging.getLogger(__name__)
 
@@ -99,90 +95,181 @@ def ingest(
     PatternError
         If the frames do not fit the field's pattern, or hold none.
     """
-    progress = progress or Silent()
     reports = [] if reports is None else reports
-    exists = holds_frames(path)
-    if exists:
-        check_calibration(config.input, Field.open(path).attrs.get("calibration", ()), str(path))
-    old = Field.open(path).frames() if exists else None
-    known = frame_table.stored_headers(old) if old is not None else []
-    files = find_files([str(f) for f in frames])
-    chunks = [files[i : i + FILES_A_TASK] for i in range(0, len(files), FILES_A_TASK)]
-    scans = [
-        scan
-        for chunk in _raise_first(
-            map_calls(executor, _scan_files, chunks, progress, "scan", config, reports=reports)
+    work = _Ingest(path, config, executor, progress or Silent(), strict, run_id, reports)
+    work.measure(work.scan(find_files([str(f) for f in frames])))
+    while work.register():
+        if work.place():
+            break
+    return work.summary
+
+
+class _Ingest:
+    """The steps of an ingest, and what each leaves to the next."""
+
+    def __init__(
+        self,
+        path: str | Location,
+        config: Config,
+        executor: Executor,
+        progress: Progress,
+        strict: bool,
+        run_id: str,
+        reports: list[UnitReport],
+    ) -> None:
+        self.path, self.config, self.executor = path, config, executor
+        self.progress, self.strict, self.run_id, self.reports = progress, strict, run_id, reports
+        self.exists = holds_frames(path)
+        self.old: xr.Dataset | None = None
+        self.held: FrameMeasure | None = None
+        if self.exists:
+            target = Field.open(path)
+            check_calibration(config.input, target.attrs.get("calibration", ()), str(path))
+            self.old = target.frames()
+            self.held = frame_table.stored_reference(target.table("stars"))
+        self.summary = self.looked = IngestSummary()
+        self.measures: list[FrameMeasure] = []
+        # Frames found damaged when they were placed, with the reason.
+        self.lost: dict[FrameSource, str] = {}
+
+    def _map(self, function: Callable[..., Any], items: Sequence[Any], label: str, *args: Any) -> list[Any]:
+        return map_calls(self.executor, function, items, self.progress, label, *args, reports=self.reports)
+
+    def scan(self, files: Sequence[str]) -> Scan:
+        """Headers of the files' frames, and which of them cannot be used."""
+        chunks = [files[i : i + FILES_A_TASK] for i in range(0, len(files), FILES_A_TASK)]
+        scans = [
+            scan
+            for chunk in _raise_first(self._map(_scan_files, chunks, "scan", self.config))
+            for scan in chunk
+        ]
+        known = [] if self.old is None else frame_table.stored_headers(self.old)
+        found = combine_scans(scans, self.config.input, known)
+        self.looked = IngestSummary(
+            rejected=[(r.source.path, r.reason) for r in found.rejected], warnings=list(found.warnings)
         )
-        for scan in chunk
-    ]
-    found = combine_scans(scans, config.input, known)
-    summary = IngestSummary(
-        rejected=[(r.source.path, r.reason) for r in found.rejected], warnings=list(found.warnings)
-    )
-    measures = []
-    pattern = FieldPattern(
-        path,
-        found.headers,
-        config,
-        lambda function, items, *args: map_calls(
-            executor, function, items, progress, "pattern", *args, reports=reports
-        ),
-        old=exists,
-    )
-    shared = pattern.share(executor)
-    results = map_calls(
-        executor, measure_frame, found.headers, progress, "measure", config, shared, reports=reports
-    )
-    for header, result in zip(found.headers, results, strict=True):
-        if isinstance(result, BaseException):
-            summary.rejected.append((header.source.path, str(result)))
-        else:
-            measures.append(result)
-    held = frame_table.stored_reference(Field.open(path).table("stars")) if exists else None
-    asked = {r.source.path for r in found.rejected if r.kind == "filtered"}
-    looked, lost = summary, dict[FrameSource, str]()
-    while True:
-        summary = replace(
-            looked,
-            rejected=[*looked.rejected, *((source.path, reason) for source, reason in lost.items())],
-            warnings=list(looked.warnings),
+        self.n_files = len(files)
+        self.asked = {r.source.path for r in found.rejected if r.kind == "filtered"}
+        return found
+
+    def measure(self, found: Scan) -> None:
+        """Stars, sky and PSF width of every frame, less the detector's pattern."""
+        self.pattern = FieldPattern(
+            self.path,
+            found.headers,
+            self.config,
+            lambda function, items, *args: self._map(function, items, "pattern", *args),
+            old=self.exists,
         )
-        kept = [m for m in measures if m.header.source not in lost]
-        new, reference = None, held
+        shared = self.pattern.share(self.executor)
+        results = self._map(measure_frame, found.headers, "measure", self.config, shared)
+        for header, result in zip(found.headers, results, strict=True):
+            if isinstance(result, BaseException):
+                self.looked.rejected.append((header.source.path, str(result)))
+            else:
+                self.measures.append(result)
+
+    def register(self) -> bool:
+        """Put the frames on the reference's grid; False where the field exists and none is new.
+
+        Raises
+        ------
+        IngestError
+            If no frame is usable, or with ``strict`` if one is not.
+        """
+        lost = [(source.path, reason) for source, reason in self.lost.items()]
+        summary = self.summary = replace(
+            self.looked, rejected=[*self.looked.rejected, *lost], warnings=list(self.looked.warnings)
+        )
+        kept = [m for m in self.measures if m.header.source not in self.lost]
+        self.new: xr.Dataset | None = None
+        self.reference = self.held
         if kept:
-            new, reference, unplaced, told = register.combine(kept, config, held)
+            self.new, self.reference, unplaced, told = register.combine(kept, self.config, self.held)
             summary.rejected += [(source.path, reason) for source, reason in unplaced]
             summary.warnings += told
-        bad = [reason for source, reason in summary.rejected if source not in asked]
-        if strict and bad:
+        bad = [reason for source, reason in summary.rejected if source not in self.asked]
+        if self.strict and bad:
             raise IngestError(f"{len(bad)} frames cannot be used (--strict): {'; '.join(bad[:5])}")
-        if new is None or new.sizes["time"] == 0:
-            if exists:
-                return summary
+        if self.new is not None and self.new.sizes["time"]:
+            return True
+        if not self.exists:
             reasons = "; ".join(reason for _, reason in summary.rejected[:5])
-            raise IngestError(f"none of the {len(files)} files gave a usable frame: {reasons}")
+            raise IngestError(f"none of the {self.n_files} files gave a usable frame: {reasons}")
+        return False
+
+    def place(self) -> bool:
+        """Write the frames; False where some turned out damaged, and the others are to be registered anew.
+
+        Raises
+        ------
+        FieldBusyError
+            If another ingest writes the field, or has added frames since this one began.
+        IngestError
+            If the first frames of a field cannot be written.
+        """
+        new, reference, summary = self.new, self.reference, self.summary
+        assert new is not None
         assert reference is not None
-        pattern.check(new, reference.header.shape)
+        self.pattern.check(new, reference.header.shape)
         headers = frame_table.stored_headers(new)
         # A field has the reference of whoever holds the lease when it is made.
-        with Field(locate(path)).lease("images", run_id):
-            _check_unchanged(path, old)
-            target = open_or_create(path, config, reference, new.sizes["time"])
-            pattern.keep(target)
-            damaged = _place(target, config, executor, progress, old, new, headers, summary, run_id, reports)
-            if not exists and not damaged:
+        with Field(locate(self.path)).lease("images", self.run_id):
+            _check_unchanged(self.path, self.old)
+            target = open_or_create(self.path, self.config, reference, new.sizes["time"])
+            self.pattern.keep(target)
+            damaged = self._write(target, new, headers)
+            if not self.exists and not damaged:
                 target.write_table("stars", frame_table.star_table(reference))
-        if not damaged:
-            break
-        progress.message(f"{len(damaged)} frames are damaged and left out; the others are placed again")
-        lost |= damaged
-    if summary.failures and not exists:
-        first = summary.failures[0]
-        raise IngestError(f"{len(summary.failures)} blocks could not be placed: {first.unit}: {first.reason}")
-    if not summary.failures:
-        summary.added = len(headers)
-        summary.frames = [(h.frame_id, h.source.path, h.fingerprint) for h in headers]
-    return summary
+        if damaged:
+            self.progress.message(
+                f"{len(damaged)} frames are damaged and left out; the others are placed again"
+            )
+            self.lost |= damaged
+            return False
+        if summary.failures and not self.exists:
+            first = summary.failures[0]
+            raise IngestError(
+                f"{len(summary.failures)} blocks could not be placed: {first.unit}: {first.reason}"
+            )
+        if not summary.failures:
+            summary.added = len(headers)
+            summary.frames = [(h.frame_id, h.source.path, h.fingerprint) for h in headers]
+        return True
+
+    def _write(self, target: Field, new: xr.Dataset, headers: list[FrameHeader]) -> dict[FrameSource, str]:
+        """Write the new frames' blocks, then the table: the moment from which they belong to the field.
+
+        Frames that turn out to be damaged are returned with the reason, and nothing belongs to the field.
+        """
+        old, config = self.old, self.config
+        start = 0 if old is None else old.sizes["time"]
+        table = new if old is None else frame_table.joined_tables(old, new)
+        height, width = target.shape
+        units = place.place_units(target, table, headers, start, config)
+        clear_unfinished(target, start, table.sizes["time"], units)
+        target.require_group("images/sky", {"time": table.sizes["time"], "y": height, "x": width})
+        engine = Engine(
+            target, config, self.executor, self.progress, ("images", self.run_id), reports=self.reports
+        )
+        engine.submit(
+            "place",
+            [(u, stage_key("place", config, u.name, {"frames": place.unit_identity(u)})) for u in units],
+            label="ingest",
+        )
+        engine.collect()
+        if damaged := {
+            source: reason
+            for error in engine.errors
+            if isinstance(error, place.UnplacedError)
+            for source, reason in error.lost
+        }:
+            return damaged
+        self.summary.failures = engine.failures
+        if not engine.failures:
+            target.write_table("frames", table)
+            engine.finish()
+        return {}
 
 
 def _raise_first(results: list[Any]) -> list[Any]:
@@ -201,114 +288,3 @@ def _check_unchanged(path: str | Location, old: xr.Dataset | None) -> None:
             f"{path}: another ingest took it from {len(before)} to {len(after)} frames while this one read "
             "its files; nothing of this one is written: run it again"
         )
-
-
-def _place(
-    target: Field,
-    config: Config,
-    executor: Executor,
-    progress: Progress,
-    old: xr.Dataset | None,
-    new: xr.Dataset,
-    headers: list[FrameHeader],
-    summary: IngestSummary,
-    run_id: str,
-    reports: list[UnitReport],
-) -> dict[FrameSource, str]:
-    """Write the new frames' blocks, then the table: the moment from which they belong to the field.
-
-    Frames that turn out to be damaged are returned with the reason, and nothing belongs to the field.
-    """
-    start = 0 if old is None else old.sizes["time"]
-    table = new if old is None else _joined(old, new)
-    height, width = target.shape
-    units = place.place_units(target, table, headers, start, config)
-    clear_unfinished(target, start, table.sizes["time"], units)
-    target.require_group("images/sky", {"time": table.sizes["time"], "y": height, "x": width})
-    engine = Engine(target, config, executor, progress, ("images", run_id), reports=reports)
-    engine.submit(
-        "place",
-        [(u, stage_key("place", config, u.name, {"frames": place.unit_identity(u)})) for u in units],
-        label="ingest",
-    )
-    engine.collect()
-    if damaged := {
-        source: reason
-        for error in engine.errors
-        if isinstance(error, place.UnplacedError)
-        for source, reason in error.lost
-    }:
-        return damaged
-    summary.failures = engine.failures
-    if not engine.failures:
-        target.write_table("frames", table)
-        engine.finish()
-    return {}
-
-
-def _joined(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
-    """Both tables, old frames first and as they were; new ones are flagged by comparison with all."""
-    flags = old["flags"].values.copy()
-    for name, dim in (("map", "term"), ("background", "background_term")):
-        size = max(old.sizes[dim], new.sizes[dim])
-        old = _padded(old, name, dim, size)
-        new = _padded(new, name, dim, size)
-    joined = xr.concat(
-        [old, new], dim="time", data_vars="minimal", coords="minimal", compat="override", join="override"
-    )
-    joined = frame_table.flag_table(joined)
-    joined["flags"].values[: len(flags)] = flags
-    return joined
-
-
-def _padded(table: xr.Dataset, name: str, dim: str, size: int) -> xr.Dataset:
-    if table.sizes[dim] == size:
-        return table
-    values = table[name].values
-    missing = np.full((*values.shape[:-1], size - values.shape[-1]), np.nan)
-    dims = table[name].dims
-    return table.drop_vars(name).assign({name: (dims, np.concatenate([values, missing], axis=-1))})
-
-
-def place_grid(engine: Engine, grid: Grid) -> None:
-    """Write ``images/<grid>`` of a field's frames, as far as it is missing, from the files they came in.
-
-    Raises
-    ------
-    IngestError
-        If a block could not be written, as where the files are gone.
-    FieldBusyError
-        If another run writes images.
-    """
-    field = engine.target
-    ledger, wanted = field.ledger("place"), _grid_units(engine, grid)
-    if all(ledger.has(unit.name, key) for unit, key in wanted):
-        engine.skip(len(wanted))
-        return
-    owner = engine.holder[1] if engine.holder else new_run_id()
-    with field.lease("images", owner):
-        placer = Engine(field, engine.config, engine.executor, engine.progress, ("images", owner))
-        # One list of reports and failures for the whole run.
-        placer.reports, placer.failures = engine.reports, engine.failures
-        failed = len(engine.failures)
-        frames = field.frames()
-        height, width = field.shape
-        field.require_group(f"images/{grid}", {"time": frames.sizes["time"], "y": height, "x": width})
-        placer.submit("place", _grid_units(engine, grid), label=f"place ({grid})")
-        placer.collect()
-        placer.finish()
-    engine.skip(placer.skipped)
-    if len(engine.failures) > failed:
-        first = engine.failures[failed]
-        raise IngestError(
-            f"images/{grid} cannot be made: {first.unit}: {first.reason}; "
-            "method needs the files that the field was made of where they were"
-        )
-
-
-def _grid_units(engine: Engine, grid: Grid) -> list[tuple[Unit, str]]:
-    """Blocks of a grid and their keys, of the frames as the field holds them now."""
-    field, config = engine.target, engine.config
-    frames = field.frames()
-    units = place.place_units(field, frames, frame_table.stored_headers(frames), 0, config, grid)
-    return [(u, stage_key("place", config, u.name, {"frames": place.unit_identity(u)})) for u in units]

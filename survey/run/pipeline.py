@@ -11,8 +11,8 @@ from survey.config import Config
 from survey.io.store import Field
 from survey.run.differences import RunError, Waiting
 from survey.run.engine import Engine, stage_key
+from survey.run.grids import place_grid
 from survey.run.identity import images_key
-from survey.run.ingest import place_grid
 from survey.run.methods import differences_of
 from survey.run.oversampled import OversampledDifferences
 from survey.run.refinement import refine_frames

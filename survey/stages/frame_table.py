@@ -96,6 +96,30 @@ def _header_json(header: FrameHeader) -> str:
     return json.dumps({**asdict(header), "source": source}, default=str)
 
 
+def joined_tables(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
+    """Both tables, old frames first and as they were; new ones are flagged by comparison with all."""
+    flags = old["flags"].values.copy()
+    for name, dim in (("map", "term"), ("background", "background_term")):
+        size = max(old.sizes[dim], new.sizes[dim])
+        old = _padded(old, name, dim, size)
+        new = _padded(new, name, dim, size)
+    joined = xr.concat(
+        [old, new], dim="time", data_vars="minimal", coords="minimal", compat="override", join="override"
+    )
+    joined = flag_table(joined)
+    joined["flags"].values[: len(flags)] = flags
+    return joined
+
+
+def _padded(table: xr.Dataset, name: str, dim: str, size: int) -> xr.Dataset:
+    if table.sizes[dim] == size:
+        return table
+    values = table[name].values
+    missing = np.full((*values.shape[:-1], size - values.shape[-1]), np.nan)
+    dims = table[name].dims
+    return table.drop_vars(name).assign({name: (dims, np.concatenate([values, missing], axis=-1))})
+
+
 def stored_headers(frames: xr.Dataset) -> list[FrameHeader]:
     """Headers of the frames a field holds."""
     found = []

@@ -8,7 +8,8 @@ from survey.run import ingest as module
 from survey.run.api import run
 from survey.run.engine import Engine
 from survey.run.executor import InlineExecutor, connect
-from survey.run.ingest import IngestError, ingest, place_grid
+from survey.run.grids import place_grid
+from survey.run.ingest import IngestError, ingest
 from survey.simulate import simulate_field
 from tests.run.conftest import small_config
 

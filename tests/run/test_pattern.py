@@ -12,7 +12,8 @@ from survey.io.store import Field
 from survey.kernels.pattern import MESH
 from survey.run.engine import Engine
 from survey.run.executor import InlineExecutor, connect
-from survey.run.ingest import _grid_units, ingest
+from survey.run.grids import _grid_units
+from survey.run.ingest import ingest
 from survey.run.pattern import PatternError
 from survey.run.verify import verify
 from survey.stages import pattern as stage
@@ -147,7 +148,7 @@ def test_appended_frames_are_given_the_stored_pattern(night, field, tmp_path, mo
 def test_an_ingest_that_was_killed_goes_on_with_the_same_pattern(night, tmp_path, monkeypatch):
     path, config = tmp_path / "field", settings(pattern=True)
     with monkeypatch.context() as patch:
-        patch.setattr("survey.run.ingest._place", lambda *args: 1 / 0)
+        patch.setattr("survey.run.ingest._Ingest._write", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             take_in(path, night[2][:20], config)
     key = stage.pattern_key(Field.open(path))
