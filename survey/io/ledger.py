@@ -99,7 +99,9 @@ class Ledger:
         """Write what is pending as one segment."""
         if self._pending:
             text = "".join(json.dumps(entry) + "\n" for entry in self._pending)
-            self._segments.append(self.directory / f"{time.time_ns():020d}.jsonl")
+            # After all that is known, also where the clock of who wrote that was ahead of this one's.
+            newest = max((int(segment.stem) for segment in self._segments), default=0)
+            self._segments.append(self.directory / f"{max(time.time_ns(), newest + 1):020d}.jsonl")
             write_atomic(self._segments[-1], text.encode())
             self._pending.clear()
         self._flushed = time.monotonic()

@@ -57,10 +57,11 @@ class Field(Tables):
             If there is a field already.
         """
         field = cls(locate(path))
-        if field.cube.exists():
+        if is_field(path):
             raise FieldError(f"{path}: there is a field already; give another directory, or append to it")
-        root = zarr.open_group(zarr_place(field.cube), mode="w-", zarr_format=3)
-        root.attrs.update({"schema_version": SCHEMA_VERSION, "shape": list(shape), **attrs})
+        # In one write: a kill leaves a field that says what it is, or none.
+        attributes = {"schema_version": SCHEMA_VERSION, "shape": list(shape), **attrs}
+        zarr.create_group(zarr_place(field.cube), attributes=attributes, zarr_format=3)
         return field
 
     @classmethod

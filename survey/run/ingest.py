@@ -218,9 +218,7 @@ class _Ingest:
             _check_unchanged(self.path, self.old)
             target = open_or_create(self.path, self.config, reference, new.sizes["time"])
             self.pattern.keep(target)
-            damaged = self._write(target, new, headers)
-            if not self.exists and not damaged:
-                target.write_table("stars", frame_table.star_table(reference))
+            damaged = self._write(target, new, headers, reference)
         if damaged:
             self.progress.message(
                 f"{len(damaged)} frames are damaged and left out; the others are placed again"
@@ -237,7 +235,9 @@ class _Ingest:
             summary.frames = [(h.frame_id, h.source.path, h.fingerprint) for h in headers]
         return True
 
-    def _write(self, target: Field, new: xr.Dataset, headers: list[FrameHeader]) -> dict[FrameSource, str]:
+    def _write(
+        self, target: Field, new: xr.Dataset, headers: list[FrameHeader], reference: FrameMeasure
+    ) -> dict[FrameSource, str]:
         """Write the new frames' blocks, then the table: the moment from which they belong to the field.
 
         Frames that turn out to be damaged are returned with the reason, and nothing belongs to the field.
@@ -267,6 +267,9 @@ class _Ingest:
             return damaged
         self.summary.failures = engine.failures
         if not engine.failures:
+            if not self.exists:
+                # A field that holds frames must hold the stars that later ones are registered by.
+                target.write_table("stars", frame_table.star_table(reference))
             target.write_table("frames", table)
             engine.finish()
         return {}

@@ -148,3 +148,16 @@ def beating(calls):
     before = len(calls)
     time.sleep(0.1)
     return len(calls) > before
+
+
+def test_what_was_struck_stays_so_though_the_clock_went_back(tmp_path, monkeypatch):
+    ahead, now = Ledger(tmp_path), time.time_ns()
+    ahead.record("a", "old")
+    ahead.flush()
+    monkeypatch.setattr(module.time, "time_ns", lambda: now - 30 * 10**9)
+    behind = Ledger(tmp_path)
+    behind.invalidate(["a"])
+    assert not Ledger(tmp_path).records
+    behind.record("a", "new")
+    behind.flush()
+    assert Ledger(tmp_path).has("a", "new")

@@ -1,9 +1,11 @@
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+from zarr.core.attributes import Attributes
 
 from survey.io.checksums import cells_of
 from survey.io.store import Field, FieldError, open_field
@@ -25,6 +27,21 @@ def test_regions_come_back_and_the_rest_is_masked(field):
     np.testing.assert_array_equal(field.array("images/sky", "flux")[region], values)
     assert np.isnan(field.array("images/sky", "flux")[:, 0, 0]).all()
     assert field.array("images/sky", "mask")[:, 0, 0].all()
+
+
+def test_a_field_that_was_being_made_when_a_kill_came_is_one_or_none(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    attrs = {"tile_size": 64, "time_block": 16, "units": "count"}
+    (tmp_path / "begun" / "cube.zarr").mkdir(parents=True)
+    monkeypatch.setattr(Attributes, "update", killed)
+    for name in ("begun", "new"):
+        with suppress(KeyboardInterrupt):
+            Field.create(tmp_path / name, (100, 90), attrs)
+        assert Field.open(tmp_path / name).tile_size == 64
+    with pytest.raises(FieldError, match="there is a field already"):
+        Field.create(tmp_path / "new", (100, 90), attrs)
 
 
 def test_growing_in_time_keeps_what_is_there(field):

@@ -48,6 +48,38 @@ def test_an_ingest_that_another_overtook_writes_nothing_and_says_so(few, tmp_pat
     assert len(set(frames)) == there + 4
 
 
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("table", "moment"),
+    [
+        pytest.param("stars", "before", marks=SLOW),
+        ("stars", "after"),
+        pytest.param("frames", "before", marks=SLOW),
+        ("frames", "after"),
+    ],
+)
+def test_an_ingest_killed_at_any_of_its_tables_is_taken_up(few, tmp_path, monkeypatch, table, moment):
+    path, write = tmp_path / "field", Field.write_table
+
+    def killed(self, name, content):
+        if name != table or moment == "after":
+            write(self, name, content)
+        if name == table:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Field, "write_table", killed)
+    with pytest.raises(KeyboardInterrupt):
+        take_in(path, few[:2])
+    monkeypatch.undo()
+    there = 2 if (table, moment) == ("frames", "after") else 0
+    assert take_in(path, few[:2]) == 2 - there
+    assert take_in(path, few[2:3]) == 1
+    frames = Field.open(path).frames()["frame_id"].values.tolist()
+    assert len(set(frames)) == len(frames) == 3
+
+
 def test_the_same_frames_again_are_there_already_also_when_strict(few, tmp_path):
     take_in(tmp_path / "field", few[:4])
     again = ingest(tmp_path / "field", few[:6], small_config(), InlineExecutor(), strict=True)
