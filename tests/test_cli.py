@@ -5,7 +5,8 @@ import pytest
 from click.testing import CliRunner
 
 from survey.cli import main
-from survey.cli._common import load_settings
+from survey.cli._common import METHOD, load_settings
+from survey.stages.methods import METHODS
 
 
 def call(*args, status=0):
@@ -21,6 +22,11 @@ COMMANDS = sorted(main.commands)
 def test_every_command_has_help_with_an_example(command):
     text = " ".join(call(command, "--help").split())
     assert f"survey {command}" in text.split("Example", 1)[1]
+
+
+def test_every_method_can_be_asked_for_and_no_other():
+    assert list(METHOD.choices) == list(METHODS)
+    assert "'foo' is not one of" in call("report", "field", "--method", "foo", status=2)
 
 
 def test_events_in_every_text_format(finished, tmp_path):

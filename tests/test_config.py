@@ -32,6 +32,12 @@ def test_missing_and_broken_files(tmp_path):
     (tmp_path / "bad.toml").write_text("[input\n")
     with pytest.raises(ConfigError, match="not a TOML file"):
         load_config(tmp_path / "bad.toml")
+    (tmp_path / "latin.toml").write_bytes("[input]\nband = 'é'\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.toml: not a TOML file.*utf-8"):
+        load_config(tmp_path / "latin.toml")
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(ConfigError, match=r"folder\.toml: cannot be read"):
+        load_config(tmp_path / "folder.toml")
 
 
 def test_stored_settings_make_the_same_config():

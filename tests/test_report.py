@@ -15,6 +15,7 @@ from survey.report import write_report
 from survey.report.data import load
 from survey.report.methods import Entry, matched
 from survey.report.residuals import STAR, accumulate
+from survey.stages.methods import MethodError
 from tests.report_fields import EPOCHS, empty_field, frames_table, full_field, write_images, write_products
 
 
@@ -261,6 +262,16 @@ def test_report_of_a_field_without_events(tmp_path):
     text = write_report(field.path).read_text()
     assert "found no event above its threshold" in text
     assert "No event in it" in text
+
+
+def test_a_method_without_anything_replaces_no_page(tmp_path):
+    field = empty_field(tmp_path / "field")
+    with pytest.raises(MethodError, match="unknown method 'foo'"):
+        write_report(field.path, "foo")
+    field.require_group("difference/oversampled", {})
+    with pytest.raises(FieldError, match=r"nothing of method 'cpm' yet, only of oversampled"):
+        write_report(field.path, "cpm")
+    assert not (field.path / "report.html").exists()
 
 
 def test_no_field_is_an_error(tmp_path):

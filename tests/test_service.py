@@ -59,6 +59,19 @@ def test_it_says_what_there_is_and_what_was_found(server, finished):
     assert ask(server, "/fields/bulge/nonsense")[0] == 404
 
 
+@pytest.mark.parametrize("method", ["../../../private/pay", "{root}/../private/pay", "", "..", "nonsense"])
+def test_no_method_leads_out_of_the_folder(server, method):
+    private = server.root.parent / "private"
+    private.mkdir(exist_ok=True)
+    shutil.copy(server.root / "bulge" / "events" / "oversampled.parquet", private / "pay.parquet")
+    # an empty value is none given, as everywhere in requests
+    query = urllib.request.quote(method.format(root=server.root)) or "%20"
+    for what in ("events", "status", "lightcurve"):
+        status, body = ask(server, f"/fields/bulge/{what}?x=1&y=1&method={query}")
+        assert status == 409, body
+        assert "method" in body
+
+
 NAMES = [
     "..", ".", "", "../secret", "bulge/../../secret", "bulge/..", "/etc", "//etc/passwd", "~root", "way-out",
     "bulge/./cube.zarr", "..\\secret", "s3://bucket/field", "file:///etc", "bulge\0", "...", "bulge/ /x",

@@ -26,6 +26,8 @@ class FieldType(click.ParamType):
 
 
 FIELD = FieldType()
+# As in `survey.stages.methods`, which takes a second to import.
+METHOD = click.Choice(["oversampled", "cpm", "sfft", "zogy", "hotpants"])
 
 
 def scheduler_options(command: Callable[..., Any]) -> Callable[..., Any]:

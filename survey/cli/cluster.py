@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from survey.cli._common import FIELD, change_cluster, run_arguments, scheduler_options
+from survey.cli._common import FIELD, METHOD, change_cluster, run_arguments, scheduler_options
 from survey.cli._group import main
 from survey.io.locations import Location
 
@@ -20,7 +20,7 @@ ENDED_WELL = "done"
 @main.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path())
 @click.option("-o", "--output", "field", type=FIELD, metavar="FIELD")
-@click.option("--method", help="Difference method.")
+@click.option("--method", type=METHOD, help="Difference method.")
 @scheduler_options
 @click.option("--here", is_flag=True, help="Keep the driver on this machine, not beside the scheduler.")
 @click.option("--strict", is_flag=True, help="Stop if one frame cannot be used.")

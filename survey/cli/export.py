@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from survey.cli._common import FIELD
+from survey.cli._common import FIELD, METHOD
 from survey.cli._group import main
 from survey.io.locations import Location
 
@@ -20,7 +20,7 @@ from survey.io.locations import Location
     type=click.Choice(["reference", "templates", "differences", "cutouts", "events", "lightcurves", "all"]),
     help="May be repeated; by default all but differences and cutouts.",
 )
-@click.option("--method", default="oversampled", show_default=True, help="Difference method.")
+@click.option("--method", type=METHOD, default="oversampled", show_default=True, help="Difference method.")
 @click.option("--frame", "frames", multiple=True, metavar="NAME", help="Differences of this frame.")
 @click.option("--event", "events", multiple=True, metavar="ID", help="Cutouts of this event.")
 @click.option("--size", default=41, show_default=True, type=click.IntRange(3), help="Cutouts' edge, pixels.")

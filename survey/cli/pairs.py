@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from survey.cli._common import FIELD, change_cluster, finish, load_settings, print_table, scheduler_options
+from survey.cli._common import (
+    FIELD,
+    METHOD,
+    change_cluster,
+    finish,
+    load_settings,
+    print_table,
+    scheduler_options,
+)
 from survey.cli._group import main
 from survey.io.locations import Location
 
@@ -16,7 +24,7 @@ from survey.io.locations import Location
 @click.argument("field", type=FIELD)
 @click.option("-c", "--config", "config_path", type=click.Path(path_type=Path), help="Settings (TOML).")
 @click.option("--targets", type=click.Path(path_type=Path), help="Table with ra, dec or x, y.")
-@click.option("--method", help="Difference method whose events are measured.")
+@click.option("--method", type=METHOD, help="Difference method whose events are measured.")
 @click.option(
     "--subtract", type=click.Choice(["sfft", "zogy", "hotpants", "carried"]), help="How pairs are subtracted."
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from survey.cli._common import FIELD, print_table
+from survey.cli._common import FIELD, METHOD, print_table
 from survey.cli._group import main
 from survey.io.locations import Location
 
@@ -22,7 +22,7 @@ OUTPUT = click.option("-o", "--output", type=click.Path(path_type=Path), help="F
 
 @main.command()
 @click.argument("field", type=FIELD)
-@click.option("--method", default="oversampled", show_default=True)
+@click.option("--method", type=METHOD, default="oversampled", show_default=True)
 @FORM
 @OUTPUT
 def events(field: Location, method: str, form: str, output: Path | None) -> None:
@@ -42,7 +42,7 @@ def events(field: Location, method: str, form: str, output: Path | None) -> None
 @click.option("--dec", type=float, help="Degrees.")
 @click.option("--x", type=float, help="Pixel of the reference grid, from 0.")
 @click.option("--y", type=float)
-@click.option("--method", default="oversampled", show_default=True)
+@click.option("--method", type=METHOD, default="oversampled", show_default=True)
 @click.option(
     "--relative", is_flag=True, help="Corrected by comparison stars, in units of the reference flux."
 )
@@ -72,7 +72,7 @@ def lightcurve(
 
 @main.command()
 @click.argument("field", type=FIELD)
-@click.option("--method", default="oversampled", show_default=True)
+@click.option("--method", type=METHOD, default="oversampled", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Instead of FIELD/report.html.")
 def report(field: Location, method: str, output: Path | None) -> None:
     """Draw the report of a field: one self-contained HTML page.

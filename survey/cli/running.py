@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from survey.cli._common import FIELD, change_cluster, finish, load_settings, run_arguments, scheduler_options
+from survey.cli._common import (
+    FIELD,
+    METHOD,
+    change_cluster,
+    finish,
+    load_settings,
+    run_arguments,
+    scheduler_options,
+)
 from survey.cli._group import main
 from survey.io.locations import Location
 
@@ -50,11 +58,7 @@ def ingest(
 @main.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path())
 @click.option("-o", "--output", "field", type=FIELD, metavar="FIELD")
-@click.option(
-    "--method",
-    type=click.Choice(["oversampled", "cpm", "sfft", "zogy", "hotpants"]),
-    help="Difference method.",
-)
+@click.option("--method", type=METHOD, help="Difference method.")
 @click.option("--strict", is_flag=True, help="Stop if one frame cannot be used.")
 @click.option("--rebuild", is_flag=True, help="Compute everything again.")
 @click.option("--no-report", is_flag=True, help="Do not draw report.html.")

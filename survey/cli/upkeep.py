@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import click
 
-from survey.cli._common import FIELD
+from survey.cli._common import FIELD, METHOD
 from survey.cli._group import main
 from survey.io.locations import Location
 
@@ -43,7 +43,7 @@ def verify(field: Location, repair: bool, as_json: bool) -> None:
 @click.argument("field", type=FIELD)
 @click.option("--delete", is_flag=True, help="Remove what is listed; without it nothing is touched.")
 @click.option("--keep-runs", type=click.IntRange(0), help="Also the records of all but the latest runs.")
-@click.option("--method", help="Also everything made by this difference method.")
+@click.option("--method", type=METHOD, help="Also everything made by this difference method.")
 @click.option("--template", help="Also this template.")
 def prune(
     field: Location, delete: bool, keep_runs: int | None, method: str | None, template: str | None

@@ -16,9 +16,11 @@ from survey.io.files import read_parquet
 from survey.io.frames import parse_wcs
 from survey.io.locations import Location, files
 from survey.io.store import Field
+from survey.io.tables import FieldError
 from survey.kernels.reference import ReferenceFit
 from survey.stages.calibrated import calibrated_frames, read_calibrated
 from survey.stages.differences import read_difference
+from survey.stages.methods import METHODS, known_method
 from survey.tiles import Window
 
 Row = dict[str, Any]
@@ -96,9 +98,12 @@ def load(path: str | Location, method: str) -> ReportData:
     Raises
     ------
     FieldError, SchemaError
-        If there is no field, or one that this version cannot read.
+        If there is no field, or one that this version cannot read, or what it holds is of other methods.
+    MethodError
+        If there is no such method.
     """
     target = Field.open(path)
+    _check_method(target, known_method(method))
     frames = calibrated_frames(target) if target.has_table("frames") else None
     if frames is not None and not frames.sizes.get("time"):
         frames = None
@@ -110,6 +115,13 @@ def load(path: str | Location, method: str) -> ReportData:
     return ReportData(
         target, method, frames, events, curves, _runs(target), read_json(target.relative_path(method))
     )
+
+
+def _check_method(target: Field, method: str) -> None:
+    """A page of nothing would replace one that shows something."""
+    held = [name for name in METHODS if target.has(f"difference/{name}")]
+    if held and method not in held:
+        raise FieldError(f"{target.path}: nothing of method {method!r} yet, only of {', '.join(held)}")
 
 
 def _number(value: Any) -> float:

@@ -62,7 +62,10 @@ def write_report(
     Raises
     ------
     FieldError, SchemaError
-        If there is no field at the path, or one that this version cannot read.
+        If there is no field at the path, or one that this version cannot read, or all it holds is of other
+        methods than this one.
+    MethodError
+        If there is no such method.
     """
     data = load(path, method)
     add_truth(data, truth)

@@ -24,6 +24,7 @@ from survey.run.results import ResultError, list_events
 from survey.run.template import template_names
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.differences import read_difference
+from survey.stages.methods import known_method
 from survey.tiles import Window
 
 KINDS = ("reference", "templates", "differences", "cutouts", "events", "lightcurves")
@@ -73,7 +74,7 @@ def export(
     ResultError
         If something that was asked for is not there, or has no such name.
     """
-    target = Field.open(path)
+    target, method = Field.open(path), known_method(method)
     what = _there(target, method) if what is None else what
     if unknown := [kind for kind in what if kind not in KINDS]:
         raise ResultError(f"cannot export {unknown[0]!r}; known: {', '.join(KINDS)}")

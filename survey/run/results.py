@@ -15,6 +15,7 @@ from survey.io.store import Field
 from survey.kernels.psf import psf_magnitudes
 from survey.run.targets import TargetError, pixel_to_sky, sky_to_pixel
 from survey.stages import difference_psf, photometry
+from survey.stages.methods import known_method
 from survey.stages.photometry import FLAG_KEPT_OUT_OF_FIT
 from survey.stages.relative import RelativeLightCurve, relative_light_curve
 from survey.tiles import Window
@@ -43,9 +44,11 @@ def list_events(path: str | Location, method: str = "oversampled") -> Table:
     ------
     ResultError
         If the search has not been run.
+    MethodError
+        If there is no such method.
     """
     field = Field.open(path)
-    file = field.events_path(method)
+    file = field.events_path(known_method(method))
     if not file.exists():
         raise ResultError(
             f"{path}: no events of method {method!r} yet; `survey run {path} --method {method}`"

@@ -8,6 +8,7 @@ from survey.io.locations import Location
 from survey.io.store import Field
 from survey.run.engine import ledger_name
 from survey.run.results import ResultError, list_events
+from survey.stages.methods import known_method
 from survey.stages.protocol import STAGES
 
 
@@ -18,8 +19,10 @@ def field_status(path: str | Location, method: str = "oversampled") -> dict[str,
     ------
     FieldError
         If there is no field at the path.
+    MethodError
+        If there is no such method.
     """
-    field = Field.open(path)
+    field, method = Field.open(path), known_method(method)
     frames = field.frames()
     height, width = field.shape
     time = frames["time"].values

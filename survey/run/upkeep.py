@@ -13,6 +13,7 @@ from survey.io.ledger import process_lives
 from survey.io.locations import Location, changed, entries, files, folders, remove
 from survey.io.store import Field, FieldError
 from survey.run.record import new_run_id
+from survey.stages.methods import known_method
 
 # A temporary file this old belongs to nobody: writing one takes seconds.
 LEFTOVER_SECONDS = 3600.0
@@ -86,6 +87,8 @@ def prune(
     ------
     FieldBusyError
         With ``delete``, if a run writes the field.
+    MethodError
+        If there is no such method.
     """
     target = Field.open(path)
     if not delete:
@@ -139,7 +142,7 @@ def _stale_parts(target: Field) -> list[Leftover]:
 
 
 def _of_method(target: Field, method: str) -> list[Leftover]:
-    if method == "oversampled":
+    if known_method(method) == "oversampled":
         raise FieldError("oversampled differences carry the reference that all methods use: they stay")
     paths = [
         *(target.cube / group / method for group in ("difference", "search", "variability")),

@@ -51,6 +51,23 @@ METHODS: dict[str, Method] = {
 }
 
 
+class MethodError(ValueError):
+    """A name that no difference method has."""
+
+
+def known_method(name: str) -> str:
+    """The name itself, which becomes part of paths in the field.
+
+    Raises
+    ------
+    MethodError
+        If no method has it.
+    """
+    if name not in METHODS:
+        raise MethodError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+    return name
+
+
 # Methods that subtract the template which ``[subtraction]`` names.
 TEMPLATE_METHODS = frozenset({"sfft", "zogy", "hotpants"})
 

@@ -19,6 +19,7 @@ from survey.io.store import Field, FieldError
 from survey.run.api import run
 from survey.run.upkeep import prune, unlock
 from survey.run.verify import verify
+from survey.stages.methods import MethodError
 from tests.run.conftest import assert_same_bits
 
 
@@ -114,6 +115,14 @@ def test_corrupt_images_without_their_frames_are_hopeless_and_say_so(copy, monke
     assert {p.what for p in found.hopeless} == {"cannot be placed again: frame-0003.fits: no such file"}
     assert set(Field.open(copy).ledger("place").records) == before
     assert survey("verify", copy, "--repair").exit_code == 1
+
+
+@pytest.mark.parametrize("method", ["", ".", "..", "a/b", "../images", "nn2", "*"])
+def test_prune_removes_nothing_for_what_is_no_method(finished, method):
+    with pytest.raises(MethodError, match="unknown method"):
+        prune(finished.path, method=method, delete=True)
+    assert survey("prune", finished.path, "--method", method, "--delete").exit_code == 2
+    assert Field.open(finished.path).has("difference/oversampled", "flux")
 
 
 def test_prune_lists_first_and_removes_only_what_nobody_uses(finished, copy):
