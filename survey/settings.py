@@ -242,7 +242,10 @@ class SubtractionSettings(Settings):
         "field holds (`survey template`), its sky subtracted and in reference flux units",
     )
     kernel_size: int | None = Field(
-        None, ge=1, le=31, description="edge of the kernel in pixels, odd; none: from the frames' PSF widths"
+        None,
+        ge=1,
+        le=31,
+        description="edge of the kernel in pixels, odd; none: from the PSF widths of frames and template",
     )
     kernel_order: int | None = Field(
         None,

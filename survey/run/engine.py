@@ -155,7 +155,7 @@ class Engine:
 
     @cached_property
     def _outlook(self) -> Outlook:
-        return outlook(self.target)
+        return outlook(self.target, self.config.subtraction.template)
 
     @cached_property
     def _sent_config(self) -> Config:

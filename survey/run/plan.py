@@ -142,7 +142,7 @@ def plan(path: str | Location, config: Config, frames: Sequence[str | Location] 
         work += samples * epochs * min(9 / max(len(tiles), 1), 1) * 2 * MICROSECONDS["refine"]
     share = forecast.units["oversampled"][0] / max(len(tiles), 1)
     forecast.seconds = work * 1e-6 / workers + 8
-    seen = outlook(Field.open(path)) if old else Outlook(epochs)
+    seen = outlook(Field.open(path), config.subtraction.template) if old else Outlook(epochs)
     forecast.memory = _memory(tile, replace(seen, epochs=epochs), config)
     kept = config.reference.for_epochs(epochs).n_basis if config.reference.keep_sums else 0
     sums = 8 * ((2 * kept - 1) ** 2 + kept**2) * SUMS_LEFT if kept else 0

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from survey.io.store import Field
 from survey.kernels.pixelmap import PixelMap, displacement, n_terms, nearest_pixels, polynomial_terms
 from survey.stages.protocol import Outlook
+from survey.stages.template_records import template_looks
 from survey.tiles import Window
 
 # What refinement replaces in the table of frames.
@@ -194,9 +195,10 @@ def psf_widths(frames: xr.Dataset) -> tuple[float, float]:
     return float(narrow), float(broad)
 
 
-def outlook(field: Field) -> Outlook:
-    """What of a field's frames decides how much memory its tiles take."""
+def outlook(field: Field, template: str = "reference") -> Outlook:
+    """What of a field's frames, and of a template, decides how much memory its tiles take."""
     frames = field.frames()
     epochs = frames.sizes["time"]
     shifts = all(pixel_map.is_translation(field.shape) for pixel_map in frame_maps(frames))
-    return Outlook(epochs, own_phases=not shifts, psf_widths=psf_widths(frames))
+    looks = template_looks(field, template)
+    return Outlook(epochs, own_phases=not shifts, psf_widths=psf_widths(frames), template=looks)

@@ -35,7 +35,7 @@ def matching(unit: Unit, outlook: Outlook, config: Config) -> float:
     assert unit.tile is not None
     first, last = unit.items[:2]
     settings = config.subtraction
-    edge = settings.kernel_size or kernel_edge(*outlook.psf_widths)
+    edge = settings.kernel_size or kernel_edge(outlook.psf_widths, *outlook.template)
     samples = Outlook(last - first).samples(unit.tile, edge // 2 + SPLINE_REACH)
     kernel_order = 2 if settings.kernel_order is None else settings.kernel_order
     order = max(kernel_order, settings.flux_order, settings.background_order)
@@ -52,7 +52,7 @@ def pairs(unit: Unit, outlook: Outlook, config: Config) -> float:
     """Forecast of a tile's cutouts of a block of frames; what the external program takes is not in it."""
     assert unit.tile is not None
     first, last = unit.items[:2]
-    edge = 2 * ((max(unit.tile.shape) + 1) // 2 + 2 + reach(outlook.psf_widths[1])) + 1
+    edge = 2 * ((max(unit.tile.shape) + 1) // 2 + 2 + reach(outlook.psf_widths, outlook.template[0])) + 1
     samples = edge**2 * (last - first)
     if config.method == "hotpants":
         return PROGRAM["sample"] * samples + PROGRAM["least"]

@@ -27,7 +27,7 @@ from survey.kernels.pixelmap import n_terms
 from survey.kernels.reference import ReferenceFit
 from survey.stages.calibrated import CalibratedTile, calibrated_frames, psf_widths, read_calibrated
 from survey.stages.protocol import Unit
-from survey.stages.template_records import template_records
+from survey.stages.template_records import template_looks, template_records
 from survey.stages.template_share import TemplateShare, read_share
 from survey.tiles import Tile, Window
 
@@ -92,16 +92,25 @@ def units(field: Field, config: Config) -> list[Unit]:
 
 
 def kernel_size(field: Field, config: Config) -> int:
-    """Edge of the kernel in pixels: as set, or from how much the frames' PSFs differ."""
-    return config.subtraction.kernel_size or kernel_edge(*psf_widths(calibrated_frames(field)))
+    """Edge of the kernel in pixels: as set, or from how much the PSFs of frames and template differ."""
+    looks = template_looks(field, config.subtraction.template)
+    return config.subtraction.kernel_size or kernel_edge(psf_widths(calibrated_frames(field)), *looks)
 
 
-def kernel_edge(narrow: float, broad: float) -> int:
-    """Edge of the kernel that makes the one PSF, by its FWHM, of the other; 7 where nobody knows them."""
-    if not np.isfinite(narrow) or not np.isfinite(broad):
+def kernel_edge(widths: tuple[float, float], template: float = np.nan, offset: float = np.nan) -> int:
+    """Edge of the kernel that makes one PSF, by its FWHM, of another; 7 where nobody knows them.
+
+    ``widths`` are the sharpest frames' and the broadest's; ``template`` is a template's that is not made of
+    them, and ``offset`` how far its stars lie from theirs.
+    """
+    if not np.isfinite(widths).all():
         return 7
-    sigma = np.sqrt(max(broad**2 - narrow**2, 0.0)) / 2.355
-    return int(min(2 * max(1, int(np.ceil(3 * sigma))) + 1, _WIDEST))
+    known = [*widths, template] if np.isfinite(template) else [*widths]
+    sigma = np.sqrt(max(known) ** 2 - min(known) ** 2) / 2.355
+    half = min(max(1, int(np.ceil(3 * sigma))), _WIDEST // 2)
+    # any kernel reaches a third of a pixel further
+    moved = max(0, int(np.ceil(offset - 1 / 3))) if np.isfinite(offset) else 0
+    return 2 * (half + moved) + 1
 
 
 def kernel_order(shape: tuple[int, int], config: Config) -> int:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from survey.config import Config
@@ -26,12 +25,13 @@ from survey.stages.calibrated import calibrated_frames, frame_map, psf_widths
 from survey.stages.matching import SPLINE_REACH, read_template
 from survey.stages.nn2_cutouts import Cutouts, pair_grid, read_cutouts
 from survey.stages.protocol import Output, Unit
+from survey.stages.template_records import template_looks
 from survey.stages.template_share import TemplateShare, empty, read_share, without_own
 from survey.tiles import Tile, Window
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-# FWHM of the broadest frame around a tile that its differences look at.
+# FWHM of the broadest PSF around a tile that its differences look at.
 REACH_FWHM = 5.0
 # Pixels of a template beyond those looked at: its spline feels an edge so far, to one part in ten million.
 SPLINE_TAIL = 12
@@ -126,7 +126,7 @@ def read(field: Field, unit: Unit, config: Config) -> PairBlock:
     tile, epochs = unit.tile, np.arange(first, last)
     maps = [frame_map(frames, int(k)) for k in epochs]
     centre = ((tile.y0 + tile.y1) // 2, (tile.x0 + tile.x1) // 2)
-    halo = tile_halo(frames)
+    halo = reach(psf_widths(frames), template_looks(field, config.subtraction.template)[0])
     half = max(_half_width(m, tile, centre) for m in maps) + halo
     cutouts = read_cutouts(field, frames, epochs, centre, 2 * half + 1, pair_grid(field))
     window = _seen(cutouts, field.shape, 1 if config.subtraction.template == "reference" else SPLINE_TAIL)
@@ -152,14 +152,10 @@ def _seen(cutouts: Cutouts, shape: tuple[int, int], margin: int) -> Window:
     return rows, columns
 
 
-def tile_halo(frames: xr.Dataset) -> int:
-    """Pixels around a core that its differences look at."""
-    return reach(psf_widths(frames)[1])
-
-
-def reach(broad: float) -> int:
-    """Pixels around a core that its differences look at, for the FWHM of the broadest frames."""
-    return int(np.ceil(REACH_FWHM * (broad if np.isfinite(broad) else 2.5))) + SPLINE_REACH
+def reach(widths: tuple[float, float], template: float = np.nan) -> int:
+    """Pixels around a core that its differences look at, for the FWHM of the frames and a template's."""
+    broad = max((w for w in (*widths, template) if np.isfinite(w)), default=2.5)
+    return int(np.ceil(REACH_FWHM * broad)) + SPLINE_REACH
 
 
 def _half_width(pixel_map: PixelMap, tile: Tile, centre: tuple[int, int]) -> int:

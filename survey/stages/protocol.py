@@ -46,11 +46,14 @@ class Outlook:
         Whether every sample has a phase of its own (rotation, distortion), not every frame one for all.
     psf_widths : tuple of float
         FWHM of the sharpest and of the broadest frames, pixels; NaN where they are unknown.
+    template : tuple of float
+        FWHM of the template and how far its stars lie from the field's, pixels; NaN where unknown.
     """
 
     epochs: int
     own_phases: bool = False
     psf_widths: tuple[float, float] = (math.nan, math.nan)
+    template: tuple[float, float] = (math.nan, math.nan)
 
     def samples(self, tile: Tile, halo: int) -> int:
         """Samples of a tile and its halo."""

@@ -2,12 +2,18 @@
 
 import numpy as np
 import pytest
+from astropy.io import fits
 
+from survey.config import Config
 from survey.io.store import Field
-from survey.run.api import run, stored_config
+from survey.run.api import create_field, run, stored_config
 from survey.run.template import make_template
+from survey.stages import matching, pairwise, sfft
+from survey.stages.calibrated import outlook
+from survey.stages.protocol import STAGES, Unit
 from survey.stages.stack import Choice
 from tests.run.test_template_surveys import field, stars  # noqa: F401  (fixtures)
+from tests.templates.archives import draw, tan
 
 
 def chi2(path, epochs):
@@ -34,3 +40,66 @@ def test_frames_outside_a_stack_have_differences_of_unit_variance(field):  # noq
     assert later == pytest.approx((1, 1), abs=0.15)
     # a frame in its own template of five keeps (1 - h) of its noise, and is told (1 + h)
     assert own[0] == pytest.approx(0.8 / 1.2, abs=0.1)
+
+
+def test_the_kernel_reaches_from_the_template_to_every_frame(field):  # noqa: F811
+    """The template's width and place decide its size, too, and what is forecast and read around a tile."""
+    assert matching.kernel_edge((3.98, 4.02)) == 3
+    assert matching.kernel_edge((np.nan, np.nan), 2.0) == 7
+    assert matching.kernel_edge((3.9, 4.1), 2.0) == matching.kernel_edge((2.0, 2.0), 4.1) == 11
+    assert matching.kernel_edge((3.98, 4.02), 4.0, 0.3) == 3
+    assert matching.kernel_edge((3.98, 4.02), 4.0, 1.2) == 5
+    config = stored_config(field.path)
+    own = matching.kernel_size(field, config)
+    config.subtraction.template = "broad"
+    group, sizes = "template/broad", {"y": field.shape[0], "x": field.shape[1]}
+    field.require_group(group, sizes, {"psf_fwhm": 5.0, "offset": [0.9, -0.8]})
+    assert matching.kernel_size(field, config) > own + 2
+    seen = outlook(field, "broad")
+    assert seen.template == pytest.approx((5.0, np.hypot(0.9, 0.8)))
+    for method in ("sfft", "zogy"):
+        unit = STAGES[method].units(field, config)[0]
+        memory = STAGES[method].memory
+        assert memory(unit, seen, config) > memory(unit, outlook(field), config)
+    assert pairwise.reach(seen.psf_widths, 5.0) == 28
+
+
+def test_a_sharper_template_than_steady_frames(tmp_path):
+    """Frames of 3.9 to 4.1 pixels less a template of 2.0 that lies 1.1 pixels off: chi2 in stars."""
+    rng = np.random.default_rng(4)
+    shape, grid = (96, 96), tan(150.0, 20.0, 1.0, (96, 96))
+    x, y = rng.uniform(4, 92, (2, 30))
+    sky = grid.wcs_pix2world(np.column_stack([x, y]), 0)
+    stars_here = [
+        (ra, dec, flux) for (ra, dec), flux in zip(sky, 10 ** rng.uniform(3.3, 4.3, 30), strict=True)
+    ]
+    for k in range(3):
+        image = rng.poisson(draw(grid, shape, stars_here, 1.0, fwhm=3.9 + 0.1 * k) + 200).astype("f4")
+        header = grid.to_header()
+        header["MJD-OBS"], header["EXPTIME"], header["GAIN"], header["RDNOISE"] = 60000.0 + k, 60.0, 1.0, 3.0
+        fits.PrimaryHDU(image, header).writeto(tmp_path / f"frame{k}.fits")
+    config = Config(grid={"tile": 96}, psf={"fwhm": 4.0}, method="sfft")
+    path = tmp_path / "field"
+    create_field(path, [tmp_path], config, client="synchronous")
+    wrong = grid.deepcopy()
+    wrong.wcs.crpix = np.asarray(grid.wcs.crpix) + np.array([1.0, -0.5])
+    template = draw(grid, shape, stars_here, 1.0, fwhm=2.0) + rng.normal(0, 1.0, shape)
+    planes = [fits.PrimaryHDU(template.astype("f4"), wrong.to_header())]
+    planes.append(fits.ImageHDU(np.full(shape, 1.0, "f4"), wrong.to_header(), name="ERR"))
+    fits.HDUList(planes).writeto(tmp_path / "sharp.fits")
+    make_template(path, str(tmp_path / "sharp.fits"), "early", client="synchronous")
+    config = stored_config(path)
+    config.method, config.subtraction.template, config.subtraction.kernel_order = "sfft", "early", 0
+    target = Field.open(path)
+    unit = STAGES["sfft"].units(target, config)[0]
+    fits_of = matching.FrameFits(matching.model_of(target, config), 3, config)
+    for _ in range(config.subtraction.passes):
+        data = matching.read(target, Unit(unit.name, unit.tile, (0, 3, fits_of.state)), config)
+        fits_of.add(matching.partial(data, config))
+        fits_of.step()
+    output = sfft.apply(data, fits_of.state, config)
+    planes = output.arrays["difference/sfft"]
+    star = draw(grid, shape, stars_here, 1.0, fwhm=4.0) > 30
+    scaled = np.where(planes["mask"], np.nan, planes["flux"] / planes["error"]) ** 2
+    assert max(output.payload["model_errors"]) < 0.05
+    assert np.nanmean(scaled[:, star]) < 1.4
