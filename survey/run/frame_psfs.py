@@ -2,32 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import xarray as xr
 
+from survey.config import Config
 from survey.run.differences import RunError
 from survey.run.engine import Engine, ledger_name, stage_key
 from survey.run.grids import place_grid
-from survey.run.identity import images_key
+from survey.run.identity import epoch_keys
 from survey.run.record import new_run_id
 from survey.stages import frame_psf
 from survey.stages.nn2_cutouts import pair_grid
 from survey.stages.protocol import Unit
 
 
-def own_pixels(engine: Engine, frames: xr.Dataset) -> str:
-    """Identity of the images on the frames' own pixels, which are placed where they are missing."""
+def own_pixels(engine: Engine, frames: xr.Dataset) -> list[str]:
+    """Identity of each epoch's image on the frames' own pixels, which are placed where they are missing."""
     grid = pair_grid(engine.target)
     if grid != "sky":
         place_grid(engine, grid)
-    return images_key(engine.target, frames, grid)
+    return epoch_keys(engine.target, frames, grid)
 
 
-def frame_psf_units(engine: Engine, images: str) -> list[tuple[Unit, str]]:
-    """Blocks of frames whose PSFs are measured on such images, with their keys."""
+def frame_psf_units(engine: Engine, images: Sequence[str]) -> list[tuple[Unit, str]]:
+    """Blocks of frames whose PSFs are measured on such images, with their keys.
+
+    The frame that told stars from galaxies first goes on to do so: a sharper one that comes later changes
+    no PSF of before, until all is made anew.
+    """
+
+    def keyed(sharp: int | None) -> list[tuple[Unit, str]]:
+        units = frame_psf.units(engine.target, engine.config, sharp)
+        return [(unit, _block_key(engine.config, images, unit)) for unit in units]
+
+    records = engine.target.ledger(ledger_name("frame_psf", frame_psf.KEPT_BY)).records
+    known = {record.payload.get("sharp") for record in records.values()}
+    for sharp in sorted(k for k in known if k is not None and k < len(images)):
+        found = keyed(sharp)
+        if any(unit.name in records and records[unit.name].key == key for unit, key in found):
+            return found
+    return keyed(None)
+
+
+def _block_key(config: Config, images: Sequence[str], unit: Unit) -> str:
+    first, end, sharp = unit.items
+    inputs = {"images": list(images[first:end]), "stars": images[sharp], "epochs": list(unit.items)}
+    return stage_key("frame_psf", config, unit.name, inputs)
+
+
+def psf_keys(
+    config: Config, images: Sequence[str], keyed: Sequence[tuple[Unit, str]], made: Sequence[str]
+) -> list[str]:
+    """Identity of each epoch's PSF, whatever frames it was measured with; ``made``: what is there."""
     found = []
-    for unit in frame_psf.units(engine.target, engine.config):
-        inputs = {"images": images, "epochs": list(unit.items)}
-        found.append((unit, stage_key("frame_psf", engine.config, unit.name, inputs)))
+    for (unit, key), there in zip(keyed, made, strict=True):
+        first, end, sharp = unit.items
+        for k in range(first, end):
+            inputs = {"image": images[k], "stars": images[sharp], "without": there.removeprefix(key)}
+            found.append(stage_key("frame_psf", config, str(k), inputs))
     return found
 
 
@@ -61,7 +94,7 @@ def ensure_frame_psfs(engine: Engine, keyed: list[tuple[Unit, str]]) -> list[str
         # One list of reports and failures for the whole run.
         maker.reports, maker.failures = engine.reports, engine.failures
         maker.ledger("frame_psf").invalidate(again)
-        maker.submit("frame_psf", keyed, label="psf of frames")
+        maker.submit("frame_psf", keyed, label="psf of frames", note=lambda unit: {"sharp": unit.items[2]})
         maker.collect()
         maker.finish()
     engine.skip(maker.skipped)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from survey.run.api import stored_config
 from survey.run.differences import RunError
 from survey.run.engine import Engine, Progress, Silent, stage_key
 from survey.run.executor import connect
-from survey.run.frame_psfs import ensure_frame_psfs, frame_psf_units, own_pixels
+from survey.run.frame_psfs import ensure_frame_psfs, frame_psf_units, own_pixels, psf_keys
+from survey.run.nn2_nights import CarriedKeys, Measured, Nights
 from survey.run.progress import Failure
 from survey.run.record import RunSummary, begin, recorded
 from survey.run.targets import read_targets
@@ -25,8 +27,8 @@ from survey.run.worker import function_key
 from survey.stages import nn2, psf
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.nn2_curves import gather, nn2_path, row_blocks
-from survey.stages.nn2_pairs import BLOCK
-from survey.stages.nn2_plan import Group, epoch_pairs, object_groups, pair_units
+from survey.stages.nn2_pairs import position_pairs
+from survey.stages.nn2_plan import Group, object_groups
 from survey.stages.protocol import STAGES, Unit
 
 # Frames that no kernel mends. Haze, a bright sky or a broad PSF only make a frame's pairs weigh less, and a
@@ -122,17 +124,18 @@ class AllPairs:
         if len(self.epochs) < 2:
             raise RunError(f"{self.field.path}: {len(self.epochs)} usable frames; a pair takes 2")
         self.groups = object_groups(objects, self.settings.cell, self.settings.margin)
-        self.pairs = epoch_pairs(self.epochs, self.settings.pairs, self.settings.seed)
         self.carried = self.settings.subtract == "carried"
 
     def run(self) -> int:
         """Make what is missing; returns the number of light curves."""
-        self.base = self._base()
-        if not self.carried and self.settings.refine_position:
-            self.groups = self._refined(self.groups)
-        units = pair_units(self.groups, self.pairs, BLOCK, self.settings.subtract)
-        stage = "nn2_carried" if self.carried else "nn2_pairs"
-        keyed = self._keyed(stage, units)
+        self.keys_of = self._keys()
+        nights = Nights(self.engine, self.epochs, self.keys_of)
+        measured = self._measured(nights)
+        units = [unit for found in measured for unit in nights.units(found)]
+        self.n_pairs = sum(len(unit.items[1]) for unit in units) // len(measured)
+        self.groups = [m.named(given) for m, given in zip(measured, self.groups, strict=True)]
+        stage = nights.stage
+        keyed = [(unit, self._key(stage, unit, unit.items[1])) for unit in units]
         self.engine.submit(stage, keyed, state=psf.load(self.field) if self.carried else None)
         self.engine.collect()
         self.failed_pairs = sum(len(p["failed"]) for p in self.engine.payloads(stage, units))
@@ -151,48 +154,56 @@ class AllPairs:
             self.engine.failures.append(Failure(stage, group, reason))
             self.engine.ledger(stage).invalidate(unit.name for unit in units)
 
-    def _base(self) -> dict[str, Any]:
-        """What all pairs depend on; frames and PSFs are made as far as they are missing."""
+    def _keys(self) -> Callable[[Group], Sequence[str]]:
+        """What a group's pairs depend on, epoch by epoch; frames and PSFs are made as far as missing."""
         if self.carried:
             if not self.field.has("difference/oversampled", "flux") or not self.field.has_table("psf"):
                 raise RunError(
                     f"{self.field.path}: [nn2] subtract = 'carried' goes through the oversampled reference: "
                     f"`survey run {self.field.path}` first"
                 )
-            records = self.field.ledger("oversampled.oversampled").records
-            psfs = self.field.ledger("psf").records
-            return {
-                "reference": {name: record.key for name, record in sorted(records.items())},
-                "psf": {name: record.key for name, record in sorted(psfs.items())},
-            }
+            return CarriedKeys(self.field, self.frames)
         images = own_pixels(self.engine, self.frames)
-        made = ensure_frame_psfs(self.engine, frame_psf_units(self.engine, images))
-        return {"images": images, "psf": made}
+        keyed = frame_psf_units(self.engine, images)
+        psfs = psf_keys(self.config, images, keyed, ensure_frame_psfs(self.engine, keyed))
+        keys = [function_key(*pair) for pair in zip(images, psfs, strict=True)]
+        return lambda group: keys
 
-    def _keyed(self, stage: str, units: Sequence[Unit]) -> list[tuple[Unit, str]]:
-        return [
-            (u, stage_key(stage, self.config, u.name, {**self.base, "items": _plain(u.items)})) for u in units
-        ]
+    def _key(self, stage: str, unit: Unit, epochs: Any) -> str:
+        """Of a unit that looks at some epochs."""
+        keys = self.keys_of(unit.items[0])
+        inputs = {"epochs": [keys[k] for k in np.unique(epochs)], "items": _plain(unit.items)}
+        return stage_key(stage, self.config, unit.name, inputs)
 
-    def _refined(self, groups: list[Group]) -> list[Group]:
-        """Groups whose objects are where their differences say."""
-        wanted = [g for g in groups if any(o.get("refine", True) for o in g.objects)]
-        units = [Unit(g.name, items=(g, self.epochs)) for g in wanted]
-        self.engine.submit("nn2_positions", self._keyed("nn2_positions", units))
-        self.engine.collect()
-        places: dict[str, list[float]] = {}
-        for payload in self.engine.payloads("nn2_positions", units):
-            places |= payload["positions"]
-        moved = []
-        for group in groups:
+    def _measured(self, nights: Nights) -> list[Measured]:
+        """All groups with their places: as earlier runs found them, or found now."""
+        known = {group.name: nights.recall(group) for group in self.groups}
+        fresh = [group for group in self.groups if known[group.name] is None]
+        places, lost = self._places(fresh) if nights.refines else ({}, set())
+        for group in fresh:
             objects = []
             for item in group.objects:
                 if item["object_id"] in places:
                     y, x, error = places[item["object_id"]]
                     item = {**item, "y": y, "x": x, "position_error": error}
                 objects.append(item)
-            moved.append(Group(group.name, group.y, group.x, group.size, tuple(objects)))
-        return moved
+            placed = replace(group, objects=tuple(objects))
+            known[group.name] = nights.begin(group, placed, kept=group.name not in lost)
+        return [found for found in known.values() if found is not None]
+
+    def _places(self, groups: list[Group]) -> tuple[dict[str, list[float]], set[str]]:
+        """Places (y, x, error) of objects, where their differences say; groups that failed."""
+        wanted = [g for g in groups if any(o.get("refine", True) for o in g.objects)]
+        units = [Unit(g.name, items=(g, self.epochs)) for g in wanted]
+        looked_at = position_pairs(self.epochs)
+        keyed = [(unit, self._key("nn2_positions", unit, looked_at)) for unit in units]
+        self.engine.submit("nn2_positions", keyed)
+        self.engine.collect()
+        places: dict[str, list[float]] = {}
+        for payload in self.engine.payloads("nn2_positions", units):
+            places |= payload["positions"]
+        records = self.engine.ledger("nn2_positions").records
+        return places, {unit.name for unit in units if unit.name not in records}
 
     def _solve(self, done: list[tuple[Unit, str]]) -> int:
         """Solve all groups on one zero point, with one pooled share of the subtraction's variance."""
@@ -223,7 +234,7 @@ class AllPairs:
     def _scales(self, done: list[tuple[Unit, str]]) -> tuple[tuple[float, ...], float]:
         """Flux units of the epochs, the reference frame's being 1; share of steady light that is an error."""
         of_group, keys = by_group([unit for unit, _ in done]), {unit.name: key for unit, key in done}
-        most = max(1, min(MOST_GROUPS, MOST_SUMS // len(self.pairs)))
+        most = max(1, min(MOST_GROUPS, MOST_SUMS // self.n_pairs))
         names = [part.name for group in spread(list(of_group), most) for part in of_group[group]]
         keyed = [(Unit(name, items=(self.epochs, name)), keys[name]) for name in names]
         scales, share = self._gather("nn2_scales", keyed)

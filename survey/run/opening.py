@@ -58,6 +58,6 @@ def open_or_create(path: str | Location, config: Config, reference: FrameMeasure
 def clear_unfinished(target: Field, start: int, total: int, units: Sequence[Unit]) -> None:
     """Drop blocks of other frames that an ingest which did not end left behind the field's."""
     ledger, wanted = target.ledger("place"), {unit.name for unit in units}
-    behind = [name for name in ledger.records if (place.last_epoch(name) or 0) > start]
+    behind = [name for name in ledger.records if (place.epoch_span(name) or (0, 0))[1] > start]
     ledger.invalidate([name for name in behind if name not in wanted])
     target.cut_group("images/sky", total)

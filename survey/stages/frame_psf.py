@@ -61,10 +61,13 @@ def own_psfs(config: Config, field_psf: EffectivePSF) -> bool:
     return wanted == "frames" or (wanted == "auto" and field_psf.fwhm >= SAMPLED)
 
 
-def units(field: Field, config: Config) -> list[Unit]:
-    """One unit a block of epochs; its items are the first, the end, and the frame that shows the stars."""
+def units(field: Field, config: Config, sharp: int | None = None) -> list[Unit]:
+    """One unit a block of epochs; its items are the first, the end, and the frame that shows the stars.
+
+    That is the sharpest, where none is given.
+    """
     frames = calibrated_frames(field)
-    n, sharp = frames.sizes["time"], sharpest(frames)
+    n, sharp = frames.sizes["time"], sharpest(frames) if sharp is None else sharp
     return [Unit(unit_name(k), items=(k, min(k + BLOCK, n), sharp)) for k in range(0, n, BLOCK)]
 
 

@@ -55,7 +55,7 @@ def read(field: Field, unit: Unit, config: Config) -> Matrices:
     group, epochs, names, scales, share = unit.items
     frames = calibrated_frames(field)
     folder = field.path / nn2_pairs.FOLDER / f"{config.method}.parts"
-    ids = [item["object_id"] for item in group.objects]
+    ids = [item.get("measured_as", item["object_id"]) for item in group.objects]
     epochs = np.asarray(epochs, np.int64)
     tables = (read_parquet(folder / f"{name}.parquet") for name in names)
     difference, error = matrices(tables, ids, epochs, np.asarray(scales, float), share)

@@ -89,6 +89,32 @@ def epoch_pairs(epochs: NDArray[np.int64], partners: int | Literal["all"], seed:
     return np.column_stack([epochs[i], epochs[j]])
 
 
+def later_pairs(
+    epochs: NDArray[np.int64], start: int, partners: int | Literal["all"], seed: int = 0
+) -> Pairs:
+    """Pairs (n, 2) of epochs, the earlier first, that the epochs from ``start`` on bring to those before.
+
+    All of them, or so many random partners an epoch, which lie before ``start``: there all are tied together.
+
+    Examples
+    --------
+    >>> later_pairs(np.arange(4), 2, "all").tolist()
+    [[0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
+    >>> len(later_pairs(np.arange(50), 49, 4))
+    4
+    """
+    epochs = np.sort(np.asarray(epochs, np.int64))
+    before = epochs[epochs < start]
+    if partners == "all" or partners >= len(before):
+        pairs = epoch_pairs(epochs, "all")
+        return pairs[pairs[:, 1] >= start]
+    rng = np.random.default_rng([seed, start])
+    rows = [np.sort(rng.choice(before, partners, replace=False)) for _ in epochs[epochs >= start]]
+    later = np.repeat(epochs[epochs >= start], partners)
+    found = np.column_stack([np.concatenate(rows) if rows else np.zeros(0, np.int64), later])
+    return found[np.lexsort((found[:, 1], found[:, 0]))]
+
+
 def pair_blocks(pairs: Pairs, block: int) -> Iterator[tuple[str, Pairs]]:
     """Pairs by the blocks of epochs that their two lie in, so that a block's cutouts are read once."""
     first, second = pairs[:, 0] // block, pairs[:, 1] // block
@@ -96,10 +122,16 @@ def pair_blocks(pairs: Pairs, block: int) -> Iterator[tuple[str, Pairs]]:
         yield f"{a:04d}-{b:04d}", pairs[(first == a) & (second == b)]
 
 
-def pair_units(groups: Sequence[Group], pairs: Pairs, block: int, subtraction: str) -> list[Unit]:
-    """One unit a group of objects and block of pairs; its name, and so its files, tell the subtraction."""
+def pair_units(
+    groups: Sequence[Group], pairs: Pairs, block: int, subtraction: str, start: int = 0
+) -> list[Unit]:
+    """One unit a group of objects and block of pairs; its name, and so its files, tell the subtraction.
+
+    Those of pairs that later epochs brought, from ``start`` on, have names of their own.
+    """
+    later = f"+{start}" if start else ""
     return [
-        Unit(f"{group.name}-{subtraction}-{name}", items=(group, found))
+        Unit(f"{group.name}-{subtraction}-{name}{later}", items=(group, found))
         for group in groups
         for name, found in pair_blocks(pairs, block)
     ]

@@ -86,10 +86,10 @@ def prefix(grid: Grid) -> str:
     return "" if grid == "sky" else f"{grid}-"
 
 
-def last_epoch(name: str, grid: Grid = "sky") -> int | None:
-    """One more than the last epoch of the block of this name; None of another grid's."""
-    found = re.match(rf"{prefix(grid)}epochs-\d+-(\d+)-", name)
-    return int(found[1]) if found else None
+def epoch_span(name: str, grid: Grid = "sky") -> tuple[int, int] | None:
+    """First epoch of the block of this name and one more than its last; None of another grid's."""
+    found = re.match(rf"{prefix(grid)}epochs-(\d+)-(\d+)-", name)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def unit_identity(unit: Unit) -> list[Any]:

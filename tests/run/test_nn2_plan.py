@@ -1,7 +1,5 @@
 """NN2 before any pixel: which pairs, which objects together, which scales."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -151,19 +149,9 @@ def test_sums__are_of_so_many_groups_that_their_pairs_fit_into_memory(monkeypatc
     work.epochs = np.arange(400)
     work._gather = lambda stage, keyed: asked.append({unit.name[:4] for unit, _ in keyed}) or ([], 0.0)
     for n in (50, 400):
-        work.pairs = epoch_pairs(np.arange(n), "all")
+        work.n_pairs = n * (n - 1) // 2
         work._scales(done)
     assert [len(names) for names in asked] == [100, 500_000 // (400 * 399 // 2)] == [100, 6]
-
-
-def test_carried_pairs__depend_on_the_psf():
-    def ledger(name):
-        return SimpleNamespace(records={"unit": SimpleNamespace(key=f"key of {name}")})
-
-    work = AllPairs.__new__(AllPairs)
-    work.carried = True
-    work.field = SimpleNamespace(path="field", has=lambda *_: True, has_table=lambda _: True, ledger=ledger)
-    assert work._base()["psf"] == {"unit": "key of psf"}
 
 
 def test_memory_of_positions__is_that_of_their_pairs_and_of_all_differences():
