@@ -141,7 +141,9 @@ class PredictedDifferences:
         state, self.without = pipeline.gather_some(STAGE, keyed)
         ledger.invalidate(self.without)
         there = [(u, self.key(u)) for u in self.units if u.name not in self.without]
-        tickets = engine.submit(STAGE, there, state=state, note=lambda _: self._note())
+        tickets = engine.submit(
+            STAGE, there, state_of=lambda unit: state.of(unit, pipeline.config), note=lambda _: self._note()
+        )
         return {name: [ticket] for name, ticket in tickets.items()}
 
     def _note(self) -> dict[str, Any]:

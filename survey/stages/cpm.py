@@ -62,19 +62,32 @@ class State:
     n_predictors : int
     ridge : float
     variable : bool array (y, x)
-        Pixels of the field that must not predict.
+        Pixels that must not predict, of the field or a part of it.
+    origin : tuple of int
+        Where that part begins.
     """
 
     n_predictors: int
     ridge: float
     variable: NDArray[np.bool_]
+    origin: tuple[int, int] = (0, 0)
 
     def variable_in(self, window: Window) -> NDArray[np.bool_]:
         """The variable pixels of a window; of tiles that told nothing none is known."""
         found = np.zeros([part.stop - part.start for part in window], bool)
-        known = self.variable[window]
+        rows, columns = (
+            slice(part.start - at, part.stop - at) for part, at in zip(window, self.origin, strict=True)
+        )
+        known = self.variable[rows, columns]
         found[: known.shape[0], : known.shape[1]] = known
         return found
+
+    def of(self, unit: Unit, config: Config) -> State:
+        """What a unit needs of it: a worker is not sent the whole field's map with each tile."""
+        assert unit.tile is not None
+        height, width = self.variable.shape
+        rows, columns = unit.tile.window(tile_halo(config), (height, width))
+        return replace(self, variable=self.variable[rows, columns], origin=(rows.start, columns.start))
 
 
 def _empty(data: TileData, ridge: float) -> CPMFit:

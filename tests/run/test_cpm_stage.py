@@ -8,6 +8,7 @@ from survey.config import Config
 from survey.simulate.wander import simulate_wander
 from survey.stages import cpm
 from survey.stages.calibrated import CalibratedTile
+from survey.stages.protocol import Unit
 from survey.tiles import tile_grid
 
 SHAPE, EPOCHS = (48, 64), 120
@@ -48,10 +49,21 @@ def difference(mock, size, config):
     state = cpm.combine([cpm.partial(d, config) for d in data], config)
     flux, error = np.full(mock.flux.shape, np.nan), np.full(mock.flux.shape, np.nan)
     for d in data:
-        out = cpm.apply(d, state, config)
+        out = cpm.apply(d, state.of(Unit("", d.tile), config), config)
         flux[out.region] = out.arrays[cpm.GROUP]["flux"]
         error[out.region] = out.arrays[cpm.GROUP]["error"]
     return flux, error, state
+
+
+def test_a_tile_is_told_of_the_variables_around_it_and_of_no_others():
+    config, rng = settings(), np.random.default_rng(2)
+    state = cpm.State(80, 1.0, rng.random((40, 200)) < 0.1)
+    for tile in tile_grid((64, 200), 20):  # as if the field's last tiles had told nothing
+        own = state.of(Unit("", tile), config)
+        window = tile.window(cpm.tile_halo(config), (64, 200))
+        assert own.variable.size < state.variable.size / 2
+        for part in (window, tile.core):
+            np.testing.assert_array_equal(own.variable_in(part), state.variable_in(part))
 
 
 def lose_samples(mock):
