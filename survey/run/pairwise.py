@@ -9,9 +9,10 @@ import numpy as np
 
 from survey.config import Config
 from survey.kernels.psf import EffectivePSF
+from survey.run.blocks import Span
 from survey.run.differences import RunError
 from survey.run.executor import Executor
-from survey.run.frame_psfs import ensure_frame_psfs, frame_psf_units, own_pixels
+from survey.run.frame_psfs import ensure_frame_psfs, frame_psf_units, own_pixels, psf_keys
 from survey.run.subtraction import FrameFits, SubtractionDifferences
 from survey.stages import frame_psf, hotpants, psf, zogy
 from survey.stages.difference_psf import template_psf
@@ -55,7 +56,8 @@ class PairDifferences(SubtractionDifferences):
         self._psfs: list[str] | None = None
         if self._own_psfs():
             engine = pipeline.engine
-            self._psfs = ensure_frame_psfs(engine, frame_psf_units(engine, self._images))
+            keyed = frame_psf_units(engine, self._images)
+            self._psfs = psf_keys(engine.config, self._images, keyed, ensure_frame_psfs(engine, keyed))
         super().__init__(pipeline)
 
     @property
@@ -72,14 +74,18 @@ class PairDifferences(SubtractionDifferences):
         """Whether the frames' own PSFs are wanted."""
         return self._field_psf is not None and frame_psf.own_psfs(self.pipeline.config, self._field_psf)
 
-    def _inputs(self) -> dict[str, Any]:
-        """Images on the frames' own pixels, and PSFs, besides the template."""
-        inputs = super()._inputs() | {"images": self._images, "psf": self._psf_key()}
+    def _image_keys(self) -> list[str]:
+        """Of images on the frames' own pixels."""
+        return self._images
+
+    def _inputs(self, span: Span) -> dict[str, Any]:
+        """PSFs, besides images and the template."""
+        inputs = super()._inputs(span) | {"psf": self._psf_key()}
         if self._psfs is not None:
-            inputs["psfs"] = self._psfs
+            inputs["psfs"] = self._psfs[slice(*span)]
         return inputs
 
-    def _fits(self, span: tuple[int, int]) -> FrameFits:
+    def _fits(self, span: Span) -> FrameFits:
         """Ratio and shift of the block's frames; for the program nothing but their PSFs."""
         pipeline, epochs = self.pipeline, np.arange(*span)
         own = frame_psf.load(pipeline.field, epochs) if self._psfs is not None else {}
@@ -102,7 +108,7 @@ class PairDifferences(SubtractionDifferences):
         """There are no kernels to keep."""
         return {}
 
-    def _keep(self, span: tuple[int, int], fit: FrameFits) -> None:
+    def _keep(self, span: Span, fit: FrameFits) -> None:
         """Nothing: ratio and shift are within a frame's calibration."""
 
     def _frame_bytes(self) -> int:

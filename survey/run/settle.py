@@ -1,4 +1,4 @@
-"""What a field decides of its settings: how many polynomials its epochs can fix, which grid cpm works on."""
+"""What a field decides of its settings: polynomials that its epochs can fix, cpm's grid, sfft's kernel."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from survey.config import Config
 from survey.io.store import Field
 from survey.run.progress import Progress
 from survey.stages.differences import star_motion
+from survey.stages.matching import kernel_size
 
 # RMS motion of stars across the detector's pixels, in widths of the PSF, up to which prediction does better
 # there than on the sky grid (measured: equal at 0.55, four times worse at 1.4; deploy/ARCHITECTURE.md).
@@ -19,9 +20,11 @@ def settle(
 ) -> tuple[Config, list[str]]:
     """Settings as they hold for this field, and warnings about those that were asked for all the same.
 
-    A grid that was settled for the field's first frames stays, unless all is to be made again.
+    What was settled for the field's first frames stays, unless all is to be made again.
     """
     config = _for_epochs(field, config, progress)
+    if config.method == "sfft":
+        return _for_widths(field, config, rebuild=rebuild), []
     if config.method != "cpm":
         return config, []
     if config.cpm.grid == "auto" and not rebuild and field.has("difference/cpm"):
@@ -33,6 +36,17 @@ def settle(
 
 def _on(config: Config, grid: str) -> Config:
     return config.model_copy(update={"cpm": config.cpm.model_copy(update={"grid": grid})})
+
+
+def _for_widths(field: Field, config: Config, *, rebuild: bool) -> Config:
+    """Settings with the edge of the kernel that the first frames' PSFs asked for, where none is set."""
+    if config.subtraction.kernel_size is not None:
+        return config
+    known = not rebuild and field.has("difference/sfft", "kernel")
+    edge = field.array("difference/sfft", "kernel").shape[1] if known else kernel_size(field, config)
+    return config.model_copy(
+        update={"subtraction": config.subtraction.model_copy(update={"kernel_size": int(edge)})}
+    )
 
 
 def _for_epochs(field: Field, config: Config, progress: Progress) -> Config:

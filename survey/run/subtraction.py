@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from survey.run.additions import Additions
 from survey.run.blocks import Block, Span, at_once, blocks_of
 from survey.run.differences import RunError, Waiting
 from survey.run.engine import stage_key
+from survey.run.identity import epoch_keys
 from survey.run.taken import TakenEvents
 from survey.run.tickets import Ticket
 from survey.run.worker import function_key
@@ -43,6 +45,8 @@ class SubtractionDifferences:
     The ledger remembers of such differences under ``searched`` the key of those in which the events were
     found, so that nobody searches again.
 
+    Frames that come later are blocks of their own (`Additions`): they alone are subtracted and searched.
+
     A tile whose data cannot be read is told and left out: the frames of its block are fitted to the sums of
     the others, by another key. Every later run looks at it again, and makes all anew once it can be read.
     """
@@ -51,12 +55,32 @@ class SubtractionDifferences:
         self.pipeline = pipeline
         matching.check_template(pipeline.field, pipeline.config)
         self.stage = STAGES[pipeline.config.method]
-        self.units = self.stage.units(pipeline.field, pipeline.config)
+        self.images = self._image_keys()
+        self.added = Additions(pipeline)
+        self._take_units()
+        if self._is_old(self._earlier()):
+            self._begin_anew()
+        self.taken = TakenEvents(pipeline)
+        self._searched = self.taken.interrupted() or self._recall() or self._key()
+
+    def _take_units(self) -> None:
+        """Units and blocks of the field's frames, as they came."""
+        pipeline = self.pipeline
+        self.units = matching.units(pipeline.field, pipeline.config, self.added.ends)
         self.blocks = blocks_of(self.units)
         for block in self.blocks.values():
             block.recall(pipeline.engine.ledger("lost"))
-        self.taken = TakenEvents(pipeline)
-        self._searched = self.taken.interrupted() or self._recall() or self._key()
+
+    def _begin_anew(self) -> None:
+        """All frames at once: what was made of the earlier ones is no more what it should be."""
+        self.added.forget()
+        self._take_units()
+        ledger, names = self.pipeline.engine.ledger(self.stage.name), {unit.name for unit in self.units}
+        ledger.invalidate([name for name in ledger.records if name not in names])
+
+    def _earlier(self) -> list[Block]:
+        """Blocks that were made before the last addition."""
+        return [block for block in self.blocks.values() if block.span[1] <= self.added.start]
 
     def groups(self) -> tuple[str, ...]:
         """Differences alone."""
@@ -82,16 +106,21 @@ class SubtractionDifferences:
         return matching.bytes_of_sums(self.pipeline.field, self.pipeline.config)
 
     def _unit_key(self, unit: Unit) -> str:
-        without = self.blocks[unit.items[:2]].without
-        inputs = {**self._inputs(), **({"without": without} if without else {})}
+        span = unit.items[:2]
+        without = self.blocks[span].without
+        inputs = {**self._inputs(span), "epochs": span, **({"without": without} if without else {})}
         return stage_key(self.stage.name, self.pipeline.config, unit.name, inputs)
 
-    def _inputs(self) -> dict[str, Any]:
-        """Keys of what the differences are made of."""
+    def _image_keys(self) -> list[str]:
+        """Identity of each epoch's image."""
+        return epoch_keys(self.pipeline.field, self.pipeline.frames)
+
+    def _inputs(self, span: Span) -> dict[str, Any]:
+        """Keys of what the differences of some epochs are made of."""
         pipeline, name = self.pipeline, self.pipeline.config.subtraction.template
-        inputs: dict[str, Any] = {"images": pipeline.images}
+        inputs: dict[str, Any] = {"images": self.images[slice(*span)]}
         if name == "reference":
-            inputs["reference"] = pipeline.reference_key()
+            inputs["reference"] = self.added.reference(span[1])
         else:
             # whoever writes a template anew gives it other attributes
             inputs["template"] = pipeline.field.group_attrs(f"template/{name}")
@@ -118,16 +147,17 @@ class SubtractionDifferences:
                     continue
                 if record is None or record.key != self._unit_key(unit):
                     return None
-                found.add(record.payload.get("searched"))
+                if block.span[0] >= self.added.start:
+                    found.add(record.payload.get("searched"))
         return found.pop() if len(found) == 1 else None
 
     def before(self, unit: Unit) -> tuple[str, int] | None:
-        """None: where one frame's kernel changes, all is searched."""
-        return None
+        """Those of the earlier frames, which stand; None where all is made of one piece."""
+        return self.added.before()
 
     def additions(self) -> list[int]:
-        """Those of the reference."""
-        return self.pipeline.reference.additions()
+        """First epochs of what was added."""
+        return self.added.ends[:-1]
 
     def tries_again(self) -> bool:
         """No: what was lost was not searched."""
@@ -137,24 +167,35 @@ class SubtractionDifferences:
         """Blocks of frames whose differences are missing: kernels first, then every tile."""
         wanted = self._stale()
         wanted += [block for block in self._lossy() if block not in wanted and self._is_healed(block)]
+        if any(block in wanted for block in self._earlier()):
+            self._begin_anew()
+            wanted = list(self.blocks.values())
         self._skip(wanted)
         for block in wanted:
             block.forget()
         if wanted:
-            self.taken.put_back()
+            # where earlier differences stand, what was found in them stays out of the reference
+            if not self._earlier():
+                self.taken.put_back()
             self._make(self._stale(), self.stage.name, {})
             self._searched = self._key()
+        self.added.remember(self._searched)
         self._tell_failed()
         return self._lost()
 
     def _stale(self) -> list[Block]:
         """Blocks whose differences are not all there, but for units that failed when they were made."""
+        return [block for block in self.blocks.values() if self._is_old([block])]
+
+    def _is_old(self, blocks: Sequence[Block]) -> bool:
+        """Whether differences of blocks are not what they should be."""
         ledger = self.pipeline.engine.ledger(self.stage.name)
-        return [
-            block
-            for block in self.blocks.values()
-            if not all(ledger.has(u.name, self._unit_key(u)) for u in block.units if u.name not in block.lost)
-        ]
+        return not all(
+            ledger.has(unit.name, self._unit_key(unit))
+            for block in blocks
+            for unit in block.units
+            if unit.name not in block.lost
+        )
 
     def _lossy(self) -> list[Block]:
         """Blocks of which units failed."""
@@ -302,5 +343,6 @@ class SubtractionDifferences:
         if self.taken.take_out(touched, self._searched):
             self._make(self._stale(), "refit", {"searched": self._searched})
             self.taken.end()
+            self.added.remember(self._searched)
         self._tell_failed()
         return self._lost()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -81,14 +82,23 @@ class BlockData:
     kernels: list[FrameKernel] = field(default_factory=list)
 
 
-def units(field: Field, config: Config) -> list[Unit]:
-    """Every tile times every time block; items are the first epoch and the one after the last."""
+def units(field: Field, config: Config, ends: Sequence[int] = ()) -> list[Unit]:
+    """Every tile times every time block; items are the first epoch and the one after the last.
+
+    Blocks are cut at the ``ends`` of earlier nights: what was made then is not made again.
+    """
     n, step = calibrated_frames(field).sizes["time"], field.time_block
+    cuts = sorted({*range(0, n, step), *(end for end in ends if end < n), n})
     return [
-        Unit(f"{tile.name}-block-{i:05d}", tile, (start, min(start + step, n)))
-        for i, start in enumerate(range(0, n, step))
+        Unit(f"{tile.name}-{block_name(start, step)}", tile, (start, stop))
+        for start, stop in pairwise(cuts)
         for tile in field.tiles
     ]
+
+
+def block_name(start: int, step: int) -> str:
+    """Name of the block of epochs from ``start`` on, in a field whose time blocks are ``step`` long."""
+    return f"block-{start // step:05d}" + (f"+{start}" if start % step else "")
 
 
 def kernel_size(field: Field, config: Config) -> int:
