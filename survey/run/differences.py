@@ -33,6 +33,11 @@ class Differences(Protocol):
     def before(self, unit: Unit) -> tuple[str, int] | None:
         """Key and number of epochs until later ones were last added; None where all were made together."""
 
+    def stands(self, unit: Unit, events: Sequence[Event], *, before: bool = False) -> str | None:
+        """Identity of a tile's differences as light curves see them; with ``before`` of those of the epochs
+        before the last addition, as far as they are still what they were then. None: nobody can say.
+        """
+
     def additions(self) -> list[int]:
         """First epochs of what was added to the field, addition by addition."""
 

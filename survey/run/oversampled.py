@@ -78,6 +78,13 @@ class OversampledDifferences:
             return None
         return record.payload["before"], self.history[unit.name][-1]
 
+    def stands(self, unit: Unit, events: Sequence[Event], *, before: bool = False) -> str | None:
+        """Key with the events that are out of it: where one more is taken out, all epochs change."""
+        if not before:
+            return self.key(unit, events)
+        history = self.history[unit.name]
+        return self._key(unit, history[-1], history[:-1], events) if self.before(unit) else None
+
     def additions(self) -> list[int]:
         """First epochs of what was added to the first tile, which stands for all."""
         return self.history[self.units[0].name]

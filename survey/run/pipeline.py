@@ -13,11 +13,12 @@ from survey.run.differences import RunError, Waiting
 from survey.run.engine import Engine, stage_key
 from survey.run.grids import place_grid
 from survey.run.identity import images_key
+from survey.run.light_curves import LightCurves
 from survey.run.methods import differences_of
 from survey.run.oversampled import OversampledDifferences
 from survey.run.refinement import refine_frames
 from survey.run.search import Search
-from survey.stages import difference_psf, oversampled, photometry, psf
+from survey.stages import difference_psf, light_curve_tables, oversampled, photometry, psf
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.differences import drift
 from survey.stages.events import Event, touching
@@ -322,12 +323,13 @@ class Pipeline:
         """Light curves of events and targets, tile by tile, each after the refits it reads."""
         keyed = self._photometry_units(events)
         self.photometry_units = [unit for unit, _ in keyed]
-        margin = photometry.tile_halo(self.config)
+        margin, curves = photometry.tile_halo(self.config), LightCurves(self)
         self.engine.submit(
             "photometry",
-            keyed,
+            [(curves.with_known(unit), key) for unit, key in keyed],
             state=difference_psf.load(self.field, self.config),
             after=lambda unit: self.futures(refit, unit, margin),
+            note=lambda unit: {"of": curves.identity(unit), "epochs": self.frames.sizes["time"]},
         )
 
     def _note_versions(self) -> None:
@@ -337,4 +339,4 @@ class Pipeline:
         self.field.array(f"difference/{self.config.method}", "version")[:] = version.astype(np.int16)
 
     def _gather_light_curves(self) -> None:
-        photometry.gather(self.field, self.config, [unit.name for unit in self.photometry_units])
+        light_curve_tables.gather(self.field, self.config, [unit.name for unit in self.photometry_units])

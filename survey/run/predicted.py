@@ -106,6 +106,13 @@ class PredictedDifferences:
             return None
         return self._key(unit.name, self._ends[:-1]), self._ends[-2]
 
+    def stands(self, unit: Unit, events: Sequence[Event], *, before: bool = False) -> str | None:
+        """The key: nothing that was predicted is touched again."""
+        if not before:
+            return self.key(unit)
+        earlier = self.before(unit)
+        return None if earlier is None else earlier[0]
+
     def tries_again(self) -> bool:
         """Whether tiles were lost: they were searched as if they had no data."""
         return len(self._ends) > 0 and bool(self.without)  # which the first settles

@@ -155,6 +155,11 @@ class SubtractionDifferences:
         """Those of the earlier frames, which stand; None where all is made of one piece."""
         return self.added.before()
 
+    def stands(self, unit: Unit, events: Sequence[Event], *, before: bool = False) -> str | None:
+        """Keys of all units: where an event was taken out of the reference, these change."""
+        end = self.added.start if before else self.added.count
+        return function_key([self._unit_key(u) for u in self.units if u.items[1] <= end]) if end else None
+
     def additions(self) -> list[int]:
         """First epochs of what was added."""
         return self.added.ends[:-1]

@@ -8,7 +8,7 @@ PSF through the filter which makes its noise white.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,6 +58,14 @@ class DifferencePSF:
     def typical(self) -> EffectivePSF:
         """One PSF for all differences, to find a place by."""
         return self.common or self.base
+
+    def since(self, start: int) -> DifferencePSF:
+        """Of the differences from an epoch on."""
+        if not start:
+            return self
+        frames = None if self.frames is None else self.frames[start:]
+        kernels = None if self.kernels is None else self.kernels[start:]
+        return replace(self, frames=frames, kernels=kernels)
 
     def kernel_at(self, y: float, x: float) -> Array | None:
         """Kernels (time, ky, kx) at a position."""

@@ -22,8 +22,9 @@ from survey.io.store import Field
 from survey.kernels.nn2 import NN2Solution, solve_nn2
 from survey.stages import nn2_pairs
 from survey.stages.calibrated import calibrated_frames
+from survey.stages.light_curve_tables import light_curve_table
 from survey.stages.nn2_plan import Group
-from survey.stages.photometry import FLAG_FRAME, FLAG_NO_DATA, light_curve_table
+from survey.stages.photometry import FLAG_FRAME, FLAG_NO_DATA
 from survey.stages.protocol import Outlook, Output, Stage, Unit
 
 Array = NDArray[np.float64]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from survey.config import Config
-from survey.io.files import read_parquet, write_parquet
-from survey.io.locations import Location
+from survey.io.files import read_parquet
 from survey.io.store import Field
 from survey.kernels._psf_flux import as_phases
 from survey.kernels.psf import EffectivePSF, fit_psf_flux, refine_position, stamp_psf
@@ -21,6 +20,7 @@ from survey.kernels.psf_shape import fit_flux_and_shape
 from survey.stages.calibrated import CalibratedTile, calibrated_frames, phases, read_calibrated
 from survey.stages.difference_psf import DifferencePSF
 from survey.stages.differences import object_windows, read_difference
+from survey.stages.light_curve_tables import WEIGHT, light_curve_table, part_path
 from survey.stages.matching import read_template
 from survey.stages.methods import TEMPLATE_METHODS
 from survey.stages.protocol import Output, Stage, Unit
@@ -34,6 +34,9 @@ FLAG_FRAME = 8
 # Of a bright star's light, what kernels leave in each term of its shape: sampling and seeing are never
 # matched better (measured by the comparison stars of HAT-P-32, whose scatter is least at 0.06 to 0.1).
 SHAPE_ERROR = 0.1
+# Sigma from its centre at which an event is over: epochs beyond, where it has 3e-4 of its height, do not
+# tell where it is.
+EVENT_REACH = 4.0
 
 
 @dataclass
@@ -45,9 +48,24 @@ class Template:
     variance: NDArray[np.float64] | None
 
 
+@dataclass(frozen=True)
+class Known:
+    """Item of a unit: objects whose light curves up to an epoch are there and stay as they are.
+
+    ``start`` is the first epoch to measure, ``rows`` tells for each object of the unit which row of the
+    unit's table it is; None: it is measured anew.
+    """
+
+    start: int
+    rows: tuple[int | None, ...]
+
+
 @dataclass
 class Window3:
-    """Differences of a window and what is needed to fit stars in it."""
+    """Differences of a window, from the epoch ``start`` on, and what is needed to fit stars in it.
+
+    ``known`` are the objects' light curves before that epoch, where they stay.
+    """
 
     window: Window
     arrays: dict[str, NDArray[Any]]
@@ -57,6 +75,8 @@ class Window3:
     frame_flags: NDArray[np.int64]
     template: Template | None
     objects: tuple[dict[str, Any], ...]
+    start: int = 0
+    known: tuple[dict[str, Any] | None, ...] = ()
 
 
 def tile_halo(config: Config) -> int:
@@ -81,19 +101,24 @@ def read_window(
     objects: tuple[dict[str, Any], ...] = (),
     frames: xr.Dataset | None = None,
     calibrated: CalibratedTile | None = None,
+    *,
+    start: int = 0,
 ) -> Window3:
-    """Read differences and reference of a window.
+    """Read differences of a window, from an epoch on, and its reference.
 
     ``frames`` is the calibrated table and ``calibrated`` the window's images where they are known.
     """
     frames = calibrated_frames(field) if frames is None else frames
-    arrays = read_difference(field, window, frames, config, ("flux", "error", "mask", "fit_mask"))
+    names = ("flux", "error", "mask", "fit_mask")
+    arrays = read_difference(field, window, frames, config, names, start=start)
     template = None
     if field.has("reference", "coefficients"):
         template = Template(*read_template(field, window, template_settings(config))[1:])
     if config.method == "sfft":
-        images = read_calibrated(field, window, frames) if calibrated is None else calibrated
-        arrays["error"] = _without_model(field, window, images.error)
+        if calibrated is None:
+            calibrated = read_calibrated(field, window, frames, start=start)
+        arrays["error"] = _without_model(field, window, calibrated.error, start)
+    frames = frames.isel(time=slice(start, None))
     phase_y, phase_x = phases(frames, window, field.shape)
     return Window3(
         window,
@@ -104,6 +129,8 @@ def read_window(
         frames["flags"].values,
         template,
         objects,
+        start,
+        (None,) * len(objects),
     )
 
 
@@ -115,14 +142,16 @@ def template_settings(config: Config) -> Config:
     return config.model_copy(update={"subtraction": own})
 
 
-def _without_model(field: Field, window: Window, error: NDArray[np.float32]) -> NDArray[np.float32]:
+def _without_model(
+    field: Field, window: Window, error: NDArray[np.float32], start: int
+) -> NDArray[np.float32]:
     """Errors (time, y, x) of the images alone, with what their own share of the template takes.
 
     In bright stars a matched difference's error holds a share of the model, which says how far single pixels
     of a star may be off. As a weight it takes the star's core, where its own light changes, out of the fit
     of its flux.
     """
-    leverage = np.asarray(field.array("difference/sfft", "leverage")[(slice(None), *window)])
+    leverage = np.asarray(field.array("difference/sfft", "leverage")[(slice(start, None), *window)])
     return np.asarray(error / np.sqrt(np.clip(1 - leverage, 1e-3, 1)), np.float32)
 
 
@@ -139,15 +168,37 @@ def with_template_noise(
 
 
 def read(field: Field, unit: Unit, config: Config) -> list[Window3]:
-    """Differences around the tile's objects, with a margin for stars at its edge."""
+    """Differences around the tile's objects, with a margin for stars at its edge.
+
+    Of objects whose light curves are known in part the later epochs alone.
+    """
     assert unit.tile is not None
-    margin = tile_halo(config)
-    frames = calibrated_frames(field)
-    places = [(item["y"], item["x"]) for item in unit.items]
-    return [
-        read_window(field, window, config, tuple(unit.items[i] for i in served), frames)
-        for window, served in object_windows(unit.tile.window(margin, field.shape), places, margin)
-    ]
+    frames, margin = calibrated_frames(field), tile_halo(config)
+    around = unit.tile.window(margin, field.shape)
+    objects = [item for item in unit.items if not isinstance(item, Known)]
+    known = next((item for item in unit.items if isinstance(item, Known)), None)
+    start, rows = (0, [None] * len(objects)) if known is None else _known_rows(field, unit, config, known)
+    found = []
+    for begin, chosen in (
+        (0, [k for k, row in enumerate(rows) if row is None]),
+        (start, [k for k, row in enumerate(rows) if row is not None]),
+    ):
+        places = [(objects[k]["y"], objects[k]["x"]) for k in chosen]
+        for window, served in object_windows(around, places, margin) if chosen else ():
+            mine = tuple(objects[chosen[i]] for i in served)
+            data = read_window(field, window, config, mine, frames, start=begin)
+            found.append(replace(data, known=tuple(rows[chosen[i]] for i in served)))
+    return found
+
+
+def _known_rows(
+    field: Field, unit: Unit, config: Config, known: Known
+) -> tuple[int, list[dict[str, Any] | None]]:
+    """What the unit's table holds of the objects; nothing where a run before this has written it anew."""
+    table = read_parquet(part_path(field, config.method, unit.name)).to_pylist()
+    if any(len(row["time"]) != known.start for row in table):
+        return 0, [None] * len(known.rows)
+    return known.start, [None if row is None else table[row] for row in known.rows]
 
 
 def measure(
@@ -156,8 +207,9 @@ def measure(
     item: dict[str, Any],
     config: Config,
     fwhm: NDArray[np.float64] | None = None,
+    known: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Light curve of one object.
+    """Light curve of one object; with ``known`` of one whose light curve before the window's epochs is there.
 
     Given the frames' ``fwhm`` (time,), the PSF's shape counts as known to `SHAPE_ERROR` of the object's
     light.
@@ -165,8 +217,8 @@ def measure(
     Returns
     -------
     dict
-        ``y``, ``x`` (refined), ``position_error``, ``reference_flux``, ``reference_flux_error`` and the
-        columns ``time``, ``flux``, ``error``, ``flags``.
+        ``y``, ``x`` (refined), ``position_error``, ``reference_flux``, ``reference_flux_error``, the columns
+        ``time``, ``flux``, ``error``, ``flags``, and ``weight``, the stamp's inverse variance in all epochs.
     """
     half = config.photometry.size // 2
     rows, columns = data.window
@@ -177,6 +229,7 @@ def measure(
     x0, x1 = max(cx - half, 0), min(cx + half + 1, width)
     cut = (slice(None), slice(y0, y1), slice(x0, x1))
     flux, mask, fit_mask = (data.arrays[name][cut] for name in ("flux", "mask", "fit_mask"))
+    psf = psf.since(data.start)
     error = with_template_noise(data, psf, (float(item["y"]), float(item["x"])), cut)
     py, px = data.phase_y, data.phase_x
     if py.ndim == 3:
@@ -184,7 +237,9 @@ def measure(
     origin = (float(rows.start + y0), float(columns.start + x0))
     y, x = float(item["y"]), float(item["x"])
     position_error = np.nan
-    if config.photometry.refine_position and item.get("refine", True):
+    if known is not None:
+        y, x, position_error = known["y"], known["x"], known["position_error"]
+    elif config.photometry.refine_position and item.get("refine", True):
         fit = refine_position(
             flux,
             error,
@@ -201,7 +256,8 @@ def measure(
             y, x = float(fit.y), float(fit.x)
             position_error = float(np.sqrt(np.trace(fit.covariance) / 2))
     model = psf.stamps(py, px, y, x, (flux.shape[1], flux.shape[2]), origin)
-    ref_flux, ref_error = _reference_flux(data, psf.base, (y, x), cut, origin, error)
+    weight = _total_weight(error, known)
+    ref_flux, ref_error = _reference_flux(data, psf.base, (y, x), cut, origin, weight)
     if fwhm is not None and np.isfinite(ref_flux):
         offsets = _offsets(py, px, (y, x), origin, flux.shape)
         shape_error = SHAPE_ERROR * abs(ref_flux)
@@ -215,17 +271,28 @@ def measure(
     flags |= np.where((mask & core).any(axis=(1, 2)), FLAG_BAD_PIXEL, 0)
     flags |= np.where((fit_mask & core).any(axis=(1, 2)), FLAG_KEPT_OUT_OF_FIT, 0)
     flags |= np.where(data.frame_flags != 0, FLAG_FRAME, 0)
+    curve = {"time": data.time, "flux": values, "error": sigma, "flags": flags.astype(np.int32)}
+    if known is not None:
+        curve = {name: np.concatenate([known[name], new]) for name, new in curve.items()}
     return {
         "y": y,
         "x": x,
         "position_error": position_error,
         "reference_flux": ref_flux,
         "reference_flux_error": ref_error,
-        "time": data.time,
-        "flux": values,
-        "error": sigma,
-        "flags": flags.astype(np.int32),
+        "weight": weight,
+        **curve,
     }
+
+
+def _total_weight(error: NDArray[Any], known: dict[str, Any] | None) -> NDArray[np.float64]:
+    """Inverse variance (y, x) of all epochs together, added up in their order."""
+    total = np.zeros(error.shape[1:]) if known is None else np.array(known["weight"]).reshape(error.shape[1:])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = 1.0 / np.asarray(error, float) ** 2
+    for share in np.where(np.isnan(shares), 0.0, shares):
+        total = total + share
+    return total
 
 
 def _offsets(
@@ -246,7 +313,15 @@ def event_profile(item: dict[str, Any], time: NDArray[np.float64]) -> NDArray[np
     """Shape of an event in time, as the search saw it; None for a target."""
     if "sigma_days" not in item:
         return None
-    return np.exp(-0.5 * ((time - item["time"]) / max(item["sigma_days"], 1e-12)) ** 2)
+    away = (time - item["time"]) / max(item["sigma_days"], 1e-12)
+    return np.where(np.abs(away) < EVENT_REACH, np.exp(-0.5 * away**2), 0.0)
+
+
+def is_settled(item: dict[str, Any], time: float, config: Config) -> bool:
+    """Whether epochs from a time on tell nothing of where an object is."""
+    if not (config.photometry.refine_position and item.get("refine", True)):
+        return True
+    return "sigma_days" in item and time - item["time"] > EVENT_REACH * max(item["sigma_days"], 1e-12)
 
 
 def _reference_flux(
@@ -255,7 +330,7 @@ def _reference_flux(
     position: tuple[float, float],
     cut: tuple[slice, slice, slice],
     origin: tuple[float, float],
-    error: NDArray[Any],
+    weight: NDArray[np.float64],
 ) -> tuple[float, float]:
     """PSF flux of the object in the template itself, on a local background."""
     if data.template is None:
@@ -264,7 +339,6 @@ def _reference_flux(
     bad = data.template.bad[cut[1:]][None]
     image = np.where(bad, np.nan, data.template.flux[cut[1:]])
     with np.errstate(invalid="ignore", divide="ignore"):
-        weight = np.nansum(1.0 / np.asarray(error, float) ** 2, axis=0)
         sigma = np.where(weight > 0, 1.0 / np.sqrt(weight), np.inf)[None]
     bad = bad | ~np.isfinite(sigma)
     model = stamp_psf(psf, zero, zero, *position, image.shape[1:], origin=origin)
@@ -275,53 +349,24 @@ def _reference_flux(
 def apply(data: list[Window3], state: DifferencePSF, config: Config) -> Output:
     """Light curves of the tile's objects, as one table file."""
     rows = [
-        {**_identity(item), **measure(window, state, item, config)}
+        {**_identity(item), **measure(window, state, item, config, known=known)}
         for window in data
-        for item in window.objects
+        for item, known in zip(window.objects, window.known, strict=True)
     ]
-    return Output(tables={"lightcurves": light_curve_table(rows)}, payload={"objects": len(rows)})
+    table = light_curve_table(rows)
+    weights = pa.array([row["weight"].ravel() for row in rows], pa.list_(pa.float64()))
+    # in which row an object's light curve is, for who adds to it
+    payload = {"objects": len(rows), "rows": [item_identity(i) for window in data for i in window.objects]}
+    return Output(tables={"lightcurves": table.append_column(WEIGHT, weights)}, payload=payload)
+
+
+def item_identity(item: dict[str, Any]) -> list[Any]:
+    """What of an object its light curve depends on: not its name."""
+    return [item.get(name) for name in ("y", "x", "kind", "refine", "time", "sigma_days")]
 
 
 def _identity(item: dict[str, Any]) -> dict[str, Any]:
     return {"object_id": item["object_id"], "kind": item["kind"]}
 
 
-def light_curve_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Rows of `measure` as a table: one row an object, its light curve in list columns."""
-    columns: dict[str, Any] = {}
-    for name, kind in (
-        ("object_id", pa.string()),
-        ("kind", pa.string()),
-        ("y", pa.float64()),
-        ("x", pa.float64()),
-        ("position_error", pa.float64()),
-        ("reference_flux", pa.float64()),
-        ("reference_flux_error", pa.float64()),
-        ("time", pa.list_(pa.float64())),
-        ("flux", pa.list_(pa.float64())),
-        ("error", pa.list_(pa.float64())),
-        ("flags", pa.list_(pa.int32())),
-    ):
-        columns[name] = pa.array([row[name] for row in rows], kind)
-    return pa.table(columns)
-
-
-def part_path(field: Field, method: str, unit: str) -> Location:
-    """File of one unit's light curves."""
-    return field.path / "lightcurves" / f"{method}.parts" / f"{unit}.parquet"
-
-
-def gather(field: Field, config: Config, names: Sequence[str]) -> None:
-    """Put the units' light curves into one file, by name of the object."""
-    parts = []
-    for name in names:
-        try:
-            parts.append(read_parquet(part_path(field, config.method, name)))
-        except FileNotFoundError:
-            continue
-    table = pa.concat_tables(parts) if parts else light_curve_table([])
-    table = table.sort_by("object_id").combine_chunks()
-    write_parquet(field.light_curves_path(config.method), table)
-
-
-STAGE = Stage("photometry", 3, lambda config: config.photometry, lambda field, config: [], read, apply=apply)
+STAGE = Stage("photometry", 4, lambda config: config.photometry, lambda field, config: [], read, apply=apply)
