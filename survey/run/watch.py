@@ -14,8 +14,11 @@ from survey.io.frames import find_files
 from survey.io.locations import Location, locate
 from survey.run.api import run, stored_config
 from survey.run.clusters import cluster_client
-from survey.run.progress import Progress, Silent
+from survey.run.progress import Progress, Silent, describe
 from survey.run.record import RunSummary
+
+# Longest pause in seconds before what failed is tried again.
+MOST_PAUSE = 300.0
 
 
 @dataclass
@@ -42,6 +45,10 @@ class Batch:
         return max(self.latency.values(), default=0.0)
 
 
+# Size in bytes and time of the last change of a file.
+State = tuple[int, float]
+
+
 @dataclass
 class Arrivals:
     """Files that have come and stopped growing.
@@ -52,32 +59,52 @@ class Arrivals:
         Directories or glob patterns.
     settle : float
         Seconds for which a file must not have changed.
+    taken : set of str
+        Files of frames that the field holds.
     """
 
     patterns: Sequence[str | Path]
     settle: float
     taken: set[str] = field(default_factory=set)
-    _sizes: dict[str, int] = field(default_factory=dict)
+    _refused: dict[str, State] = field(default_factory=dict)
+    _states: dict[str, State] = field(default_factory=dict)
 
     def look(self) -> list[str]:
-        """Files that are new and whole, as far as one can tell from outside."""
+        """Files that are new and whole, as far as one can tell from outside.
+
+        One that could not be used is looked at again once it has changed: its copying may have paused.
+        """
         try:
             files = find_files(self.patterns)
         except ValueError:
             return []
         ready = []
         for name in files:
-            if name in self.taken:
+            state = None if name in self.taken else _state(name)
+            if state is None or self._refused.get(name) == state:
                 continue
-            try:
-                state = Path(name).stat()
-            except OSError:
-                continue
-            grown = self._sizes.get(name) != state.st_size
-            self._sizes[name] = state.st_size
-            if not grown and time.time() - state.st_mtime >= self.settle:
+            grown = self._states.get(name) != state
+            self._states[name] = state
+            if not grown and time.time() - state[1] >= self.settle:
                 ready.append(name)
         return ready
+
+    def settle_for(self, batch: Batch) -> None:
+        """Frames of a batch are the field's; those that were refused wait for a change."""
+        refused = {name for name, _ in batch.summary.rejected}
+        self.taken.update(name for name in batch.frames if name not in refused)
+        for name in refused.intersection(batch.frames):
+            if name in self._states:
+                self._refused[name] = self._states[name]
+
+
+def _state(name: str) -> State | None:
+    """Size and last change of a file; None where it is gone."""
+    try:
+        found = Path(name).stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime
 
 
 def watch(
@@ -122,6 +149,12 @@ def watch(
     -------
     list of Batch
         When ``idle`` ended it.
+
+    Raises
+    ------
+    Exception
+        What kept the last frames from being worked on, if ``idle`` ended it meanwhile. Until then whatever
+        fails is told and tried again after a pause, `MOST_PAUSE` seconds at most.
     """
     config = config or stored_config(path)
     if client is None:
@@ -133,18 +166,27 @@ def watch(
     progress = progress or Silent()
     arrivals = Arrivals(patterns, settle, _taken(path))
     batches: list[Batch] = []
-    quiet = time.monotonic()
+    quiet, pause, failed = time.monotonic(), interval, None
     while idle is None or time.monotonic() - quiet < idle:
         ready = arrivals.look()
         needed = 1 if arrivals.taken else first or config.reference.needed_images
         if len(ready) < needed:
             time.sleep(interval)
             continue
-        batches.append(_work(path, config, ready, client, progress))
-        arrivals.taken.update(ready)
-        quiet = time.monotonic()
+        try:
+            batch = _work(path, config, ready, client, progress)
+        except Exception as error:  # a night's frames go on coming, whatever one run met with
+            failed, pause = error, min(2 * pause, max(MOST_PAUSE, interval))
+            progress.message(f"{describe(error)}; {len(ready)} frames wait, again in {pause:.0f} s")
+            time.sleep(pause)
+            continue
+        failed, pause, quiet = None, interval, time.monotonic()
+        arrivals.settle_for(batch)
+        batches.append(batch)
         if done is not None:
-            done(batches[-1])
+            done(batch)
+    if failed is not None:
+        raise failed
     return batches
 
 
@@ -159,7 +201,8 @@ def _taken(path: str | Location) -> set[str]:
 
 def _work(path: str | Location, config: Config, files: list[str], client: Any, progress: Progress) -> Batch:
     """Ingest and run one batch; its latencies go into the run's record."""
-    arrived = {name: Path(name).stat().st_mtime for name in files}
+    states = {name: _state(name) for name in files}
+    arrived = {name: state[1] for name, state in states.items() if state is not None}
     summary = run(path, config, frames=files, client=client, progress=progress)
     ended = time.time()
     unusable = {name for name, _ in summary.rejected}
