@@ -6,6 +6,7 @@ its pixel however the frames drift and whoever reads needs only the phases.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,15 +15,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from survey.config import Config
-from survey.io.store import Field
+from survey.io.store import INNER, Field
 from survey.kernels.pixelmap import nearest_pixels
 from survey.stages.calibrated import Grid, frame_map, frame_maps
 from survey.stages.methods import method_of
 from survey.tiles import Window
 
 Arrays = dict[str, NDArray[Any]]
-# A small window costs a chunk or four of every array; a tile of 256 pixels with its halo 36.
-MANY_OBJECTS = 12
 # What a sample that no frame covers reads as.
 OUTSIDE = {"flux": np.nan, "error": np.nan, "mask": True, "fit_mask": False, "leverage": 0.0}
 
@@ -80,13 +79,13 @@ def made_on(field: Field, config: Config) -> Grid:
     return method_of(config).grid(config)
 
 
-def object_windows(
-    tile_window: Window, places: Sequence[tuple[float, float]], half: int
-) -> list[tuple[Window, list[int]]]:
+Windows = list[tuple[Window, list[int]]]
+
+
+def object_windows(tile_window: Window, places: Sequence[tuple[float, float]], half: int) -> Windows:
     """Windows to read for objects, each with the indices of those it serves.
 
-    Few objects: a small window each, cut at ``tile_window``. Many: all of it at once, because it would be
-    read almost whole anyway.
+    A small one for each, one for those of every inner chunk, or all of it at once: what reads least.
 
     Parameters
     ----------
@@ -97,18 +96,37 @@ def object_windows(
     half : int
         Pixels on either side of the pixel nearest to a position.
     """
-    if len(places) > MANY_OBJECTS:
-        return [(tile_window, list(range(len(places))))]
     rows, columns = tile_window
-    found = []
+    alone: Windows = []
     for i, (y, x) in enumerate(places):
         cy, cx = round(y), round(x)
         window = (
             slice(max(cy - half, rows.start), min(cy + half + 1, rows.stop)),
             slice(max(cx - half, columns.start), min(cx + half + 1, columns.stop)),
         )
-        found.append((window, [i]))
-    return found
+        alone.append((window, [i]))
+    cells: dict[tuple[int, int], list[int]] = {}
+    for i, (y, x) in enumerate(places):
+        cells.setdefault((round(y) // INNER, round(x) // INNER), []).append(i)
+    together = [(_around([alone[i][0] for i in served]), served) for served in cells.values()]
+    return min((alone, together, [(tile_window, list(range(len(places))))]), key=_cost)
+
+
+def _around(windows: Sequence[Window]) -> Window:
+    """The smallest window that holds some."""
+    rows, columns = (
+        slice(min(w[axis].start for w in windows), max(w[axis].stop for w in windows)) for axis in (0, 1)
+    )
+    return rows, columns
+
+
+def _cost(windows: Windows) -> int:
+    """Chunks that windows are read from; opening one costs about as much as a chunk."""
+    chunks = (
+        math.prod((part.stop - 1) // INNER - part.start // INNER + 1 for part in window)
+        for window, _ in windows
+    )
+    return len(windows) + sum(chunks)
 
 
 def detector_pixels(
