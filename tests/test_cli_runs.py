@@ -20,7 +20,9 @@ from tests.small_field import small_config
 
 # A run of its own process; a pause after every unit gives time to interrupt it.
 RUN = """
-import sys, time
+import signal, sys, time
+# A child of a script's background job would ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from survey import progress
 from survey.cli import main
 from survey.run import api, executor

@@ -1,10 +1,14 @@
-"""Requests and bytes of what runs do to shards in a bucket; with inner chunks, and without."""
+"""Requests and bytes of what runs do to shards in a bucket, with inner chunks and without; a whole run's."""
+
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from survey.io import store
 from survey.io.store import Field
+from survey.run.api import run
+from tests.small_field import small_config
 
 pytestmark = pytest.mark.benchmark
 EPOCHS, EDGE, TILE = 64, 512, 256
@@ -42,3 +46,26 @@ def test_requests_of_shards(bucket, inner, monkeypatch):
         wanted = found.size * 4 / 1e6
         print(f"{name:30} {len(rows):4d} requests {moved:7.2f} MB moved, {wanted:7.2f} MB wanted")
         assert rows
+
+
+def test_requests_of_a_run(bucket, frames):
+    """From frames to light curves; then once more, with nothing to do."""
+    url = f"{bucket.url}/whole-run"
+    for label in ("run", "again, nothing to do"):
+        start = len(bucket.requests())
+        summary = run(url, small_config(), frames=[frames[0]], client="synchronous")
+        assert summary.ok, summary.failures
+        sent = bucket.requests()[start:]
+        print(f"\n{label}: {len(sent)} requests, {dict(Counter(r.kind for r in sent))}")
+        print(f"GET by what they ask for: {dict(Counter(_asked(r) for r in sent if r.kind == 'GET'))}")
+        units = {name: stage["units"] for name, stage in summary.stages.items()}
+        print(f"units: {units}, {sum(units.values())} in all")
+
+
+def _asked(request):
+    """What a GET is for."""
+    if "/c/" in request.path:
+        return "chunks, none there yet" if request.status == 404 else "chunks and indices of shards"
+    if request.path.endswith("zarr.json"):
+        return "metadata"
+    return next((name for name in ("ledger", "leases", "runs") if f"/{name}/" in request.path), "tables")

@@ -57,7 +57,7 @@ def test_workers_and_scheduler_die_and_the_field_is_undisturbed(cluster, tmp_pat
     cluster.start_scheduler()
     first, second = cluster.start_worker(), cluster.start_worker()
     with cluster.client(workers=2) as client:
-        run = Run(field.path, client, sleep=0.8)
+        run = Run(field.path, client, sleep=0.5)
         wait_for(begun(field.path, 6), what="six tiles begun")
         kill(first)
         wait_for(begun(field.path, 12), what="twelve tiles begun")

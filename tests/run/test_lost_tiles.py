@@ -23,8 +23,8 @@ from survey.stages.protocol import STAGES
 from survey.stages.readable import read_readable
 
 METHODS = ("sfft", "zogy", "hotpants")
-# Three tiles of 32 pixels in a row, two blocks of three frames; the third tile sees nothing of the first.
-SIZE, FRAMES, BLOCK = 96, 6, 3
+# Three tiles of 32 pixels in a row, two blocks of two frames; the third tile sees nothing of the first.
+SIZE, FRAMES, BLOCK = 96, 4, 2
 FIRST = "tile-00000-block-00000"
 
 
@@ -125,7 +125,7 @@ def test_psfs_of_frames_do_without_a_tile_and_are_measured_again(ready, tmp_path
         engine = Engine(Field.open(path), settings("zogy"), InlineExecutor())
         images = own_pixels(engine, calibrated_frames(engine.target))
         made = ensure_frame_psfs(engine, frame_psf_units(engine, images))
-        psfs.append({k: p.samples.tobytes() for k, p in frame_psf.load(engine.target, np.arange(6)).items()})
+        psfs.append({k: p.samples.tobytes() for k, p in frame_psf.load(engine.target, np.arange(FRAMES)).items()})
         return made, engine.warnings, len(engine.reports)
 
     keys, warnings, _ = ensure()
@@ -134,7 +134,7 @@ def test_psfs_of_frames_do_without_a_tile_and_are_measured_again(ready, tmp_path
     shard.write_bytes(b"x" * len(sound))
     part, lost = read_readable(field, window)
     assert lost == ["tile-00001"]
-    assert part.mask[:3, :, :24].all()
+    assert part.mask[:BLOCK, :, :24].all()
     for name in ("flux", "error", "mask"):
         there, expected = getattr(part, name), getattr(whole, name)
         np.testing.assert_array_equal(there[:, :, 24:], expected[:, :, 24:])

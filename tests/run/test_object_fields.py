@@ -18,6 +18,8 @@ from survey.io.locations import entries, locate
 from survey.io.store import Field, open_field
 from survey.run.api import run
 from survey.run.executor import InlineExecutor
+from survey.run.submit import submit
+from tests.faults.harness import wait_for
 from tests.objects.bucket_server import KEY_ID, SECRET
 from tests.run.conftest import assert_same_bits, small_config
 
@@ -129,20 +131,41 @@ def test_no_credential_is_stored_or_sent(there):
         assert KEY_ID.encode() not in data
 
 
-@pytest.mark.slow
-def test_a_submitted_run_ends_in_the_bucket(there):
-    url = there[0]
-    settings = Field.open(url).attrs["config"]
-    assert SECRET not in json.dumps(settings)
-    run_id = call("submit", url, "--workers", "1", "--no-report").splitlines()[0]
-    deadline = time.monotonic() + 200
+def ended(url):
+    """State of the latest run once it has ended."""
+    deadline = time.monotonic() + 250
     while (state := json.loads(call("status", url, "--json"))["runs"][-1])["state"] in (
         "starting",
         "running",
     ):
         assert time.monotonic() < deadline, state
         time.sleep(0.3)
+    return state
+
+
+@pytest.mark.slow
+def test_a_submitted_run_ends_in_the_bucket(there):
+    url = there[0]
+    settings = Field.open(url).attrs["config"]
+    assert SECRET not in json.dumps(settings)
+    run_id = call("submit", url, "--workers", "1", "--no-report").splitlines()[0]
+    state = ended(url)
     assert (state["run_id"], state["state"]) == (run_id, "done"), state
     said = call("logs", url, run_id)
     assert "units computed" in said
     assert SECRET not in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_submitted_run_is_cancelled_in_the_bucket_and_the_next_one_ends_it(bucket, finished):
+    url, config = f"{bucket.url}/submitted", small_config()
+    config.cluster.workers = 1
+    submit(url, config, [finished.frames], report=False)
+    tiles = locate(url) / "ledger" / "oversampled.oversampled"
+    wait_for(lambda: Ledger(tiles).records, 200, "first tiles")
+    call("cancel", url)
+    assert ended(url)["state"] == "cancelled"
+    call("submit", url, "--workers", "1", "--no-report")
+    assert ended(url)["state"] == "done"
+    assert_same_bits(finished.path, url)

@@ -59,10 +59,15 @@ def test_a_template_is_replaced(fields):
         assert len(made.attrs["frames"]) == 24
         assert verify(place).problems == []
     groups_equal(*fields, "template/own")
+    for place in fields:
+        done = CliRunner().invoke(main, ["prune", str(place), "--template", "own", "--delete"])
+        assert done.exit_code == 0, done.output
+        assert not Field.open(place).has("template/own")
 
 
-@pytest.mark.parametrize("method", ["sfft", "cpm"])
-def test_a_method_writes_the_same_bits(fields, method):
+@pytest.mark.parametrize("method", ["sfft", "cpm", "zogy", "hotpants"])
+def test_a_method_writes_the_same_bits(fields, hotpants, method):
+    hotpants("works")
     for place in fields:
         config = small_config()
         config.method = method
@@ -141,5 +146,8 @@ def test_frames_are_worked_on_as_they_come(frames, bucket, finished, tmp_path):
         )  # fmt: skip
         assert [len(batch.latency) for batch in batches] == [66, 6]
         assert all(batch.summary.ok for batch in batches)
+    assert_same_bits(tmp_path / "field", f"{bucket.url}/watched")
+    for place in (tmp_path / "field", f"{bucket.url}/watched"):
+        assert run(place, small_config(), rebuild=True, client="synchronous").ok
     assert_same_bits(tmp_path / "field", f"{bucket.url}/watched")
     assert (locate(f"{bucket.url}/watched") / "runs" / batches[1].summary.run_id / "latency.json").exists()
