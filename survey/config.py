@@ -51,9 +51,12 @@ __all__ = [
     "Settings",
     "SlurmSettings",
     "SubtractionSettings",
+    "from_store",
     "load_config",
     "make_config",
     "settings_hash",
+    "to_show",
+    "to_store",
 ]
 
 
@@ -107,6 +110,33 @@ def _check_keys(model: type[BaseModel], values: Any, where: str) -> None:
         annotation = model.model_fields[key].annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             _check_keys(annotation, value, f"{where}{key}.")
+
+
+# Where work runs, and by which program: a field that somebody else made does not decide it, and a job's setup
+# lines may hold what nobody else should read.
+NOT_STORED: dict[str, Any] = {"cluster": True, "subtraction": {"hotpants"}}
+
+
+def to_store(config: Config) -> dict[str, Any]:
+    """Settings as a field keeps them."""
+    return config.model_dump(mode="json", exclude=NOT_STORED)
+
+
+def from_store(values: dict[str, Any], *, source: str = "settings") -> Config:
+    """Settings that a field keeps, without what no field decides, whoever wrote it.
+
+    Raises
+    ------
+    ConfigError
+        As `make_config`.
+    """
+    config = make_config(values, source=source)
+    return make_config(to_store(config), source=source)
+
+
+def to_show(config: Config) -> dict[str, Any]:
+    """Settings as a run's record tells them: without the setup lines of jobs."""
+    return config.model_dump(mode="json", exclude={"cluster": {"slurm": {"setup"}}})
 
 
 def make_config(values: dict[str, Any], *, source: str = "settings") -> Config:

@@ -74,7 +74,7 @@ def _run(job: dict[str, Any], config: Any, progress: LiveProgress) -> RunSummary
                 progress=progress,
                 frames=job["frames"],
                 strict=job["strict"],
-                rebuild=job["rebuild"] and attempt == 1,
+                rebuild=job["rebuild"],
             )
         except ClusterError as error:
             if attempt == ATTEMPTS or not config.cluster.scheduler:

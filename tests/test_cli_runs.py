@@ -129,8 +129,8 @@ def interrupted(where, few, field):
     # As in a terminal: the signal reaches the whole group, workers too.
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 250
-    # The last table of an ingest is that of the stars.
-    while not Field(field).has_table("stars") and process.poll() is None and time.monotonic() < deadline:
+    # The last table of an ingest.
+    while not Field(field).has_table("frames") and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1]

@@ -52,7 +52,13 @@ def make_certificates(
     except ImportError:
         raise CertificateError("making certificates needs cryptography: pip install 'survey[tls]'") from None
     folder = Path(directory)
-    there = (folder / "ca.pem").exists()
+    halves = [file.exists() for file in (folder / "ca.pem", folder / "ca-key.pem")]
+    there = any(halves)
+    if there and renew and not all(halves):
+        raise CertificateError(
+            f"{folder}: ca.pem or ca-key.pem is missing; without both nothing can be renewed: restore it, or "
+            "make an authority of another directory"
+        )
     if there and not renew:
         raise CertificateError(
             f"{folder}: holds certificates already; --renew makes new ones, same authority"
@@ -148,12 +154,11 @@ def _write(folder: Path, name: str, certificate: Any, key: Any) -> list[Path]:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    files = [folder / f"{name}.pem"]
+    files = [folder / f"{name}.pem", folder / f"{name}-key.pem"]
     files[0].write_bytes(certificate.public_bytes(Encoding.PEM))
-    if name != "ca" or not (folder / "ca-key.pem").exists():
-        files.append(folder / f"{name}-key.pem")
-        # Never readable by others, not even between its making and a chmod.
-        handle = os.open(files[1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(secret)
+    # Never readable by others, not even between its making and a chmod; also where there was a lax one.
+    files[1].unlink(missing_ok=True)
+    handle = os.open(files[1], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(secret)
     return files

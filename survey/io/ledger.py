@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+# Times that a ledger is looked at anew which somebody compacts just then.
+ATTEMPTS = 20
 
 
 class FieldBusyError(RuntimeError):
@@ -60,9 +64,9 @@ class Ledger:
         self._pending: list[dict[str, Any]] = []
         self._flushed = time.monotonic()
         # Segments that this object has read or written, by name: it answers for no other.
-        self._segments = files(directory, "*.jsonl")
-        for segment in self._segments:
-            for line in segment.read_text().splitlines():
+        self._segments, texts = _read_segments(directory)
+        for text in texts:
+            for line in text.splitlines():
                 self._fold(json.loads(line))
 
     def _fold(self, entry: dict[str, Any]) -> None:
@@ -124,6 +128,17 @@ class Ledger:
         self._segments = [last]
 
 
+def _read_segments(directory: Location) -> tuple[list[Location], list[str]]:
+    """Segments of a ledger and what is in them; read again where a run compacts them meanwhile."""
+    for _ in range(ATTEMPTS):
+        found = files(directory, "*.jsonl")
+        try:
+            return found, [segment.read_text() for segment in found]
+        except FileNotFoundError:
+            continue
+    raise FieldBusyError(f"{directory}: is written over again and again; try once more")
+
+
 class LostLeaseError(RuntimeError):
     """The right to write went to another run, or was given up."""
 
@@ -152,8 +167,7 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def _claim(self) -> bytes:
-        claim = {"owner": self.owner, "host": socket.gethostname(), "pid": os.getpid(), "beat": time.time()}
-        return json.dumps(claim).encode()
+        return json.dumps({"owner": self.owner, **this_process()}).encode()
 
     def __enter__(self) -> Lease:
         for _ in range(5):
@@ -237,15 +251,31 @@ def _same_run(first: bytes, second: bytes) -> bool:
     return all(a[name] == b[name] for name in ("owner", "host", "pid"))
 
 
+def this_process() -> dict[str, Any]:
+    """What a claim says of the process that writes it, with the time."""
+    return {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "beat": time.time()}
+
+
+@cache
+def _machine() -> str:
+    """Which processes' numbers mean something here: this boot's, of this container; nothing where unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
 def process_lives(claim: Mapping[str, Any]) -> bool:
     """Whether the process of a claim lives: on this host, if it runs; elsewhere, if its heart beats.
 
     Parameters
     ----------
     claim : mapping
-        ``host``, ``pid``, and ``beat``: when the process last wrote it, seconds since 1970.
+        As `this_process` makes it. Hosts of one name may be containers that see none of each other's
+        processes: then, too, the beat is what counts.
     """
-    if claim["host"] != socket.gethostname():
+    if claim["host"] != socket.gethostname() or claim.get("machine", _machine()) != _machine():
         return bool(time.time() - claim["beat"] < STALE_SECONDS)
     try:
         process = psutil.Process(claim["pid"])

@@ -252,6 +252,7 @@ class Field(Tables):
             array = self.array(group, name)
             place = _region_of(array, region)
             data = np.ascontiguousarray(values, dtype=array.dtype)
+            _check_room(array, place, data)
             array[place] = data
             sums[name] = cell_sums(data, self.shape, place)
         return sums
@@ -326,6 +327,15 @@ def _region_of(array: zarr.Array, region: tuple[slice, ...]) -> tuple[slice, ...
     """(time, y, x) for a cube, (y, x) for an array without time."""
     dims = array.metadata.dimension_names or ()  # type: ignore[union-attr]
     return region if "time" in dims else region[-2:]
+
+
+def _check_room(array: zarr.Array, place: tuple[slice, ...], data: NDArray[Any]) -> None:
+    """Zarr writes what fits and says nothing of the rest."""
+    room = tuple(len(range(*part.indices(n))) for part, n in zip(place, array.shape, strict=False))
+    if data.shape[: len(room)] != room:
+        raise FieldError(
+            f"{array.name}: {data.shape} values for {room} places; did the field's frames change meanwhile?"
+        )
 
 
 def _cells_around(parts: Sequence[tuple[slice, ...]], whole: tuple[slice, ...]) -> tuple[slice, ...]:

@@ -8,19 +8,19 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from survey.config import Config, make_config
-from survey.io.locations import Location, absolute, folders, locate, remove
+from survey.config import Config, from_store
+from survey.io.locations import Location, absolute, locate
 from survey.io.store import Field, FieldError, holds_frames, is_field
 from survey.run.engine import Engine, Progress, Silent
 from survey.run.executor import Executor, connect
 from survey.run.ingest import IngestSummary, ingest
 from survey.run.pairwise import check_program
 from survey.run.pipeline import Pipeline, RunError
+from survey.run.rebuild import begin_rebuild, end_rebuild
 from survey.run.record import Recorder, RunSummary, begin, new_run_id, recorded
 from survey.run.results import write_relative
 from survey.run.settle import settle
 from survey.run.targets import read_targets
-from survey.stages.frame_table import flag_table
 
 
 def create_field(
@@ -86,10 +86,10 @@ def append_frames(
 
 
 def stored_config(path: str | Location) -> Config:
-    """Settings stored in a field; the defaults where there is none yet."""
+    """Settings stored in a field, all but where work runs; the defaults where there is none yet."""
     if not is_field(path):
         return Config()
-    return make_config(Field.open(path).attrs["config"], source=f"settings stored in {path}")
+    return from_store(Field.open(path).attrs["config"], source=f"settings stored in {path}")
 
 
 def run(
@@ -120,7 +120,7 @@ def run(
     strict : bool
         Stop if a frame cannot be used.
     rebuild : bool
-        Compute everything again.
+        Compute everything again; one that did not end goes on where it was.
 
     Returns
     -------
@@ -157,14 +157,14 @@ def run(
             engine.warn(warning)
         with _leases(field, config, summary.run_id):
             if rebuild:
-                with field.lease("images", summary.run_id), field.lease("frame_psf", summary.run_id):
-                    _forget(field, config)
+                begin_rebuild(field, config, summary.run_id, progress)
             targets = read_targets(field, config)
             pipeline = Pipeline(engine, targets)
             summary.events = len(pipeline.run())
             if config.photometry.relative and targets and not engine.failures:
                 write_relative(field, config, targets[0])
             engine.finish()
+            end_rebuild(field, config)
     return summary
 
 
@@ -235,19 +235,12 @@ def run_stage(
 
 @contextmanager
 def _leases(field: Field, config: Config, owner: str) -> Iterator[None]:
-    """The right to write a method's groups, and the reference that all methods lean on."""
+    """The right to write a method's groups, and the reference that all methods lean on.
+
+    And the images: workers read the table of frames unit by unit, so that none may come in between.
+    """
+    methods = sorted({config.method, "oversampled"})
     with ExitStack() as stack:
-        for method in sorted({config.method, "oversampled"}):
-            stack.enter_context(field.lease(f"difference/{method}", owner))
+        for group in ("images", *(f"difference/{method}" for method in methods)):
+            stack.enter_context(field.lease(group, owner))
         yield
-
-
-def _forget(field: Field, config: Config) -> None:
-    """Drop the ledgers of a method and what it shares, so that everything is wanted again."""
-    frames = flag_table(field.frames())
-    field.write_table("frames", frames)
-    # frames' PSFs are of images alone: every method's, made anew with any
-    shared = ("refine", "psf", "oversampled.frame_psf")
-    for ledger in folders(field.path / "ledger"):
-        if ledger.name in shared or ledger.name.startswith(f"{config.method}."):
-            remove(ledger)

@@ -120,8 +120,13 @@ def _slurm(settings: ClusterSettings) -> Any:
     Raises
     ------
     ClusterError
-        If dask-jobqueue is not installed.
+        If dask-jobqueue is not installed, or anybody on the network could send the scheduler code to run.
     """
+    if settings.tls is None:
+        raise ClusterError(
+            "[cluster.slurm] needs certificates: its scheduler listens on the network and runs all it is "
+            'sent; make them with `survey certs DIR` and give [cluster] tls = "DIR"'
+        )
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from survey.run.engine import Engine, stage_key
 from survey.run.ingest import IngestError
 from survey.run.record import new_run_id
@@ -26,7 +28,8 @@ def place_grid(engine: Engine, grid: Grid) -> None:
         engine.skip(len(wanted))
         return
     owner = engine.holder[1] if engine.holder else new_run_id()
-    with field.lease("images", owner):
+    held = field.holder("images") == owner
+    with nullcontext() if held else field.lease("images", owner):
         placer = Engine(field, engine.config, engine.executor, engine.progress, ("images", owner))
         # One list of reports and failures for the whole run.
         placer.reports, placer.failures = engine.reports, engine.failures

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import socket
 import threading
@@ -13,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from survey.io.files import write_json
-from survey.io.ledger import process_lives
+from survey.io.ledger import process_lives, this_process
 from survey.io.locations import Location, folders, locate
 from survey.io.objects import ObjectPath
 from survey.run.worker import UnitReport
@@ -69,9 +68,8 @@ class LiveProgress:
 
     def write(self) -> None:
         """Write the file now."""
-        process = {"pid": os.getpid(), "host": socket.gethostname(), "beat": time.time()}
         stages = [{"stage": name, **counts} for name, counts in list(self._stages.items())]
-        state = {"state": self.state, **process, "stages": stages, "message": self._said}
+        state = {"state": self.state, **this_process(), "stages": stages, "message": self._said}
         write_json(self.folder / "live.json", state)
 
     def start(self, stage: str, total: int, done: int) -> None:
@@ -109,6 +107,8 @@ def run_state(folder: str | Location) -> dict[str, Any]:
     folder = locate(folder)
     job, live, record = (_load(folder / f"{name}.json") for name in ("job", "live", "run"))
     found = {"run_id": folder.name, **job, **record, "live": live}
+    # Jobs' setup lines may hold what nobody else should read.
+    ((found.get("settings", {}).get("cluster") or {}).get("slurm") or {}).pop("setup", None)
     ended = record.get("status", "running")
     if live.get("state", "running") != "running":
         found["state"] = live["state"]

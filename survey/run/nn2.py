@@ -74,7 +74,7 @@ def run_nn2(
     RunError
         If there is nothing to measure, or fewer than two usable frames.
     FieldBusyError
-        If another run writes the field's NN2 light curves.
+        If another run writes the field.
     """
     config, progress = config or stored_config(path), progress or Silent()
     path = absolute(locate(path))
@@ -82,7 +82,11 @@ def run_nn2(
     with threadpool_limits(1), connect(config.cluster, client) as executor:
         field = Field.open(path)
         engine = Engine(field, config, executor, progress, (LEASE, summary.run_id))
-        with recorded(summary, path, config, clock) as record, field.lease(LEASE, summary.run_id):
+        with (
+            recorded(summary, path, config, clock) as record,
+            field.lease("images", summary.run_id),
+            field.lease(LEASE, summary.run_id),
+        ):
             record.follow(engine)
             found = objects_of(field, config) if objects is None else [dict(o) for o in objects]
             work = AllPairs(engine, found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from survey.config import Config
+from survey.config import Config, to_store
 from survey.io.calibration import calibration_identity
 from survey.io.locations import Location
 from survey.io.store import Field, holds_frames, is_field
@@ -40,14 +40,20 @@ def open_or_create(path: str | Location, config: Config, reference: FrameMeasure
         "band": header.band,
         "detector": header.detector,
         "reference_frame": header.frame_id,
-        "config": config.model_dump(mode="json"),
+        "config": to_store(config),
     }
     if not is_field(path):
         return Field.create(path, header.shape, attrs)
     target = Field.open(path)
-    if all(target.attrs.get(name) == value for name, value in attrs.items() if name != "tile_size"):
-        return target
-    # An ingest that did not end left it, with other settings or another reference frame.
+    # An ingest that did not end left it. What it placed has keys of its own: only another grid undoes that.
+    before, grid = dict(target.attrs), attrs["config"]["grid"]
+    loose = ("tile_size", "config")
+    if before.get("config", {}).get("grid") == grid and all(
+        before.get(name) == value for name, value in attrs.items() if name not in loose
+    ):
+        if before["config"] != attrs["config"]:
+            target.root.attrs.update({"config": attrs["config"]})
+        return Field.open(path)
     target.ledger("place").invalidate(list(target.ledger("place").records))
     if target.has("images/sky"):
         target.remove_group("images/sky")

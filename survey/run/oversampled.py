@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from survey.io.locations import remove_files
 from survey.run.differences import Waiting
 from survey.run.engine import stage_key
 from survey.run.identity import images_key
+from survey.run.worker import once_mark
 from survey.stages import candidates, oversampled
 from survey.stages.events import Event
 from survey.stages.protocol import Unit
@@ -220,8 +222,12 @@ class OversampledDifferences:
         return Unit(unit.name, unit.tile, windows) if windows else unit
 
     def _add_later(self, label: str) -> None:
-        """Add later epochs to tiles, a few at a time: what a kill interrupts has to be fitted as a whole."""
+        """Add later epochs to tiles, a few at a time: what a kill interrupts has to be fitted as a whole.
+
+        So is a tile that they could not be added to, because its worker died while it wrote, say.
+        """
         engine = self.pipeline.engine
+        label = f"{label} (later epochs)"
         units = [unit for unit in self.pipeline.units if unit.name in self.later]
         for first in range(0, len(units), ADDED_AT_ONCE):
             chosen = units[first : first + ADDED_AT_ONCE]
@@ -246,14 +252,15 @@ class OversampledDifferences:
             def excluded_of(unit: Unit, excluded: Mapping[str, list[Event]] = excluded) -> list[Event]:
                 return excluded[unit.name]
 
-            engine.submit(
-                "oversampled",
-                [(items[unit.name], self.key(unit, self.excluded(unit))) for unit in chosen],
-                state_of=excluded_of,
-                label=f"{label} (later epochs)",
-                note=note,
-            )
+            keyed = [(items[unit.name], self.key(unit, self.excluded(unit))) for unit in chosen]
+            marks = [once_mark(engine.target, key) for _, key in keyed]
+            remove_files(marks)
+            engine.submit("oversampled", keyed, state_of=excluded_of, label=label, note=note)
             engine.collect()
+            remove_files(marks)
+            for failure in [f for f in engine.failures if f.stage == label]:
+                engine.failures.remove(failure)
+                engine.progress.message(f"{failure.unit}: {failure.reason}; fitted as a whole")
             for unit in chosen:
                 del self.later[unit.name]
                 if unit.name not in self.records:

@@ -146,7 +146,9 @@ class Pipeline:
     def _prepare_base(self) -> Pipeline:
         """The reference and PSF that other methods lean on, made as far as they are missing."""
         config = self.config.model_copy(update={"method": "oversampled"})
-        engine = Engine(self.field, config, self.engine.executor, self.engine.progress, self.engine.holder)
+        # Its workers look at the lease of what they write.
+        holder = self.engine.holder and ("difference/oversampled", self.engine.holder[1])
+        engine = Engine(self.field, config, self.engine.executor, self.engine.progress, holder)
         # One list of reports and failures for the whole run.
         engine.reports, engine.failures = self.engine.reports, self.engine.failures
         base = Pipeline(engine)

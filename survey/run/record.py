@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
-from survey.config import Config
+from survey.config import Config, to_show
 from survey.io.files import write_json
 from survey.io.locations import Location, write_atomic
 from survey.io.store import Field, is_field
@@ -232,7 +232,7 @@ def write_record(
         write_atomic(folder / "units.jsonl", ("\n".join(lines) + "\n").encode())
     record: dict[str, Any] = {
         **asdict(summary),
-        "settings": config.model_dump(mode="json"),
+        "settings": to_show(config),
         "versions": versions(),
     }
     write_json(folder / "run.json", record)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from survey.io.locations import Location
+from survey.io.ledger import holder_of
+from survey.io.locations import Location, files
 from survey.io.store import Field
 from survey.run.engine import ledger_name
 from survey.run.results import ResultError, list_events
@@ -41,9 +42,9 @@ def field_status(path: str | Location, method: str = "oversampled") -> dict[str,
         found["events"] = len(list_events(path, method))
     except ResultError:
         found["events"] = "not searched yet"
-    lease = field.path / "leases" / f"difference.{method}.json"
-    if lease.exists():
-        found["writing"] = lease.read_text()
+    held = {file.stem.replace(".", "/", 1): file for file in files(field.path / "leases", "*.json")}
+    if held:
+        found["writing"] = {group: holder_of(file) for group, file in held.items()}
     found["runs"] = [
         f"{r['run_id']}: {r['status']}, {r['computed']} units in {r['seconds']:.1f} s"
         + (f", {len(r['failures'])} failed" if r["failures"] else "")

@@ -88,14 +88,22 @@ def submit(
         "from": socket.gethostname(),
         "scheduler": config.cluster.scheduler,
     }
-    write_json(folder / "job.json", job)
+    _write_job(folder, job)
     try:
         started = _launch_remotely(remote, config, folder) if remote else launch(str(folder))
-    except BaseException:
+    except ClusterError:
+        # Nothing was started. After anything else a driver may be on its way, which needs its folder.
         remove(folder)
         raise
-    write_json(folder / "job.json", {**job, **started})
+    _write_job(folder, {**job, **started})
     return run_id
+
+
+def _write_job(folder: Location, job: dict[str, Any]) -> None:
+    """What is asked of a driver; jobs' setup lines in it are nobody else's business."""
+    write_json(folder / "job.json", job)
+    if isinstance(folder, Path):
+        (folder / "job.json").chmod(0o600)
 
 
 def _launch_remotely(address: str, config: Config, folder: Location) -> dict[str, Any]:

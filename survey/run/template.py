@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 import survey
-from survey.config import ClusterSettings, make_config
+from survey.config import ClusterSettings
 from survey.io.catalogs import read_table
 from survey.io.locations import Location, absolute, locate
 from survey.io.store import Field
@@ -84,7 +84,7 @@ def make_template(
     survey_of : Survey, optional
         Band, server and cache of a survey's images.
     cluster : ClusterSettings, optional
-        Where a stack is made; by default as stored in the field.
+        Where a stack is made; by default on this machine.
     client : distributed.Client or "synchronous", optional
         A client to use instead.
     progress : Progress, optional
@@ -113,10 +113,11 @@ def make_template(
         "wcs": target.attrs.get("wcs"),
         "software": f"survey {survey.__version__}",
     }
-    with threadpool_limits(1), target.lease(f"template/{name}", new_run_id()):
+    owner = new_run_id()
+    with threadpool_limits(1), target.lease(f"template/{name}", owner):
         if source == "stack":
-            cluster = cluster or make_config(target.attrs["config"], source=f"settings of {path}").cluster
-            with connect(cluster, client) as executor:
+            cluster = cluster or ClusterSettings()
+            with target.lease("images", owner), connect(cluster, client) as executor:
                 summary = _write_stack(target, name, attrs, choice or Choice(), executor, progress)
         else:
             summary = _write_mosaic(target, name, source, attrs, survey_of or Survey())

@@ -12,6 +12,7 @@ from typing import Any
 from survey.io.ledger import process_lives
 from survey.io.locations import Location, changed, entries, files, folders, remove
 from survey.io.store import Field, FieldError
+from survey.run.live import run_state
 from survey.run.record import new_run_id
 from survey.stages.methods import known_method
 
@@ -75,7 +76,7 @@ def prune(
     keep_runs : int, optional
         Also the folders of all runs but so many latest ones.
     method : str, optional
-        Also everything that this difference method made.
+        Also everything that this difference method made; one of `survey.stages.methods.METHODS`.
     template : str, optional
         Also this template.
 
@@ -116,7 +117,10 @@ def _leftovers(
     found += _stale_parts(target)
     if keep_runs is not None:
         runs = folders(target.path / "runs")
-        found += [_leftover(p, "old run") for p in runs[: max(len(runs) - keep_runs, 0)]]
+        old = runs[: max(len(runs) - keep_runs, 0)]
+        # One that starts holds no lease yet.
+        over = [p for p in old if run_state(p)["state"] not in ("starting", "running")]
+        found += [_leftover(p, "old run") for p in over]
     if method is not None:
         found += _of_method(target, method)
     if template is not None:

@@ -17,6 +17,7 @@ from survey.config import Config
 from survey.io.checksums import MODULUS
 from survey.io.files import write_parquet
 from survey.io.ledger import LostLeaseError
+from survey.io.locations import Location, create
 from survey.io.store import Field
 from survey.run.memory import kept_memory, peak, reset_peak, resident
 from survey.run.written import Patched, written_entry
@@ -40,6 +41,8 @@ class UnitReport:
         Checksums of the regions that were written, and of the cells in which windows were.
     result : object
         Of ``partial``; None for ``apply``.
+    claimed : bool
+        Whether it was noted that the unit's data are being replaced, which may be done once.
     """
 
     stage: str
@@ -53,6 +56,7 @@ class UnitReport:
     patched: list[Patched] = field(default_factory=list)
     payload: dict[str, Any] = field(default_factory=dict)
     result: Any = None
+    claimed: bool = False
 
 
 # The group whose lease a run holds, and the run.
@@ -137,6 +141,8 @@ def _piece(
     with _timed(report, "write"):
         if holder is not None and step == "apply" and target.holder(holder[0]) != holder[1]:
             raise LostLeaseError(f"run {holder[1]} no longer holds {holder[0]}: nothing is written")
+        if output.once and not report.claimed:
+            _claim(target, report)
         for group, arrays in sorted(output.arrays.items()):
             sums = target.write(group, arrays, output.region)
             if unit.tile is None:
@@ -148,6 +154,25 @@ def _piece(
         for folder, table in sorted(output.tables.items()):
             write_parquet(target.path / folder / f"{config.method}.parts" / f"{unit.name}.parquet", table)
     return output.payload
+
+
+class WrittenOnceError(RuntimeError):
+    """What a unit replaces was replaced, wholly or in part, by an execution that nobody heard the end of."""
+
+
+def once_mark(target: Field, key: str) -> Location:
+    """Where it is noted that a unit which may be executed once has begun to write."""
+    return target.path / "once" / f"{key}.json"
+
+
+def _claim(target: Field, report: UnitReport) -> None:
+    """Note, before the first write, that the unit's data are being replaced; refuse to do so twice.
+
+    A worker may die after it wrote, and the scheduler runs its tasks again on another.
+    """
+    if not create(once_mark(target, report.key), b"{}\n"):
+        raise WrittenOnceError(f"{report.unit}: was begun by a worker that is gone; it has to be made anew")
+    report.claimed = True
 
 
 def _write_pieces(target: Field, output: Output, region: tuple[slice, ...], report: UnitReport) -> None:

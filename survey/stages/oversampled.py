@@ -155,6 +155,8 @@ def apply(data: TileData, state: Sequence[Event] | None, config: Config) -> Outp
     """
     pieces = [_fit(window, state, config) for window in data.windows]
     if pieces and data.windows[0].window is data.tile:
+        # Sums that later epochs are added to take the place of those without them.
+        pieces[0].once = data.windows[0].prior is not None
         return pieces[0]
     n_time = len(data.windows[0].samples.time) if pieces else 0
     region = (slice(0, n_time), *data.tile.core)

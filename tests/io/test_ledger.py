@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from survey.io import ledger as module
-from survey.io.ledger import FieldBusyError, Lease, Ledger
+from survey.io.ledger import FieldBusyError, Lease, Ledger, process_lives, this_process
 
 
 def test_records_survive_and_later_ones_win(tmp_path):
@@ -161,3 +161,19 @@ def test_what_was_struck_stays_so_though_the_clock_went_back(tmp_path, monkeypat
     behind.record("a", "new")
     behind.flush()
     assert Ledger(tmp_path).has("a", "new")
+
+
+def test_a_ledger_that_is_compacted_meanwhile_is_read_again(tmp_path, monkeypatch):
+    ledger = Ledger(tmp_path)
+    ledger.record("u", "k")
+    ledger.flush()
+    looks = iter([[tmp_path / "gone.jsonl"], sorted(tmp_path.glob("*.jsonl"))])
+    monkeypatch.setattr("survey.io.ledger.files", lambda *_: next(looks))
+    assert Ledger(tmp_path).has("u", "k")
+
+
+def test_processes_of_another_container_of_this_name_are_judged_by_their_heart(tmp_path):
+    claim = {"host": socket.gethostname(), "machine": "another", "pid": 2**22 + 1, "beat": time.time()}
+    assert process_lives(claim)
+    assert not process_lives({**claim, "beat": time.time() - 3600})
+    assert not process_lives({**this_process(), "pid": 2**22 + 1})

@@ -160,3 +160,13 @@ def test_a_patch_gives_the_checksums_of_the_cells_it_touches(tmp_path):
         before = field.checksums("images/sky", "flux", region)
         assert list({**known, **cells}.values()) == before
         assert number > 2 or len(cells) <= 6
+
+
+def test_more_epochs_than_there_is_room_for_are_refused(field):
+    """Zarr would write those that fit, and say nothing."""
+    epochs, height, width = 4, 100, 90
+    field.require_group("images/sky", {"time": epochs, "y": height, "x": width})
+    flux = np.ones((epochs + 2, height, width), "f4")
+    with pytest.raises(FieldError, match="did the field's frames change"):
+        field.write("images/sky", {"flux": flux}, (slice(0, epochs + 2), slice(0, height), slice(0, width)))
+    assert not np.isfinite(np.asarray(field.array("images/sky", "flux")[...])).any()

@@ -10,6 +10,7 @@ from survey.run.engine import Engine
 from survey.run.executor import InlineExecutor, connect
 from survey.run.grids import place_grid
 from survey.run.ingest import IngestError, ingest
+from survey.run.progress import Silent
 from survey.simulate import simulate_field
 from tests.run.conftest import small_config
 
@@ -118,3 +119,48 @@ def test_a_run_that_fails_while_it_takes_frames_in_leaves_its_record(few, tmp_pa
     assert "bad.fits" in record["failures"][0]["reason"]
     assert record["stages"]["measure"]["units"] == 1, "what it did until then"
     assert record["inputs"] == 0
+
+
+def test_no_frames_come_in_while_a_run_computes(few, tmp_path):
+    """Its workers read the table of frames unit by unit; nor does a run begin while frames come in."""
+    path = tmp_path / "field"
+    take_in(path, few[:6])
+    config = small_config()
+    config.reference.n_basis = 1
+    config.psf.fwhm = 1.5
+
+    class Enough(Exception):
+        pass
+
+    class Nosy(Silent):
+        def start(self, stage, total, done):
+            with pytest.raises(FieldBusyError, match=r"is writing images"):
+                take_in(path, few[6:])
+            raise Enough(stage)
+
+    with pytest.raises(Enough, match="refine 1"):
+        run(path, config, client="synchronous", progress=Nosy())
+    assert Field.open(path).frames().sizes["time"] == 6
+    with Field.open(path).lease("images", "an ingest"), pytest.raises(FieldBusyError, match="an ingest"):
+        run(path, config, client="synchronous")
+
+
+def test_a_first_ingest_killed_at_its_last_table_goes_on_with_other_workers(few, tmp_path, monkeypatch):
+    path, write = tmp_path / "field", Field.write_table
+
+    def killed(self, name, table):
+        if name == "frames":
+            raise KeyboardInterrupt
+        write(self, name, table)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Field, "write_table", killed)
+        with pytest.raises(KeyboardInterrupt):
+            take_in(path, few[:4])
+    reports = []
+    config = small_config()
+    config.cluster.workers, config.detect.false_alarms = 1, 0.5
+    ingest(path, few[:4], config, InlineExecutor(), reports=reports)
+    assert [r for r in reports if r.stage == "place"] == [], "what was placed is not placed again"
+    assert Field.open(path).attrs["config"]["detect"]["false_alarms"] == 0.5
+    assert take_in(path, few[4:5]) == 1, "and more can be added"

@@ -11,10 +11,12 @@ from survey.io.locations import remove
 from survey.io.store import Field
 from survey.run.api import create_field, run
 from survey.run.differences import RunError
-from survey.run.engine import Engine
+from survey.run.engine import Engine, StoppedError
 from survey.run.executor import InlineExecutor
 from survey.run.frame_psfs import ensure_frame_psfs, frame_psf_units, own_pixels
 from survey.run.pipeline import Pipeline
+from survey.run.progress import Silent
+from survey.run.rebuild import begin_rebuild, end_rebuild
 from survey.run.subtraction import SubtractionDifferences
 from survey.simulate import simulate_field
 from survey.stages import detect, frame_psf
@@ -125,7 +127,9 @@ def test_psfs_of_frames_do_without_a_tile_and_are_measured_again(ready, tmp_path
         engine = Engine(Field.open(path), settings("zogy"), InlineExecutor())
         images = own_pixels(engine, calibrated_frames(engine.target))
         made = ensure_frame_psfs(engine, frame_psf_units(engine, images))
-        psfs.append({k: p.samples.tobytes() for k, p in frame_psf.load(engine.target, np.arange(FRAMES)).items()})
+        psfs.append(
+            {k: p.samples.tobytes() for k, p in frame_psf.load(engine.target, np.arange(FRAMES)).items()}
+        )
         return made, engine.warnings, len(engine.reports)
 
     keys, warnings, _ = ensure()
@@ -319,3 +323,36 @@ def test_a_run_killed_while_it_takes_events_out_of_the_reference(eventful, tmp_p
         assert again.ok, again.failures
         assert "detect" not in again.stages, "nobody searches again"
         assert_same_results(path, whole, "sfft")
+
+
+def test_who_loses_the_reference_alone_stops(ready, tmp_path):
+    """A method's own lease does not serve for the reference, which another run may be writing by now."""
+    path = tmp_path / "field"
+    shutil.copytree(ready, path)
+    field = Field.open(path)
+    field.ledger("oversampled.oversampled").invalidate(["tile-00001"])
+    with field.lease("difference/sfft", "mine"), field.lease("difference/oversampled", "another"):
+        engine = Engine(field, settings("sfft"), InlineExecutor(), holder=("difference/sfft", "mine"))
+        with pytest.raises(StoppedError, match="no longer holds difference/oversampled"):
+            Pipeline(engine).prepare()
+
+
+def test_a_rebuild_that_did_not_end_goes_on(ready, tmp_path):
+    path, config, said = tmp_path / "field", settings("oversampled"), []
+    shutil.copytree(ready, path)
+    field = Field.open(path)
+    progress = Silent()
+    progress.message = said.append
+    ledger = "oversampled.oversampled"
+    assert field.ledger(ledger).records
+    begin_rebuild(field, config, "first", progress)
+    assert not field.ledger(ledger).records
+    kept = field.ledger(ledger)
+    kept.record("tile-00000", "made by the first")
+    kept.flush()
+    begin_rebuild(field, config, "second", progress)
+    assert list(field.ledger(ledger).records) == ["tile-00000"]
+    assert said == ["a rebuild was begun and did not end: it goes on"]
+    end_rebuild(field, config)
+    begin_rebuild(field, config, "third", progress)
+    assert not field.ledger(ledger).records

@@ -17,6 +17,10 @@ from survey.run.engine import Engine
 from survey.run.executor import InlineExecutor
 from survey.run.pipeline import Pipeline
 from survey.run.results import list_events
+from survey.run.verify import verify
+from survey.run.worker import WrittenOnceError, execute, execute_batch
+from survey.stages.oversampled import Later
+from survey.stages.protocol import Unit
 from tests.run.conftest import FIRST, assert_same_bits
 
 
@@ -163,3 +167,42 @@ def test_a_killed_addition_is_taken_up_to_the_same_bits(nights, frames, tmp_path
     again = run(path, frames=files, client="synchronous")
     assert again.ok, again.failures
     assert_same_bits(base / "later", path)
+
+
+def test_epochs_are_added_once_whoever_executes_the_unit_again(nights, tmp_path):
+    """Dask runs a dead worker's task again; what it would add to holds the epochs already."""
+    base, _, _, _ = nights
+    path, config = tmp_path / "field", make_config(Field.open(base / "later").attrs["config"])
+    shutil.copytree(base / "later", path)
+    tile = Field.open(path).tiles[0]
+    unit = Unit(tile.name, tile, (Later(FIRST),))
+    execute(str(path), "oversampled", "apply", unit, config, None, "some-key")
+    sums = cube(path, "reference", "normal")
+    assert not np.array_equal(sums, cube(base / "later", "reference", "normal"))
+    for parts in (1, 4):
+        with pytest.raises(WrittenOnceError, match="made anew"):
+            execute(str(path), "oversampled", "apply", unit, config, None, "some-key", parts)
+    assert np.array_equal(cube(path, "reference", "normal"), sums)
+
+
+@pytest.mark.slow
+def test_a_night_whose_worker_died_after_it_wrote_is_fitted_as_a_whole(nights, frames, tmp_path, monkeypatch):
+    base, _, _, _ = nights
+    path, config = tmp_path / "field", make_config(Field.open(base / "early").attrs["config"])
+    shutil.copytree(base / "early", path)
+
+    def twice(where, stage, step, sent, calls, holder=None):
+        if any(isinstance(item, Later) for unit, *_ in calls for item in unit.items):
+            execute_batch(where, stage, step, sent, calls[:1], holder)
+        return execute_batch(where, stage, step, sent, calls, holder)
+
+    monkeypatch.setattr("survey.run.engine.execute_batch", twice)
+    files = sorted(frames[0].glob("*.fits*"))
+    summary = run(path, config, frames=files[FIRST:], client="synchronous")
+    assert summary.ok, summary.failures
+    records = Field.open(path).ledger("oversampled.oversampled").records
+    assert any("appended" not in record.payload for record in records.values())
+    used, expected = (cube(where, "reference", "n_used") for where in (path, base / "later"))
+    assert abs(used.mean() / expected.mean() - 1) < 0.01, "every epoch is in the sums once"
+    assert not list((path / "once").glob("*"))
+    assert verify(path).problems == []

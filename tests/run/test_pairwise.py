@@ -13,7 +13,9 @@ from survey.config import Config
 from survey.hotpants import HotpantsError
 from survey.io.store import Field
 from survey.kernels._zogy_match import Match
-from survey.run.api import _forget, create_field, run, stored_config
+from survey.run.api import create_field, run, stored_config
+from survey.run.progress import Silent
+from survey.run.rebuild import begin_rebuild
 from survey.run.results import light_curve
 from survey.run.template import make_template
 from survey.stages import difference_psf, frame_psf, psf, zogy
@@ -137,7 +139,7 @@ def test_zogy(field, tmp_path):
     shutil.copytree(field, tmp_path / "copy")
     copy = Field.open(tmp_path / "copy")
     assert copy.ledger("oversampled.frame_psf").records
-    _forget(copy, settings(field, "zogy"))
+    begin_rebuild(copy, settings(field, "zogy"), "forgotten", Silent())
     assert not copy.ledger("oversampled.frame_psf").records
     assert copy.ledger("oversampled.oversampled").records
 

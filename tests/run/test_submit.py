@@ -12,11 +12,15 @@ import pytest
 from click.testing import CliRunner
 
 from survey.cli import main
-from survey.config import ClusterSettings, Config
+from survey.config import ClusterSettings, Config, to_show, to_store
+from survey.driver import _run
 from survey.io.certificates import CertificateError, make_certificates
 from survey.io.files import write_json
-from survey.run.clusters import ClusterError, remote_client
+from survey.io.store import Field
+from survey.run.api import stored_config
+from survey.run.clusters import ClusterError, cluster_client, remote_client
 from survey.run.live import RunError, cancel, find_run, run_state, run_states
+from survey.run.progress import Silent
 from survey.run.submit import submit
 from tests.faults.harness import ROOT, Processes, wait_for
 from tests.run.conftest import assert_same_bits, small_config
@@ -215,3 +219,60 @@ def test_status_names_runs_and_logs_prints_them(finished):
     logs = CliRunner().invoke(main, ["logs", str(finished.path)])
     assert logs.exit_code == 1
     assert "none found" in logs.stderr
+
+
+def test_a_driver_that_may_be_on_its_way_keeps_its_folder(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("survey.run.submit.launch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        submit(tmp_path / "field", small_config())
+    (state,) = run_states(tmp_path / "field")
+    assert state["state"] == "starting"
+    job = tmp_path / "field" / "runs" / state["run_id"] / "job.json"
+    assert job.stat().st_mode & 0o077 == 0
+
+
+def test_a_rebuild_is_asked_for_until_it_was_begun(tmp_path, monkeypatch):
+    """Where the cluster was lost before it: what a second attempt finds done is not what was asked for."""
+    asked = []
+
+    def run(*_, rebuild, **__):
+        asked.append(rebuild)
+        if len(asked) == 1:
+            raise ClusterError("lost")
+        return "summary"
+
+    monkeypatch.setattr("survey.driver.run", run)
+    monkeypatch.setattr("survey.driver._wait_for_scheduler", lambda config: None)
+    config = small_config()
+    config.cluster.scheduler = "tcp://127.0.0.1:9"
+    job = {"field": "field", "frames": [], "strict": False, "rebuild": True}
+    assert _run(job, config, Silent()) == "summary"
+    assert asked == [True, True]
+
+
+def test_workers_under_slurm_ask_for_certificates():
+    settings = ClusterSettings(slurm={"setup": ["export SECRET=1"]})
+    with pytest.raises(ClusterError, match="survey certs"), cluster_client(settings):
+        pass
+
+
+def test_no_field_says_where_work_runs_or_by_which_program(tmp_path):
+    """Whoever made it: a scheduler runs code, a job's setup is code, and may hold a secret."""
+    config = small_config()
+    config.cluster = ClusterSettings(scheduler="tcp://10.0.0.1:8786", slurm={"setup": ["export SECRET=1"]})
+    config.subtraction.hotpants = "/tmp/anything"
+    for text in (json.dumps(to_store(config)), json.dumps(to_show(config))):
+        assert "SECRET" not in text
+    foreign = {"tile_size": 10, "time_block": 4, "units": "count", "config": config.model_dump(mode="json")}
+    Field.create(tmp_path / "field", (10, 10), foreign)
+    found = stored_config(tmp_path / "field")
+    assert found.cluster == ClusterSettings()
+    assert found.subtraction.hotpants is None
+    assert found.grid.tile == 48
+    write_json(
+        tmp_path / "field" / "runs" / "20260101T000000-abc" / "job.json", {"settings": foreign["config"]}
+    )
+    assert "SECRET" not in json.dumps(run_states(tmp_path / "field"))

@@ -200,3 +200,12 @@ def test_unlock_removes_the_dead_and_keeps_the_living(copy):
     lease.write_text(json.dumps(claim)[:20])
     os.utime(lease, (time.time() - 1e4,) * 2)
     assert unlock(copy)[0].removed
+
+
+def test_a_run_that_starts_is_no_old_one(tmp_path):
+    field = Field.create(tmp_path / "field", (10, 10), {"tile_size": 10, "time_block": 4, "units": "count"})
+    folder = field.path / "runs" / "20260101T000000-abc"
+    write_json(folder / "job.json", {"run_id": folder.name, "submitted": time.time()})
+    assert prune(field.path, keep_runs=0) == []
+    write_json(folder / "job.json", {"run_id": folder.name, "submitted": 0.0})
+    assert [f.why for f in prune(field.path, keep_runs=0)] == ["old run"]
