@@ -75,7 +75,8 @@ def sky_of(image: Floats, bad: Mask, order: int = 1) -> Background:
 def variance_of(image: Floats, bad: Mask, error: ArrayLike | None, gain: float | None) -> Floats:
     """Square of the errors given, or of the noise measured: sky, and with a gain the photons above it."""
     if error is not None:
-        return np.broadcast_to(np.asarray(error, image.dtype), image.shape) ** 2
+        sigma = np.broadcast_to(np.asarray(error, image.dtype), image.shape)
+        return np.where(sigma < 0, np.nan, sigma) ** 2  # a negative error is a sentinel
     sky = sky_of(image, bad)
     if gain is None:
         return np.broadcast_to(np.asarray(sky.rms**2, image.dtype), image.shape)

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import irfft2, next_fast_len, rfft2
+from scipy.ndimage import maximum_filter
 
 Floats = NDArray[np.floating]
 Complex = NDArray[np.complexfloating]
+Mask = NDArray[np.bool_]
+# A pixel has no difference where what fills bad ones may put it off by so many sigma, or where their noise is
+# more than this share of its variance.
+_OFF, _NOISE = 0.5, 0.05
+
+
+@dataclass
+class Doubt:
+    """How wrong what fills bad pixels may be: pairs, of the new image and the reference; arrays (y, x).
+
+    Attributes
+    ----------
+    variance
+        Of noise, 0 in good pixels.
+    off
+        By light that may be missing, all of it together, 0 in good pixels.
+    """
+
+    variance: tuple[Floats, Floats]
+    off: tuple[Floats, Floats]
+
+    def transforms(self, shape: tuple[int, int]) -> list[Complex]:
+        """Of the four arrays."""
+        return [rfft2(part, shape) for part in (*self.variance, *self.off)]
 
 
 @dataclass
@@ -25,6 +51,8 @@ class TilePair:
         Of the sky, 1 sigma: the white noise that the statistic is built for.
     new_psf, reference_psf : array (k, k)
         At the tile's centre, sum 1, centred on their middle pixel.
+    doubt : Doubt, optional
+        Of what fills bad pixels, where some are.
     """
 
     new: Floats
@@ -35,6 +63,7 @@ class TilePair:
     reference_noise: float
     new_psf: Floats
     reference_psf: Floats
+    doubt: Doubt | None = None
 
 
 @dataclass
@@ -49,6 +78,8 @@ class Proper:
         PSF flux of a point source at every pixel.
     psf : array (k, k)
         PSF of the difference, sum 1.
+    spoilt, flux_spoilt : bool array or None
+        Where what fills bad pixels may be wrong by a part of the noise of ``difference``, of ``flux``.
     """
 
     difference: Floats
@@ -56,6 +87,8 @@ class Proper:
     flux: Floats
     flux_variance: Floats
     psf: Floats
+    spoilt: Mask | None = None
+    flux_spoilt: Mask | None = None
 
 
 def transform_psf(psf: Floats, shape: tuple[int, int], dtype: np.dtype) -> Complex:
@@ -67,9 +100,14 @@ def transform_psf(psf: Floats, shape: tuple[int, int], dtype: np.dtype) -> Compl
     return np.asarray(rfft2(big))
 
 
-def fft_shape(shape: tuple[int, int]) -> tuple[int, int]:
-    """Lengths near a shape that transform fast."""
-    return next_fast_len(shape[0], real=True), next_fast_len(shape[1], real=True)
+def fft_shape(tile: TilePair) -> tuple[int, int]:
+    """Lengths that transform fast and hold a tile, and its PSFs."""
+    sides = (tile.new.shape, tile.new_psf.shape, tile.reference_psf.shape)
+    return _fast_shape(max(s[0] for s in sides), max(s[1] for s in sides))
+
+
+def _fast_shape(ny: int, nx: int) -> tuple[int, int]:
+    return next_fast_len(ny, real=True), next_fast_len(nx, real=True)
 
 
 def shift_ramp(shape: tuple[int, int], dy: float, dx: float) -> Complex:
@@ -82,7 +120,7 @@ def shift_ramp(shape: tuple[int, int], dy: float, dx: float) -> Complex:
 def matched_pair(tile: TilePair) -> tuple[Floats, Floats, Floats, Floats]:
     """Each image convolved with the other's PSF, and the variances: they differ by ratio and shift."""
     ny, nx = tile.new.shape
-    shape = fft_shape((ny, nx))
+    shape = fft_shape(tile)
     dtype = tile.new.dtype
     pn, pr = (transform_psf(p, shape, dtype) for p in (tile.new_psf, tile.reference_psf))
     a = irfft2(rfft2(tile.new, shape) * pr, shape)[:ny, :nx]
@@ -109,7 +147,7 @@ def source_filter(new_psf: Floats, reference_psf: Floats, noise: tuple[float, fl
         New flux per reference flux.
     """
     half = max(new_psf.shape[0], reference_psf.shape[0]) // 2
-    shape = fft_shape((8 * half + 1, 8 * half + 1))
+    shape = _fast_shape(8 * half + 1, 8 * half + 1)
     pn, pr = (transform_psf(p, shape, np.dtype(float)) for p in (new_psf, reference_psf))
     den = noise[0] ** 2 * np.abs(pr) ** 2 + (noise[1] * ratio) ** 2 * np.abs(pn) ** 2
     den += 1e-10 * float(den.max())
@@ -137,7 +175,7 @@ def proper_subtraction(
     28, 29), astrometric noise (eq. 31), flux S / F_S (eq. 41), F_S = sum over pixels of F_D^2 P_D^2.
     """
     ny, nx = tile.new.shape
-    shape = fft_shape((ny, nx))
+    shape = fft_shape(tile)
     dtype = tile.new.dtype
     pn, pr = (transform_psf(p, shape, dtype) for p in (tile.new_psf, tile.reference_psf))
     n, r = rfft2(tile.new, shape), rfft2(tile.reference, shape) * shift_ramp(shape, *shift).astype(pn.dtype)
@@ -156,13 +194,14 @@ def proper_subtraction(
     k_r = ratio**2 * np.conj(pr) * power_n / den
     s_r = irfft2(k_r * r, shape)
     s = irfft2(k_n * n, shape) - s_r
-    vn, vr = rfft2(tile.new_variance, shape), rfft2(tile.reference_variance, shape)
-
-    def through(kn: Complex, kr: Complex) -> Floats:
-        squares = [rfft2(irfft2(k, shape) ** 2) for k in (kn, kr)]
-        return np.maximum(irfft2(squares[0] * vn + squares[1] * vr, shape)[:ny, :nx], 0)
-
-    variance_d, variance_s = through(to_new, to_reference), through(k_n, k_r)
+    variances = [rfft2(v, shape) for v in (tile.new_variance, tile.reference_variance)]
+    squares_d, squares_s = _squares((to_new, to_reference), shape), _squares((k_n, k_r), shape)
+    variance_d, variance_s = (_through(s, variances, shape, (ny, nx)) for s in (squares_d, squares_s))
+    spoilt_d, spoilt_s = None, None
+    if tile.doubt is not None:
+        doubt, ramp = tile.doubt.transforms(shape), shift_ramp(shape, *shift)
+        spoilt_d = _spoilt(doubt, (to_new, to_reference * ramp), squares_d, variance_d, shape)
+        spoilt_s = _spoilt(doubt, (k_n, k_r * ramp), squares_s, variance_s, shape)
     s_r = s_r[:ny, :nx]
     if any(shift_error):
         gy, gx = np.gradient(s_r)
@@ -175,5 +214,33 @@ def proper_subtraction(
     d_image = irfft2(d, shape)[:ny, :nx]
     return Proper(
         d_image * dtype.type(unit), variance_d * dtype.type(unit**2), s[:ny, :nx] * dtype.type(flux_unit),
-        variance_s * dtype.type(flux_unit**2), stamp,
+        variance_s * dtype.type(flux_unit**2), stamp, spoilt_d, spoilt_s,
     )  # fmt: skip
+
+
+def _squares(filters: tuple[Complex, Complex], shape: tuple[int, int]) -> list[Complex]:
+    """Transforms of the filters' squares, through which variances go."""
+    return [rfft2(irfft2(k, shape) ** 2) for k in filters]
+
+
+def _through(
+    filters: Sequence[Complex], images: Sequence[Complex], shape: tuple[int, int], tile: tuple[int, ...]
+) -> Floats:
+    """Sum of two variances, by their transforms, through filters of variances."""
+    total = irfft2(filters[0] * images[0] + filters[1] * images[1], shape)
+    return np.maximum(total[: tile[0], : tile[1]], 0)
+
+
+def _spoilt(
+    doubt: list[Complex],
+    filters: tuple[Complex, Complex],
+    squares: list[Complex],
+    variance: Floats,
+    shape: tuple[int, int],
+) -> Mask:
+    """Pixels of a variance, of the new image less the reference through filters, that doubts may put off."""
+    ny, nx = variance.shape
+    off = irfft2(filters[0] * doubt[2] - filters[1] * doubt[3], shape)[:ny, :nx]
+    wrong = maximum_filter(np.abs(off), 3)  # where it changes sign, too
+    noise = _through(squares, doubt[:2], shape, variance.shape)
+    return np.asarray((wrong**2 > _OFF**2 * variance) | (noise > _NOISE * variance))

@@ -1,7 +1,8 @@
 """Proper image subtraction for known PSFs (Zackay, Ofek & Gal-Yam 2016, ApJ 830, 27).
 
 The PSFs may vary over the image: it is cut into tiles that overlap by the reach of the filters and are
-trimmed. Bad pixels are filled with what the other image says of them, and flagged.
+trimmed. Bad pixels, and what lies beyond the image, are filled with what the other image says of them, and
+flagged with the pixels that this may spoil.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import binary_dilation
 
 from survey.kernels._sfft_inputs import as_mask, sky_of, working_type
+from survey.kernels._zogy_fill import fill_bad
 from survey.kernels._zogy_match import Match, match_sums, solve_match
 from survey.kernels._zogy_tile import Proper, TilePair, matched_pair, proper_subtraction
 from survey.kernels.background import Background
@@ -61,6 +63,7 @@ class _Side:
     variance: Floats
     bad: Mask
     psf: PSF
+    margin: int = 0
 
     def noise(self, window: tuple[slice, slice]) -> float:
         """Of the sky in a window: the least of its pixels' errors, nearly."""
@@ -69,14 +72,20 @@ class _Side:
         return float(np.sqrt(np.quantile(chosen, 0.3)))
 
     def psf_at(self, y: float, x: float) -> Floats:
-        """Normalised PSF at a position."""
-        psf = np.asarray(self.psf(y, x) if callable(self.psf) else self.psf, float)
+        """Normalised PSF at a position among the pixels that there are with the margin."""
+        at = y - self.margin, x - self.margin
+        psf = np.asarray(self.psf(*at) if callable(self.psf) else self.psf, float)
         if psf.ndim != 2 or psf.shape[0] % 2 == 0 or psf.shape[1] % 2 == 0:
             raise ValueError(f"a PSF must be 2-D with odd sides, not {psf.shape}")
         total = float(psf.sum())
         if not total > 0:
             raise ValueError(f"the PSF at y = {y:.0f}, x = {x:.0f} has the sum {total:.3g}")
         return psf / total
+
+    def padded(self, margin: int) -> _Side:
+        """With bad pixels around: in a transform, what lies at an edge leaks to the other side."""
+        values, variance = (np.pad(plane, margin, mode="edge") for plane in (self.values, self.variance))
+        return _Side(values, variance, np.pad(self.bad, margin, constant_values=True), self.psf, margin)
 
 
 def subtract_zogy(
@@ -125,16 +134,19 @@ def subtract_zogy(
     tile : int, optional
         Edge of a tile's core, over which a PSF is constant: 96 where a PSF varies, else 512.
     overlap : int, optional
-        Pixels around a core; a PSF's side by default.
+        Pixels around a core; a PSF's side by default. As many are imagined around the image:
+        with 0, what lies at an edge leaks to the other side.
     grow : int
-        Pixels by which bad areas are grown in the result.
+        Pixels by which bad areas are grown in the result at least.
 
     Returns
     -------
     Subtraction
         ``difference``, ``error`` and ``psf`` are those of the proper difference D in the image's units;
         ``significance`` is S_corr, ``psf_flux`` and ``psf_flux_error`` those of a point source at every
-        pixel; ``convolved`` is the image less the difference; ``kernel`` a `ZogyMatch`.
+        pixel; ``convolved`` is the image less the difference; ``kernel`` a `ZogyMatch`. ``mask`` holds the
+        pixels of the difference that bad ones, or those beyond the edge, may spoil; a significance looks
+        further, and is NaN where it is.
 
     Raises
     ------
@@ -163,19 +175,24 @@ def subtract_zogy(
     )
     varies = callable(image_psf) or callable(template_psf)
     reach = max(max(side.psf_at(shape[0] / 2, shape[1] / 2).shape) for side in (new, reference))
-    cells = _cells(shape, tile or (96 if varies else 512), overlap if overlap is not None else reach)
+    margin = overlap if overlap is not None else reach
+    new, reference = new.padded(margin), reference.padded(margin)
+    cells = _cells(shape, tile or (96 if varies else 512), margin)
     # a first guess fills bad pixels well enough to fit the match, which then fills them for good
     tiles = [_tile(new, reference, cell, flux_ratio or 1.0) for cell in cells]
     match = _match(tiles, cells, new, reference, flux_ratio, shift, shift_error, fit_sky=sky == "measured")
-    bad = binary_dilation(new.bad | reference.bad, iterations=grow) if grow else new.bad | reference.bad
+    inside = slice(margin, shape[0] + margin), slice(margin, shape[1] + margin)
+    bad = (new.bad | reference.bad)[inside]
+    bad = binary_dilation(bad, iterations=grow) if grow else bad
     planes = [np.full(shape, np.nan, dtype) for _ in range(4)]
     psf = None
     middle = len(cells) // 2
     match = replace(match, noise=(tiles[middle].new_noise, tiles[middle].reference_noise))
     for index, cell in enumerate(cells):
-        pair = _filled(tiles[index], new, reference, cell, match)
+        holes = new.bad[cell.window], reference.bad[cell.window]
+        pair = fill_bad(tiles[index], *holes, match.ratio, match.shift)
         proper = proper_subtraction(pair, match.ratio, match.shift, match.shift_error)
-        _store(proper, cell, planes)
+        _store(proper, cell, planes, bad)
         psf = proper.psf if index == middle else psf
     return _result(np.asarray(image, dtype), planes, bad, match, psf)
 
@@ -195,7 +212,7 @@ def _result(
 
 @dataclass(frozen=True)
 class _Cell:
-    """A core, the window around it and the core inside the window."""
+    """A core in the image, the window around it in the image with its margin, the core in the window."""
 
     core: tuple[slice, slice]
     window: tuple[slice, slice]
@@ -203,22 +220,18 @@ class _Cell:
 
     @property
     def centre(self) -> tuple[float, float]:
-        y, x = ((s.start + s.stop - 1) / 2 for s in self.core)
+        y, x = ((s.start + s.stop - 1) / 2 for s in self.window)
         return y, x
 
 
 def _cells(shape: tuple[int, ...], size: int, overlap: int) -> list[_Cell]:
-    """Cores of nearly equal size that cover the image."""
+    """Cores of nearly equal size that cover the image; windows are in the image with its margin."""
     edges = [np.linspace(0, n, max(round(n / size), 1) + 1).astype(int) for n in shape]
     cells = []
     for y0, y1 in zip(edges[0][:-1], edges[0][1:], strict=True):
         for x0, x1 in zip(edges[1][:-1], edges[1][1:], strict=True):
-            window = (
-                slice(max(y0 - overlap, 0), min(y1 + overlap, shape[0])),
-                slice(max(x0 - overlap, 0), min(x1 + overlap, shape[1])),
-            )
-            top, left = window[0].start, window[1].start
-            inner = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+            window = slice(y0, y1 + 2 * overlap), slice(x0, x1 + 2 * overlap)
+            inner = slice(overlap, overlap + y1 - y0), slice(overlap, overlap + x1 - x0)
             cells.append(_Cell((slice(y0, y1), slice(x0, x1)), window, inner))
     return cells
 
@@ -248,8 +261,9 @@ def _prepare(
         photons = 0 if gain is None else np.maximum(values, 0) / dtype.type(gain)
         variance = np.asarray(dtype.type(found.rms**2) + photons * np.ones_like(values))
     else:
-        variance = np.broadcast_to(np.asarray(error, dtype), values.shape) ** 2
-        bad |= ~np.isfinite(variance) | (variance <= 0)
+        sigma = np.broadcast_to(np.asarray(error, dtype), values.shape)
+        variance = sigma**2
+        bad |= ~np.isfinite(variance) | (sigma <= 0)
         if bad.all():
             raise ValueError(f"no good pixel in the {name}: its errors are not finite or not positive")
     level = float(np.median(variance[~bad]))
@@ -317,27 +331,13 @@ def _scatter(sums: list[Match]) -> tuple[float, float]:
     return float(excess[0]), float(excess[1])
 
 
-def _filled(tile: TilePair, new: _Side, reference: _Side, cell: _Cell, match: ZogyMatch) -> TilePair:
-    """The tile with bad pixels set to what the other image, at their place, makes likely.
-
-    The two PSFs' ratio of central values turns one into the other: enough to leave no step, and flagged.
-    """
-    w = cell.window
-    bad, reference_bad = new.bad[w], reference.bad[w]
-    if not bad.any() and not reference_bad.any():
-        return tile
-    broad = tile.new_psf.max() / tile.reference_psf.max() * match.ratio
-    filled = np.where(bad & ~reference_bad, broad * tile.reference, tile.new)
-    other = np.where(reference_bad & ~bad, tile.new / broad, tile.reference)
-    return TilePair(
-        filled.astype(tile.new.dtype), other.astype(tile.new.dtype), tile.new_variance,
-        tile.reference_variance, tile.new_noise, tile.reference_noise, tile.new_psf, tile.reference_psf,
-    )  # fmt: skip
-
-
-def _store(proper: Proper, cell: _Cell, planes: list[Floats]) -> None:
+def _store(proper: Proper, cell: _Cell, planes: list[Floats], bad: Mask) -> None:
     """Trim a tile's overlap and put its core in place."""
     for plane, part in zip(
         planes, (proper.difference, proper.variance, proper.flux, proper.flux_variance), strict=True
     ):
         plane[cell.core] = part[cell.inner]
+    if proper.spoilt is not None and proper.flux_spoilt is not None:
+        bad[cell.core] |= proper.spoilt[cell.inner]
+        for plane in planes[2:]:
+            plane[cell.core][proper.flux_spoilt[cell.inner]] = np.nan

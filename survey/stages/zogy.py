@@ -120,10 +120,11 @@ def subtract(data: PairBlock, k: int, pair: Pair) -> Subtraction:
     """Proper difference of one frame; its error is without the share of a template that holds the frame."""
     state = data.shared.frames[k]
     psf, template_psf = stamps(data, k)
+    # a leak from the cutout's edge to the other side stays out of the core: no filter looks that far
     found = subtract_zogy(
         pair.image, pair.template, image_psf=psf, template_psf=template_psf, mask=pair.bad,
         template_mask=pair.template_bad, error=pair.error, template_error=template_noise(data, k, pair),
-        flux_ratio=state.ratio, shift=state.shift, sky="given", grow=1,
+        flux_ratio=state.ratio, shift=state.shift, sky="given", grow=1, tile=max(pair.image.shape), overlap=0,
     )  # fmt: skip
     if data.share is None:
         return found
@@ -147,5 +148,5 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 STAGE = Stage(
-    "zogy", 4, settings, units, read, partial, lambda partials, config: partials, apply, memory=forecast.pairs
+    "zogy", 5, settings, units, read, partial, lambda partials, config: partials, apply, memory=forecast.pairs
 )

@@ -310,6 +310,19 @@ def test_sfft__one_phase_a_frame_equals_a_field_of_it(placed):
     assert_allclose(one.difference[good], field.difference[good], atol=1e-6)
 
 
+def test_sfft__negative_errors_are_bad_pixels(pair):
+    template, image, noise = (plane[:80, :80] for plane in pair)
+    error, template_error = noise.copy(), np.zeros_like(noise)
+    error[40, 50], template_error[20, 30] = -99, -1
+    s = subtract_sfft(
+        image, template, error=error, template_error=template_error, kernel_shape=(3, 3), kernel_poly_order=0,
+        direction="template",
+    )  # fmt: skip
+    assert s.mask[40, 50]
+    assert s.mask[19:22, 29:32].all()
+    assert s.mask[2:-2, 2:-2].sum() == 10
+
+
 def test_sfft__errors_are_clear(pair):
     template, image, noise = pair
     with pytest.raises(ValueError, match="kernel_shape must be two odd numbers"):
