@@ -24,10 +24,10 @@ class Keywords(Settings):
     exposure: list[str] = ["EXPTIME", "EXPOSURE"]
     band: list[str] = ["FILTER", "BAND"]
     detector: list[str] = ["DETECTOR", "CCDNUM", "CHANNEL"]
-    gain: list[str] = ["GAIN", "EGAIN"]
+    gain: list[str] = ["EGAIN", "GAIN"]
     read_noise: list[str] = ["RDNOISE", "READNOIS"]
     saturation: list[str] = ["SATURATE", "SATURATION"]
-    zero_point: list[str] = ["PHOTZPT", "MAGZPT", "MAGZERO", "ZEROPNT"]
+    zero_point: list[str] = ["MAGZPT", "MAGZERO", "ZEROPNT", "PHOTZPT"]
     units: list[str] = ["BUNIT"]
 
 

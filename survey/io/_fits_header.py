@@ -14,6 +14,7 @@ from astropy.wcs import WCS
 from survey.config import InputSettings
 from survey.io import times
 from survey.io._fits import Layout, first_line
+from survey.io.pixel_units import read_gain, read_zero_point
 from survey.io._frame import (
     FrameError,
     FrameHeader,
@@ -33,6 +34,9 @@ CARDS = (
 
 
 _LOOKUP = ("CPDIS1", "CPDIS2", "D2IMDIS1", "D2IMDIS2")
+# Names of the FITS standard and of older files: each within 2 ms of, or equal to, what it is taken for.
+_OTHER_NAMES = {"iat": "tai", "et": "tt", "tdt": "tt", "gmt": "utc"}
+_SECONDS = {"d": 86400.0, "day": 86400.0, "days": 86400.0, "h": 3600.0, "min": 60.0, "ms": 1e-3}
 CLOCKS = ("TIME-OBS", "UT-OBS", "UTC-OBS", "UT", "UTC", "UTSTART")
 """Keywords of the time of day where DATE-OBS holds a date alone."""
 
@@ -98,9 +102,12 @@ def make_header(
     keys = settings.keywords
     exposure = settings.exposure
     if exposure is None:
-        exposure = cards.number(path, keys.exposure, "exposure")
+        exposure = read_exposure(path, cards, settings)
     time, scale, warnings = read_time(path, cards, settings, exposure)
-    gain = settings.gain or cards.number(path, keys.gain, "gain")
+    gain, said = read_gain(path, cards, settings, exposure)
+    warnings += said
+    zero_point, said = read_zero_point(path, cards, settings, exposure)
+    warnings += said
     read_noise = settings.read_noise
     if read_noise is None:
         read_noise = cards.number(path, keys.read_noise, "read_noise")
@@ -114,7 +121,7 @@ def make_header(
         warnings.append(f"the header's WCS cannot be used ({first_line(error)})")
     if wcs is not None and any(key in hdu.header for key in _LOOKUP):
         warnings.append("the WCS has lookup-table distortions, which are left out; polynomials are kept")
-    if layout.error is None and not (gain and gain > 0):
+    if layout.error is None and gain is None:
         warnings.append("no error extension and no gain: errors hold the sky's noise only; set [input] gain")
     return FrameHeader(
         source=FrameSource(str(path), index),
@@ -125,10 +132,10 @@ def make_header(
         band=_text(cards.first(keys.band)[1]),
         detector=_text(cards.first(keys.detector)[1]),
         exposure=float("nan") if exposure is None else exposure,
-        gain=gain if gain and gain > 0 else None,
+        gain=gain,
         read_noise=read_noise,
         saturation=saturation,
-        zero_point=cards.number(path, keys.zero_point, "zero_point"),
+        zero_point=zero_point,
         units=_text(cards.first(keys.units)[1]),
         wcs_text=None if wcs is None else wcs_text(wcs[y0:y1, x0:x1]),
         origin=(y0, x0),
@@ -213,14 +220,29 @@ def read_time(
         )
     warnings = [] if settings.date_keyword else _cross_check(cards, name, mjd)
     mjd = times.mid_exposure(mjd + settings.time_offset_days, exposure or 0.0, reference)
-    return mjd, _scale(path, cards, settings), warnings
+    scale, said = read_time_scale(cards, settings)
+    return mjd, scale, [*warnings, *said]
 
 
-def _scale(path: str | Path, cards: Cards, settings: InputSettings) -> str:
+def read_exposure(path: str | Path, cards: Cards, settings: InputSettings) -> float | None:
+    """Seconds; a comment may say another unit, as [d] in full frames of Kepler and TESS."""
+    name, value = cards.first(settings.keywords.exposure)
+    seconds = cards.number(path, settings.keywords.exposure, "exposure")
+    if value is None or seconds is None:
+        return seconds
+    comment = next(h.comments[name] for h in cards.headers if name in h)
+    return seconds * _SECONDS.get(comment.partition("[")[2].partition("]")[0].strip().lower(), 1.0)
+
+
+def read_time_scale(cards: Cards, settings: InputSettings) -> tuple[str, list[str]]:
+    """Scale of the times, UTC where the header names none, and a warning where it names one unknown."""
     if settings.time_scale != "auto":
-        return settings.time_scale
+        return settings.time_scale, []
     text = _text(cards.get("TIMESYS")).lower().split(" ")[0].split("(")[0]
-    return text if text in times.SCALES else "utc"
+    scale = _OTHER_NAMES.get(text, text or "utc")
+    if scale in times.SCALES:
+        return scale, []
+    return "utc", [f"TIMESYS = {cards.get('TIMESYS')} is not known and taken for UTC; set [input] time_scale"]
 
 
 def _cross_check(cards: Cards, name: str, mjd: float) -> list[str]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from survey.config import InputSettings
 from survey.io import _fits, _fits_header
+from survey.io.pixel_units import read_gain, read_zero_point
 from survey.io._frame import FrameError
 from survey.kernels.background import measure_background, noise_model
 
@@ -90,12 +91,10 @@ def read_sky_image(path: str | Path, settings: InputSettings | None = None) -> S
             raise FrameError(path, "no WCS, so where its pixels lie on the sky is not known", "give it one")
         planes = _fits.read_planes(path, hdul, layout, settings, (0, layout.shape[0]))
         keys = settings.keywords
-        gain, saturation, zero_point = (
-            cards.number(path, names, key)
-            for key, names in (
-                ("gain", keys.gain), ("saturation", keys.saturation), ("zero_point", keys.zero_point)
-            )
-        )  # fmt: skip
+        exposure = _fits_header.read_exposure(path, cards, settings)
+        gain = read_gain(path, cards, settings, exposure)[0]
+        saturation = cards.number(path, keys.saturation, "saturation")
+        zero_point = read_zero_point(path, cards, settings, exposure)[0]
         units = str(cards.first(keys.units)[1] or "")
     mask = ~np.isfinite(planes.flux)
     if saturation is not None:

@@ -18,6 +18,7 @@ __all__ = [
     "find_stars",
     "held_out_residuals",
     "match_stars",
+    "pair_weights",
     "photometric_scale",
     "psf_width",
 ]

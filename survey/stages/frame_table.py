@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from survey.io.frames import FrameHeader, FrameSource, Part
-from survey.kernels.frame_quality import flag_frames
+from survey.io.pixel_units import split_unit
+from survey.kernels.frame_quality import FrameFlag, flag_frames
 from survey.kernels.pixelmap import PixelMap, n_terms
 from survey.kernels.stars import StarList
 from survey.stages.measure import FrameMeasure
+
+# Frames of one exposure time that say what is usual among them.
+ENSEMBLE = 5
+
+
+class Residual(NamedTuple):
+    """2-D distance of matched stars from where a map that did not see them puts them, detector pixels.
+
+    ``rms`` is weighted by the stars' own accuracy, ``median`` is not.
+    """
+
+    rms: float
+    median: float
 
 
 @dataclass
@@ -26,7 +40,7 @@ class Registered:
 
     measure: FrameMeasure
     pixel_map: PixelMap
-    rms: float
+    residual: Residual
     n_matched: int
     scale: float
     scale_error: float
@@ -50,7 +64,8 @@ def frame_table(done: list[Registered]) -> xr.Dataset:
         "zero_point": np.array([_or_nan(r.measure.header.zero_point) for r in done]),
         "exposure": np.array([r.measure.header.exposure for r in done]),
         "map_scale": np.array([r.pixel_map.scale for r in done]),
-        "registration_rms": np.array([r.rms for r in done]),
+        "registration_rms": np.array([r.residual.rms for r in done]),
+        "registration_median": np.array([r.residual.median for r in done]),
         "n_matched": np.array([r.n_matched for r in done], np.int64),
         "n_stars": np.array([int(r.measure.stars.clean.sum()) for r in done], np.int64),
         "scale": np.array([r.scale for r in done]),
@@ -77,18 +92,59 @@ def _or_nan(value: float | None) -> float:
 
 
 def flag_table(frames: xr.Dataset) -> xr.Dataset:
-    """Set the quality flags of every frame, relative to all frames."""
-    flags = flag_frames(
-        psf_fwhm=frames["psf_fwhm"].values,
-        elongation=frames["elongation"].values,
-        scale=frames["scale"].values,
-        background=frames["background"].values[:, 0],
-        n_stars=frames["n_stars"].values,
-        residual=frames["registration_rms"].values,
-        n_matched=frames["n_matched"].values,
-    )
+    """Set the quality flags of every frame, relative to all frames of about its exposure time.
+
+    A short exposure among long ones has a small scale, a dark sky and few stars, and is none the worse.
+    """
+    frames = _with_median(frames)
+    exposure, scale = frames["exposure"].values, frames["scale"].values
+    relative = exposure / np.nanmedian(exposure) if np.isfinite(exposure).all() else np.ones(len(exposure))
+    if not _is_rate(frames):
+        scale = scale / relative
+    flags = _flags(frames, scale)
+    groups = np.digitize(relative, _exposure_steps(relative))
+    for group in np.unique(groups):
+        alike = groups == group
+        if alike.all():
+            break
+        if alike.sum() >= ENSEMBLE:
+            common = flags[alike] & FrameFlag.HAZY
+            flags[alike] = _flags(frames.isel(time=alike), scale[alike]) | common
+        else:
+            flags[alike] &= ~(FrameFlag.BRIGHT_SKY | FrameFlag.FEW_STARS)
     frames["flags"] = ("time", np.asarray(flags, np.int64))
     return frames
+
+
+def _with_median(frames: xr.Dataset) -> xr.Dataset:
+    """Fields of earlier versions have the median in the place of the rms."""
+    if "registration_median" in frames:
+        return frames
+    return frames.assign(registration_median=frames["registration_rms"])
+
+
+def _flags(frames: xr.Dataset, scale: NDArray[np.float64]) -> NDArray[np.int32]:
+    return flag_frames(
+        psf_fwhm=frames["psf_fwhm"].values,
+        elongation=frames["elongation"].values,
+        scale=scale,
+        background=frames["background"].values[:, 0],
+        n_stars=frames["n_stars"].values,
+        residual=frames["registration_median"].values,
+        n_matched=frames["n_matched"].values,
+    )
+
+
+def _exposure_steps(exposure: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Between exposure times that differ by more than a tenth."""
+    steps = np.unique(exposure)
+    return np.asarray(np.sqrt(steps[1:] * steps[:-1])[steps[1:] > 1.1 * steps[:-1]])
+
+
+def _is_rate(frames: xr.Dataset) -> bool:
+    """Whether the frames' pixels are already divided by the exposure time."""
+    header = json.loads(str(frames["header"].values[0])) if frames.sizes["time"] else {}
+    return split_unit(header.get("units") or "").is_rate
 
 
 def _header_json(header: FrameHeader) -> str:
@@ -99,6 +155,7 @@ def _header_json(header: FrameHeader) -> str:
 def joined_tables(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
     """Both tables, old frames first and as they were; new ones are flagged by comparison with all."""
     flags = old["flags"].values.copy()
+    old = _with_median(old)
     for name, dim in (("map", "term"), ("background", "background_term")):
         size = max(old.sizes[dim], new.sizes[dim])
         old = _padded(old, name, dim, size)

@@ -18,9 +18,9 @@ from survey.io.times import quiet
 from survey.kernels.astrometry import field_from_positions, solve_field
 from survey.kernels.frame_quality import photometric_scale
 from survey.kernels.pixelmap import PixelMap
-from survey.kernels.registration import Match, RegistrationError, match_stars
+from survey.kernels.registration import Match, RegistrationError, match_stars, pair_weights
 from survey.kernels.stars import StarFlag
-from survey.stages.frame_table import Registered, frame_table
+from survey.stages.frame_table import Registered, Residual, frame_table
 from survey.stages.measure import SCALE_RADII, SCALE_WIDTHS, FrameMeasure
 from survey.stages.wcs_maps import MISPLACED, check_overlap, contradicted, match_near, wcs_map
 
@@ -99,10 +99,12 @@ def _by_stars(m: FrameMeasure, ref: FrameMeasure, config: Config, initial: Pixel
     )
 
 
-def _residual(m: FrameMeasure, ref: FrameMeasure, match: Match, pixel_map: PixelMap) -> float:
-    """Median distance of matched stars from where a map that did not see them puts them."""
+def _residual(m: FrameMeasure, ref: FrameMeasure, match: Match, pixel_map: PixelMap) -> Residual:
+    """Distance of matched stars from where a map that did not see them puts them."""
     x, y = pixel_map.evaluate(ref.stars.x[match.reference_index], ref.stars.y[match.reference_index])
-    return float(np.median(np.hypot(m.stars.x[match.index] - x, m.stars.y[match.index] - y)))
+    square = (m.stars.x[match.index] - x) ** 2 + (m.stars.y[match.index] - y) ** 2
+    weights = pair_weights(m.stars, ref.stars, match.index, match.reference_index)
+    return Residual(float(np.sqrt(np.average(square, weights=weights))), float(np.sqrt(np.median(square))))
 
 
 def register_frame(m: FrameMeasure, ref: FrameMeasure, config: Config, radius: int = 0) -> Registered:
@@ -119,8 +121,8 @@ def register_frame(m: FrameMeasure, ref: FrameMeasure, config: Config, radius: i
     if mode == "wcs" and (m.header.wcs_text is None or ref.header.wcs_text is None):
         raise RegistrationError("has no WCS; set [registration] mode = 'stars'")
     if m is ref:
-        pixel_map, rms, n = PixelMap.translation(0.0, 0.0), 0.0, int(m.stars.clean.sum())
-        return Registered(m, pixel_map, rms, n, 1.0, 0.0)
+        n = int(m.stars.clean.sum())
+        return Registered(m, PixelMap.translation(0.0, 0.0), Residual(0.0, 0.0), n, 1.0, 0.0)
     placed = _placed_by_wcs(m, ref, config) if mode == "wcs" else _placed(m, ref, config, mode)
     check_overlap(placed.pixel_map, ref.header.shape, m.header.shape)
     match = placed.match
@@ -128,7 +130,7 @@ def register_frame(m: FrameMeasure, ref: FrameMeasure, config: Config, radius: i
     if config.calibrate.scale == "stars" and match is not None:
         scale, scale_error = _scale(m, ref, match, radius)
     n = match.n_matched if match else 0
-    return Registered(m, placed.pixel_map, placed.rms, n, scale, scale_error, placed.off_wcs)
+    return Registered(m, placed.pixel_map, placed.residual, n, scale, scale_error, placed.off_wcs)
 
 
 class _Placed(NamedTuple):
@@ -136,15 +138,19 @@ class _Placed(NamedTuple):
 
     pixel_map: PixelMap
     match: Match | None
-    rms: float
+    residual: Residual
     off_wcs: float = 0.0
+
+
+def _held_out(match: Match) -> Residual:
+    return Residual(match.held_out_rms, match.held_out_median)
 
 
 def _placed(m: FrameMeasure, ref: FrameMeasure, config: Config, mode: str) -> _Placed:
     """By its stars, or as it is."""
     if mode == "stars":
         match = _by_stars(m, ref, config, None)
-        return _Placed(match.pixel_map, match, match.held_out_median)
+        return _Placed(match.pixel_map, match, _held_out(match))
     return _checked(m, ref, config, PixelMap.translation(0.0, 0.0))
 
 
@@ -154,7 +160,7 @@ def _checked(m: FrameMeasure, ref: FrameMeasure, config: Config, pixel_map: Pixe
         match = _by_stars(m, ref, config, pixel_map)
     except RegistrationError as error:
         logger.info("%s: residual not measured: %s", m.name, error)
-        return _Placed(pixel_map, None, np.nan)
+        return _Placed(pixel_map, None, Residual(np.nan, np.nan))
     return _Placed(pixel_map, match, _residual(m, ref, match, pixel_map))
 
 
@@ -168,7 +174,7 @@ def _placed_by_wcs(m: FrameMeasure, ref: FrameMeasure, config: Config) -> _Place
     if placed.match is None:
         wrong = contradicted(m, ref, pixel_map, config)
     else:
-        wrong = placed.rms > MISPLACED
+        wrong = placed.residual.median > MISPLACED
     if not wrong:
         return placed
     complaint = "its stars are not where its WCS puts them"
@@ -178,8 +184,8 @@ def _placed_by_wcs(m: FrameMeasure, ref: FrameMeasure, config: Config) -> _Place
         match = match_near(m, ref, pixel_map, config)
     except RegistrationError as error:
         raise RegistrationError(f"{complaint}, and they do not match the reference's: {error}") from None
-    off = _residual(m, ref, match, pixel_map)
-    return _Placed(match.pixel_map, match, match.held_out_median, off)
+    off = _residual(m, ref, match, pixel_map).median
+    return _Placed(match.pixel_map, match, _held_out(match), off)
 
 
 def _scale(m: FrameMeasure, ref: FrameMeasure, match: Match, radius: int) -> tuple[float, float]:
