@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 # With fewer images a sample has most of the say in its own prediction, and no residual tells anything.
 IMAGES_PER_COEFFICIENT = 1.5
@@ -15,6 +15,12 @@ class Settings(BaseModel):
     """Base of all tables: unknown keys are errors, values are checked on assignment."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError(f"{value} pixels have no middle; give an odd number")
+    return value
 
 
 class Keywords(Settings):
@@ -288,6 +294,8 @@ class PsfSettings(Settings):
     pixel_integrated: bool = Field(True, description="whether the file's PSF includes the pixel")
     max_stars: int = Field(60, ge=5)
 
+    _odd_size = field_validator("size")(_odd)
+
     @model_validator(mode="after")
     def _one_source(self) -> PsfSettings:
         if self.file is not None and self.fwhm is not None:
@@ -315,9 +323,15 @@ class DetectSettings(Settings):
 class PhotometrySettings(Settings):
     """Light curves (table `[photometry]`)."""
 
-    targets: str | None = Field(None, description="table with ra, dec or x, y (CSV, ECSV, VOTable)")
-    relative: bool = Field(False, description="also correct the targets by comparison stars, for the report")
+    targets: str | None = Field(
+        None,
+        description="table with ra, dec or x, y (CSV, ECSV, VOTable); pixels of the reference grid, from 0",
+    )
+    relative: bool = Field(
+        False, description="also correct the first target by comparison stars, for the report"
+    )
     size: int = Field(7, ge=3, description="edge of the fitted stamp in pixels, odd")
+    _odd_size = field_validator("size")(_odd)
     refine_position: bool = True
     background: bool = Field(False, description="fit a local background with each flux")
 

@@ -45,3 +45,15 @@ def test_stored_settings_make_the_same_config():
     again = make_config(config.model_dump(mode="json"))
     assert again == config
     assert settings_hash(again) == settings_hash(config) != settings_hash(Config())
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"photometry": {"size": 8}}, "8 pixels have no middle; give an odd number"),
+        ({"psf": {"size": 12}}, "12 pixels have no middle; give an odd number"),
+    ],
+)
+def test_stamps_have_a_middle(table, said):
+    with pytest.raises(ValueError, match=said):
+        make_config(table)

@@ -28,6 +28,9 @@ OUTPUT = click.option("-o", "--output", type=click.Path(path_type=Path), help="F
 def events(field: Location, method: str, form: str, output: Path | None) -> None:
     """List the events found in a field.
 
+    Times are MJD at mid-exposure, pixels of the reference grid count from 0. Flags add up: 1 edge,
+    2 saturated neighbour, 4 single epoch, 8 moving, 16 unlike the PSF.
+
     Example: survey events field --format csv > events.csv
     """
     from survey.run.results import list_events
@@ -61,6 +64,9 @@ def lightcurve(
     output: Path | None,
 ) -> None:
     """Print the light curve of an event or of any position.
+
+    Flux is that of the difference, in the image's unit: add reference_flux for the star's own. Flags add
+    up: 1 no data, 2 a bad pixel within the PSF, 4 kept out of the reference's fit, 8 a flagged frame.
 
     Example: survey lightcurve field --ra 31.0427 --dec 46.6878 --relative --format csv
     """

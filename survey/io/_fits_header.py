@@ -14,7 +14,6 @@ from astropy.wcs import WCS
 from survey.config import InputSettings
 from survey.io import times
 from survey.io._fits import Layout, first_line
-from survey.io.pixel_units import read_gain, read_zero_point
 from survey.io._frame import (
     FrameError,
     FrameHeader,
@@ -23,6 +22,7 @@ from survey.io._frame import (
     cutout_window,
     fingerprint,
 )
+from survey.io.pixel_units import read_gain, read_zero_point
 
 CARDS = (
     *("OBJECT", "TELESCOP", "INSTRUME", "OBSERVAT", "DATE-OBS", "LST-OBS", "AIRMASS", "SEEING"),

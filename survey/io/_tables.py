@@ -38,8 +38,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "y": ("pixel", "row on the reference grid, centres at whole numbers from 0"),
     "position_error": ("pixel", "1-sigma error of the position, each axis"),
     "time": ("d", "MJD at mid-exposure"),
-    "time_start": ("d", "MJD of the first supporting epoch"),
-    "time_end": ("d", "MJD of the last supporting epoch"),
+    "time_start": ("d", "MJD at the first supporting epoch"),
+    "time_end": ("d", "MJD at the last supporting epoch"),
     "bjd_tdb": ("d", "barycentric Julian date, TDB"),
     "sigma_days": ("d", "time scale, 1 sigma"),
     "significance": ("", "signal to noise of the best time scale"),
@@ -83,7 +83,9 @@ def format_of(path: str | Location) -> str:
     raise CatalogError(f"{locate(path).name}: {suffix or 'no'} ending is no table format; known: {known}")
 
 
-def as_table(table: Any, *, flux_unit: str = "", meta: Mapping[str, Any] | None = None) -> Table:
+def as_table(
+    table: Any, *, flux_unit: str = "", time_scale: str = "", meta: Mapping[str, Any] | None = None
+) -> Table:
     """An astropy table with units and descriptions of the columns known; None becomes masked.
 
     Parameters
@@ -92,6 +94,8 @@ def as_table(table: Any, *, flux_unit: str = "", meta: Mapping[str, Any] | None 
         List columns, as of light curves, stay one array a row.
     flux_unit : str
         Unit of the flux columns, e.g. ``"electron / s"``.
+    time_scale : str
+        Scale of the times in MJD, for their descriptions.
 
     Examples
     --------
@@ -108,6 +112,8 @@ def as_table(table: Any, *, flux_unit: str = "", meta: Mapping[str, Any] | None 
             _set_unit(column, unit)
         if meaning and not column.description:
             column.description = meaning
+        if time_scale and column.description:
+            column.description = column.description.replace("MJD at", f"MJD ({time_scale.upper()}) at")
     result.meta.update(meta or {})
     return result
 

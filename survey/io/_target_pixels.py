@@ -238,7 +238,9 @@ def _common(path: str | Path, pixels: TargetPixels, settings: InputSettings) -> 
     tess = pixels.is_tess
     return {
         "shape": (y1 - y0, x1 - x0),
-        "time_scale": str(cards.get("TIMESYS") or "TDB").strip().lower(),
+        "time_scale": settings.time_scale
+        if settings.time_scale != "auto"
+        else str(cards.get("TIMESYS") or "TDB").strip().lower(),
         "band": str(cards.first(settings.keywords.band)[1] or ("TESS" if tess else "Kepler")).strip(),
         "detector": f"{camera}-{cards.get('CCD')}"
         if tess and camera is not None

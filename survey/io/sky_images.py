@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from survey.config import InputSettings
 from survey.io import _fits, _fits_header
-from survey.io.pixel_units import read_gain, read_zero_point
 from survey.io._frame import FrameError
+from survey.io.pixel_units import read_gain, read_zero_point
 from survey.kernels.background import measure_background, noise_model
 
 Floats = NDArray[np.float32]

@@ -173,6 +173,11 @@ class Tables:
         read = _read.__wrapped__ if fresh else _read
         return read(self.cube / name, _stamp(self.cube / name)).copy(deep=True)
 
+    @property
+    def time_scale(self) -> str:
+        """Scale of the frames' times: utc, tai, tt or tdb."""
+        return str(self.frames()["time"].attrs.get("scale", "utc"))
+
     def frames(self) -> xr.Dataset:
         """The table of frames, loaded.
 

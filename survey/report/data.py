@@ -86,6 +86,11 @@ class ReportData:
         """Whole day that figures count their times from."""
         return 0 if self.frames is None else int(np.floor(np.nanmin(self.frames["time"].values)))
 
+    @property
+    def time_scale(self) -> str:
+        """Scale of the times, in capitals."""
+        return str("utc" if self.frames is None else self.frames["time"].attrs.get("scale", "utc")).upper()
+
     def wcs(self) -> Any:
         """The sky grid's WCS, None where unknown."""
         text = self.field.attrs.get("wcs")

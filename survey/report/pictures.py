@@ -281,6 +281,5 @@ def short_list(data: ReportData, shown: int) -> str:
     ]
     if not rows:
         return ""
-    return table(
-        ("event", "S/N", "x", "y", "peak (UTC)", "σ (d)", f"amplitude ({data.units})"), rows, left=(0, 4)
-    )
+    when, amplitude = f"peak ({data.time_scale})", f"amplitude ({data.units})"
+    return table(("event", "S/N", "x", "y", when, "σ (d)", amplitude), rows, left=(0, 4))

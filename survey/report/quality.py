@@ -36,11 +36,10 @@ def quality(data: ReportData, residuals: Residuals | None) -> str:
     if frames is None:
         return section("frames", title, missing("No frames have been ingested."))
     time, flags = frames["time"].values - data.time_origin, frames["flags"].values
-    unit = str(frames["background"].attrs.get("units") or "counts")
     series = [
         ("PSF width (FWHM)", "pixel", _column(frames, "psf_fwhm")),
         ("Photometric scale", "frame / reference frame", _column(frames, "scale")),
-        ("Sky background", unit, frames["background"].values[:, 0]),
+        ("Sky background", data.units, frames["background"].values[:, 0]),
         ("Registration residual", "pixel rms", _column(frames, "registration_rms")),
         ("Stars matched", "stars", _column(frames, "n_matched")),
         ("Elongation of stars", "major / minor axis", _column(frames, "elongation")),
@@ -150,7 +149,7 @@ def flagged(data: ReportData, most: int = 40) -> str:
         )
         for k in at[:most]
     ]
-    head = ("frame", "time (UTC)", "flagged as", "FWHM", "elongation", "scale", "stars")
+    head = ("frame", f"time ({data.time_scale})", "flagged as", "FWHM", "elongation", "scale", "stars")
     more = f"<p>and {at.size - most} more</p>" if at.size > most else ""
     return (
         f"<details {'open' if at.size <= 8 else ''}><summary>{at.size} flagged frames</summary>"

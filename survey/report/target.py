@@ -21,7 +21,8 @@ def target(data: ReportData) -> str:
         return ""
     origin = int(np.floor(np.nanmin(np.asarray(found["time"], float))))
     words = (
-        "Flux relative to its median, corrected by the same comparison stars. Grey: frames flagged as poor."
+        "Flux in units of that in the reference, corrected by the same comparison stars. "
+        "Grey: frames flagged as poor."
     )
     pairs = [
         (name.replace("_", " "), _text(value))

@@ -21,6 +21,7 @@ from survey.run.record import Recorder, RunSummary, begin, new_run_id, recorded
 from survey.run.results import write_relative
 from survey.run.settle import settle
 from survey.run.targets import read_targets
+from survey.stages.relative import RelativeError
 
 
 def create_field(
@@ -162,7 +163,10 @@ def run(
             pipeline = Pipeline(engine, targets)
             summary.events = len(pipeline.run())
             if config.photometry.relative and targets and not engine.failures:
-                write_relative(field, config, targets[0])
+                try:
+                    write_relative(field, config, targets[0])
+                except RelativeError as problem:
+                    engine.warn(f"{targets[0]['object_id']}: no relative light curve: {problem}")
             engine.finish()
             end_rebuild(field, config)
     return summary

@@ -53,7 +53,10 @@ def list_events(path: str | Location, method: str = "oversampled") -> Table:
         raise ResultError(
             f"{path}: no events of method {method!r} yet; `survey run {path} --method {method}`"
         )
-    return as_table(read_table(file), flux_unit=field.attrs["units"])
+    scale = field.time_scale
+    return as_table(
+        read_table(file), flux_unit=field.attrs["units"], time_scale=scale, meta={"time_scale": scale}
+    )
 
 
 def light_curve(
@@ -87,8 +90,9 @@ def light_curve(
     Returns
     -------
     astropy.table.Table
-        Columns time (MJD at mid-exposure), flux, error, flags; difference flux in the field's unit, or
-        with ``relative`` flux in units of the reference flux. Where the zero point is known, magnitudes of
+        Columns time (MJD at mid-exposure in the scale of ``meta["time_scale"]``), flux, error, flags,
+        reference_flux and its error; difference flux in the field's unit, or with ``relative`` flux in units
+        of the reference flux. Where the zero point is known, magnitudes of
         reference and difference together, and the 3-sigma limit where there is no such flux.
 
     Raises
@@ -111,6 +115,9 @@ def light_curve(
     data = photometry.read_window(field, _window(field, item, half), config)
     measured = photometry.measure(data, model, item, config)
     columns = {name: measured[name] for name in ("time", "flux", "error", "flags")}
+    # One number, but a column: not every format of tables keeps what stands beside the columns.
+    for name in ("reference_flux", "reference_flux_error"):
+        columns[name] = np.full(len(columns["time"]), measured[name])
     zero_point = field.attrs.get("zero_point")
     if zero_point is not None and np.isfinite(zero_point):
         total = measured["flux"] + measured["reference_flux"]
@@ -118,31 +125,32 @@ def light_curve(
         columns["magnitude"], columns["magnitude_error"] = magnitudes.magnitude, magnitudes.error
         columns["magnitude_limit"] = magnitudes.limit
     ra_, dec_ = pixel_to_sky(field, measured["x"], measured["y"])
-    meta = {
-        name: measured[name]
-        for name in ("x", "y", "position_error", "reference_flux", "reference_flux_error")
-    }
+    names = ("x", "y", "position_error", "reference_flux", "reference_flux_error")
+    meta = {name: measured[name] for name in names} | {"time_scale": field.time_scale}
     return as_table(
         Table(columns),
         flux_unit=field.attrs["units"],
+        time_scale=field.time_scale,
         meta={**meta, "ra": float(ra_[0]), "dec": float(dec_[0])},
     )
 
 
 def relative_table(found: RelativeLightCurve) -> Table:
-    """A relative light curve as a table: from differences, and apertures on the same frames beside it."""
-    table = Table(
-        {
-            "time": found.time,
-            "flux": found.difference.flux,
-            "error": found.difference.error,
-            "flags": found.flags,
-            "aperture_flux": found.aperture.flux,
-            "aperture_error": found.aperture.error,
-        }
-    )
-    table["time"].unit = "d"
-    table.meta["reference_flux"] = found.reference_flux
+    """A relative light curve as a table: from differences, and apertures on the same frames beside it.
+
+    Both are in units of the reference flux: an aperture, which holds not all of a star's light, by its
+    median.
+    """
+    unit = found.difference.normalisation / found.reference_flux
+    columns = {
+        "time": found.time,
+        "flux": found.difference.flux * unit,
+        "error": found.difference.error * unit,
+        "flags": found.flags,
+        "aperture_flux": found.aperture.flux * unit,
+        "aperture_error": found.aperture.error * unit,
+    }
+    table = as_table(Table(columns), meta={"reference_flux": found.reference_flux})
     table.meta["comparisons"] = len(found.difference.comparisons)
     return table
 
@@ -160,11 +168,10 @@ def write_relative(field: Field, config: Config, item: dict[str, Any]) -> None:
         good = np.isfinite(table[name]) & (flags == 0)
         steps = np.diff(np.asarray(table[name])[good])
         # Differences of neighbours do not know a transit or a slope.
-        scatter = (
-            1.4826 * float(np.median(np.abs(steps - np.median(steps)))) / np.sqrt(2)
-            if len(steps) > 2
-            else np.nan
-        )
+        scatter = np.nan
+        if len(steps) > 2:
+            spread = 1.4826 * float(np.median(np.abs(steps - np.median(steps)))) / np.sqrt(2)
+            scatter = spread / abs(float(np.median(np.asarray(table[name])[good])))
         document[f"{words}: scatter from point to point [mmag]"] = round(1085.7 * scatter, 2)
     write_json(field.relative_path(config.method), document)
 
@@ -178,8 +185,9 @@ def _item(
     x: float | None,
     y: float | None,
 ) -> dict[str, Any]:
-    given = (event is not None, ra is not None and dec is not None, x is not None and y is not None)
-    if sum(given) != 1:
+    pairs = ((event, event), (ra, dec), (x, y))
+    given = [pair for pair in pairs if pair != (None, None)]
+    if len(given) != 1 or None in given[0]:
         raise TargetError("give one of: an event, both RA and Dec, both x and y")
     if event is not None:
         rows = list_events(field.path, method)

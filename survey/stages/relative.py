@@ -20,13 +20,20 @@ from survey.tiles import Window
 # Candidates for the ensemble, brightest first, and how far from the target they must be.
 MAX_COMPARISONS = 60
 MIN_DISTANCE = 12.0
-# Brightness of a comparison star in units of the target's.
+# Brightness of a comparison star in units of the target's, where so many are left.
 BRIGHTNESS = (0.1, 10.0)
+ENOUGH = 10
+# S/N of a reference flux in whose units a light curve can be.
+KNOWN = 5.0
 # Aperture radius and sky ring in units of the PSF's FWHM; the ring is three pixels wide at least.
 APERTURE = 1.7
 # Relative scatter of the PSF's width over the frames up to which it counts as one.
 STEADY = 0.03
 RING = (3.0, 5.0)
+
+
+class RelativeError(ValueError):
+    """A position has no relative light curve; the message says why."""
 
 
 @dataclass
@@ -36,9 +43,10 @@ class RelativeLightCurve:
     Parameters
     ----------
     difference, aperture : EnsembleLightCurve
-        From photometry of the differences plus the reference flux (PSF-fitted, but summed in an aperture
-        where the PSF changes and no kernel follows it), and from apertures on the same calibrated frames,
-        both with the same candidates for comparison.
+        Relative to the star's median (``difference.normalisation / reference_flux`` makes them units of the
+        reference flux); from photometry of the differences plus the reference flux (PSF-fitted, but summed in
+        an aperture where the PSF changes and no kernel follows it), and from apertures on the same calibrated
+        frames, both with the same candidates for comparison.
     reference_flux : float
         Of the target.
     flags : int array (time,)
@@ -199,6 +207,16 @@ def _difference_aperture(
     return flux / scale + reference[0], error / scale
 
 
+def _ensemble(pairs: list[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> EnsembleLightCurve:
+    """The first star's curve by stars of about its brightness, by all where those are few."""
+    flux, error = (np.column_stack(part) for part in zip(*pairs, strict=True))
+    with np.errstate(all="ignore"):
+        level = np.array([np.median(f[np.isfinite(f)]) if np.isfinite(f).any() else np.nan for f in flux.T])
+        alike = (level[1:] >= BRIGHTNESS[0] * level[0]) & (level[1:] <= BRIGHTNESS[1] * level[0])
+    brightness = BRIGHTNESS if alike.sum() >= ENOUGH else None
+    return ensemble_light_curve(flux, error, target=0, brightness=brightness)
+
+
 def relative_light_curve(
     field: Field, psf: DifferencePSF, item: dict[str, Any], config: Config
 ) -> RelativeLightCurve:
@@ -206,20 +224,28 @@ def relative_light_curve(
 
     Raises
     ------
-    ValueError
-        If too few comparison stars are left.
+    RelativeError
+        If too few comparison stars are left, or the reference has no flux at the position.
     """
     night = _Night.of(field, psf, config)
-    stars = comparison_stars(field, item["y"], item["x"])
-    items = [item, *({"y": y, "x": x, "refine": False} for y, x in stars)]
-    curves = [_curve(night, each) for each in items]
-    difference, aperture = (
-        ensemble_light_curve(
-            *(np.column_stack(part) for part in zip(*pairs, strict=True)), target=0, brightness=BRIGHTNESS
-        )
-        for pairs in ([c.difference for c in curves], [c.aperture for c in curves])
-    )
+    curves = [_curve(night, item)]
     target = curves[0].found
+    flux, error = float(target["reference_flux"]), float(target["reference_flux_error"])
+    if not flux > KNOWN * error:
+        raise RelativeError(
+            f"the reference has no flux here to be the unit ({flux:.3g} ± {error:.2g}); "
+            "take the light curve that is not relative"
+        )
+    stars = comparison_stars(field, item["y"], item["x"])
+    curves += [_curve(night, {"y": y, "x": x, "refine": False}) for y, x in stars]
+    try:
+        difference = _ensemble([c.difference for c in curves])
+        aperture = _ensemble([c.aperture for c in curves])
+    except ValueError as problem:
+        raise RelativeError(
+            f"{len(stars)} clean stars lie farther than {MIN_DISTANCE:g} px from it ({problem}); "
+            "take the light curve that is not relative"
+        ) from None
     places = np.array([(c.found["y"], c.found["x"]) for c in curves[1:]])
     return RelativeLightCurve(
         target["time"], difference, aperture, target["reference_flux"], target["flags"], places

@@ -25,7 +25,10 @@ def night(exposure, units):
         "n_matched": np.full(n, 150),
     }
     frames = xr.Dataset({name: ("time", values) for name, values in columns.items()})
-    frames["background"] = (("time", "background_term"), (300 + 400 * share * rng.normal(1, 0.01, n))[:, None])
+    frames["background"] = (
+        ("time", "background_term"),
+        (300 + 400 * share * rng.normal(1, 0.01, n))[:, None],
+    )
     frames["header"] = ("time", np.array([json.dumps({"units": units})] * n, object))
     return frames
 
