@@ -10,10 +10,11 @@ from pathlib import Path
 
 import psutil
 
+from survey.stages.forecast import MMAP_BYTES
+
 # glibc's numbers of the parameters (malloc.h).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-# Larger than any chunk, smaller than a tile's cubes: those are mapped in huge pages by NumPy.
-MMAP_BYTES = 16 << 20
+# Arrays beyond it are mapped in huge pages by NumPy.
 TRIM_BYTES = 2 * MMAP_BYTES
 
 

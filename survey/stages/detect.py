@@ -17,6 +17,7 @@ from survey.kernels.peaks import PEAK_DTYPE, find_peaks, merge_peaks, search_hal
 from survey.kernels.psf import EffectivePSF
 from survey.stages.calibrated import calibrated_frames, phases
 from survey.stages.differences import read_difference
+from survey.stages.forecast import held
 from survey.stages.methods import method_of
 from survey.stages.model_error import model_scatter, model_share, reference_level
 from survey.stages.protocol import Outlook, Output, Stage, Unit, tile_units
@@ -309,9 +310,10 @@ def to_days(frames: xr.Dataset, config: Config, value: float, sigma: float) -> t
     return at(value), float(at(value + sigma) - at(value - sigma)) / 2
 
 
-# Measured (tests/benchmarks/test_memory.py), bytes: a sample of core and halo (differences, sums, one time
-# scale's map), what a phase of its own adds, a sample of the core (what is looked at), and the rest.
-BYTES = {"sample": 20, "phase": 20, "core": 18, "least": 25e6}
+# Bytes of what is there at once: for a sample of core and halo flux, error, the error with the model's, mask,
+# two sums and one time scale's map (6 x 4 + 1), and what a phase of its own adds; for a sample of the core
+# the map without holes, where it is known, and its magnitude (2 x 4 + 1); and the rest, which was measured.
+BYTES = {"sample": 25, "phase": 20, "core": 9, "least": 3e6}
 
 
 def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
@@ -319,7 +321,8 @@ def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
     assert unit.tile is not None
     each = BYTES["sample"] + (BYTES["phase"] if outlook.own_phases else 0)
     around, core = outlook.samples(unit.tile, tile_halo(config)), outlook.samples(unit.tile, 0)
-    return each * around + BYTES["core"] * core + BYTES["least"]
+    freed = held(4 * around) + 2 * held(4 * core)
+    return each * around + BYTES["core"] * core + freed + BYTES["least"]
 
 
 STAGE = Stage(

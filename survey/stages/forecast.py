@@ -20,6 +20,15 @@ PROGRAM = {"sample": 85, "least": 19.5e6}
 # Freed memory that a process keeps meanwhile (`survey.run.memory`): so much a sample, and at most.
 KEPT = {"sample": 100, "most": 55e6}
 
+# A worker maps larger arrays apart and gives them back at once; smaller ones it keeps when they are freed,
+# until its unit ends (`survey.run.memory`). Larger than any chunk, smaller than a tile's cubes.
+MMAP_BYTES = 16 << 20
+
+
+def held(size: float) -> float:
+    """Bytes that a freed array of so many leaves with the process."""
+    return size if size < MMAP_BYTES else 0.0
+
 
 def predicted(unit: Unit, outlook: Outlook, halo: int) -> float:
     """Forecast of a tile of cpm, and of all around it that may predict it."""
