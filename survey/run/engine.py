@@ -123,8 +123,10 @@ class Engine:
             ticket = Ticket(
                 stage, step, unit, key, label, own, ledger, note(unit), self._parts(stage, step, unit)
             )
-            failed = self._tickets.add(ticket, after(unit))
-            if failed is not None:
+            if (beyond := self._beyond(ticket)) is not None:
+                ticket.status = "failed"
+                self._give_up(ticket, beyond)
+            elif (failed := self._tickets.add(ticket, after(unit))) is not None:
                 self._give_up(ticket, f"needs {failed.name}, which failed")
             tickets[unit.name] = ticket
         self._fill()
@@ -153,8 +155,24 @@ class Engine:
             parts *= SPLIT
         return parts
 
+    def _beyond(self, ticket: Ticket) -> str | None:
+        """Why no worker could do a unit, where its forecast exceeds the whole limit of the smallest."""
+        found, limit = STAGES[ticket.stage].memory, self.executor.worker_memory
+        if found is None or limit is None:
+            return None
+        part = row_blocks(ticket.unit, ticket.parts)[0]
+        needed = found(part, self._outlook, self.config)
+        if needed <= limit:
+            return None
+        return (
+            f"would take {needed / 2**20:.0f} MiB, and the smallest worker holds {limit / 2**20:.0f}: give "
+            "workers more memory, or the field a smaller [grid] tile or time_block"
+        )
+
     @cached_property
     def _outlook(self) -> Outlook:
+        if not self.target.has_table("frames"):
+            return Outlook(0)
         return outlook(self.target, self.config.subtraction.template)
 
     @cached_property

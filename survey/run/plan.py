@@ -13,6 +13,7 @@ from survey.config import Config
 from survey.io.frames import combine_scans, find_files, scan_file
 from survey.io.locations import Location
 from survey.io.store import Field, holds_frames
+from survey.stages import place, refine
 from survey.stages.calibrated import outlook
 from survey.stages.protocol import STAGES, Outlook, Unit
 from survey.tiles import Tile, choose_tile_size, tile_grid
@@ -143,7 +144,7 @@ def plan(path: str | Location, config: Config, frames: Sequence[str | Location] 
     share = forecast.units["oversampled"][0] / max(len(tiles), 1)
     forecast.seconds = work * 1e-6 / workers + 8
     seen = outlook(Field.open(path), config.subtraction.template) if old else Outlook(epochs)
-    forecast.memory = _memory(tile, replace(seen, epochs=epochs), config)
+    forecast.memory = _memory(shape, tile, replace(seen, epochs=epochs), config)
     kept = config.reference.for_epochs(epochs).n_basis if config.reference.keep_sums else 0
     sums = 8 * ((2 * kept - 1) ** 2 + kept**2) * SUMS_LEFT if kept else 0
     forecast.disk = samples * (
@@ -152,13 +153,17 @@ def plan(path: str | Location, config: Config, frames: Sequence[str | Location] 
     return forecast
 
 
-def _memory(tile: int, seen: Outlook, config: Config) -> float:
-    """Forecast of the hungriest stage: the reference's, which all methods lean on, or the method's own."""
+def _memory(shape: tuple[int, int], tile: int, seen: Outlook, config: Config) -> float:
+    """Forecast of the hungriest stage: of those that all methods share, and the method's own."""
     config = config.model_copy(update={"reference": config.reference.for_epochs(seen.epochs)})
-    block = (0, min(config.grid.time_block, seen.epochs))
-    unit = Unit("", Tile(0, 0, tile, 0, tile), block)
-    stages = (STAGES[name].memory for name in {"oversampled", config.method})
-    return max(stage(unit, seen, config) for stage in stages if stage is not None)
+    epochs = min(config.grid.time_block, seen.epochs)
+    whole, window = (Tile(0, 0, size, 0, size) for size in (tile, min(refine.EDGE, max(shape))))
+    rows, columns = place.block_shape(shape[1], tile, config.grid.time_block, config)
+    placed = place.block_memory(epochs, min(rows, shape[0]), columns)
+    asked = [("refine", Unit("", window)), ("detect", Unit("", whole))]
+    asked += [(name, Unit("", whole, (0, epochs))) for name in {"oversampled", config.method}]
+    stages = ((STAGES[name].memory, unit) for name, unit in asked)
+    return max(placed, *(stage(unit, seen, config) for stage, unit in stages if stage is not None))
 
 
 def _done(field: Field, config: Config) -> dict[str, int]:

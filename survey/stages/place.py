@@ -58,12 +58,11 @@ def place_units(
 ) -> list[Unit]:
     """Units that place frames ``start`` … of the table: a time block and a band of tile rows each.
 
-    Every shard of the cube belongs to one unit, so that it has one writer.
+    Every shard of the cube belongs to one unit, so that it has one writer. Where even one row of tiles would
+    take too much, units hold a part of it.
     """
     height, width = field.shape
-    budget = config.grid.memory * 2**30 * BLOCK_SHARE
-    rows = int(budget / (SAMPLE_BYTES * field.time_block * width)) // field.tile_size * field.tile_size
-    rows = max(field.tile_size, rows)
+    rows, columns = block_shape(width, field.tile_size, field.time_block, config)
     units = []
     own = pattern_key(field), tuple(field.attrs.get("calibration", ()))
     block = field.time_block
@@ -77,8 +76,20 @@ def place_units(
         for y0 in range(0, height, rows):
             y1 = min(y0 + rows, height)
             name = f"{prefix(grid)}epochs-{k0:06d}-{k1:06d}-rows-{y0:05d}"
-            units.append(Unit(name, None, (k0, k1, y0, y1, placements, grid, own)))
+            for x0 in range(0, width, columns):
+                x1 = min(x0 + columns, width)
+                part = name if columns >= width else f"{name}-columns-{x0:05d}"
+                units.append(Unit(part, None, (k0, k1, y0, y1, placements, grid, own, x0, x1)))
     return units
+
+
+def block_shape(width: int, tile: int, time_block: int, config: Config) -> tuple[int, int]:
+    """Rows and columns of a unit: whole tiles, of all columns where a row of tiles fits into the budget."""
+    pixels = config.grid.memory * 2**30 * BLOCK_SHARE / (SAMPLE_BYTES * time_block)
+    rows = max(tile, int(pixels / width) // tile * tile)
+    if rows * width <= pixels:
+        return rows, width
+    return rows, min(max(tile, int(pixels / rows) // tile * tile), width)
 
 
 def prefix(grid: Grid) -> str:
@@ -94,7 +105,8 @@ def epoch_span(name: str, grid: Grid = "sky") -> tuple[int, int] | None:
 
 def unit_identity(unit: Unit) -> list[Any]:
     """What the placed data depend on besides the settings: content of the files, maps."""
-    rows: list[Any] = list(unit.items[:4])
+    k0, k1, y0, y1, *_, x0, x1 = unit.items
+    rows: list[Any] = [k0, k1, y0, y1, *([x0, x1] if "columns" in unit.name else [])]
     for placement in unit.items[4]:
         m = placement.pixel_map
         rows.append([placement.header.fingerprint, m.coefficients.tolist(), list(m.center), m.scale])
@@ -102,9 +114,9 @@ def unit_identity(unit: Unit) -> list[Any]:
     return [*rows, *([] if pattern is None else [pattern]), *files]
 
 
-def _detector_rows(pixel_map: PixelMap, y0: int, y1: int, width: int) -> tuple[int, int]:
-    """Detector rows that a band of the sky grid may need."""
-    x = np.linspace(0, width - 1, 9)
+def _detector_rows(pixel_map: PixelMap, y0: int, y1: int, columns: tuple[int, int]) -> tuple[int, int]:
+    """Detector rows that a part of the sky grid may need."""
+    x = np.linspace(columns[0], columns[1] - 1, 9)
     edges = [pixel_map.evaluate(x, np.full_like(x, float(y)))[1] for y in (y0, y1 - 1)]
     return int(np.floor(np.min(edges))) - 2, int(np.ceil(np.max(edges))) + 3
 
@@ -119,21 +131,26 @@ class Placed:
 
 
 def _nearest(
-    pixel_map: PixelMap, rows: tuple[int, int], shape: tuple[int, int], low: int, held: tuple[int, int]
+    pixel_map: PixelMap,
+    part: tuple[tuple[int, int], tuple[int, int]],
+    shape: tuple[int, int],
+    low: int,
+    held: tuple[int, int],
 ) -> tuple[Any, Any]:
-    """Indices of a band of the grid that a frame covers, and of the frame's pixels that belong there.
+    """Indices of a part of the grid that a frame covers, and of the frame's pixels that belong there.
 
     Of the frame the rows from ``low`` on are held, pixels of shape ``held``.
     """
     shift = pixel_map.shift(shape)
     if shift is None:
-        jy, jx, _, _ = nearest_pixels(pixel_map, rows, (0, shape[1]), shape)
+        jy, jx, _, _ = nearest_pixels(pixel_map, *part, shape)
         jy = jy - low
         inside = (jy >= 0) & (jy < held[0]) & (jx >= 0) & (jx < held[1])
         return inside, (jy[inside], jx[inside])
+    (y0, y1), (x0, x1) = part
     to, source = [], []
     for start, size, moved, limit in zip(
-        (rows[0] - low, 0), (rows[1] - rows[0], shape[1]), map(round, shift), held, strict=True
+        (y0 - low, x0), (y1 - y0, x1 - x0), map(round, shift), held, strict=True
     ):
         first = max(-(start + moved), 0)
         stop = max(min(limit - (start + moved), size), first)
@@ -150,11 +167,10 @@ def read(field: Field, unit: Unit, config: Config) -> Placed:
     UnplacedError
         If some cannot be read.
     """
-    k0, k1, y0, y1, placements, grid, own = unit.items
+    k0, k1, y0, y1, placements, grid, own, x0, x1 = unit.items
     check_calibration(config.input, own[1], str(field.path))
     pattern = None if own[0] is None else stored_pattern(field)
-    height, width = field.shape
-    size = (k1 - k0, y1 - y0, width)
+    size = (k1 - k0, y1 - y0, x1 - x0)
     placed: dict[str, NDArray[Any]] = {
         "flux": np.full(size, np.nan, np.float32),
         "error": np.full(size, np.nan, np.float32),
@@ -164,7 +180,7 @@ def read(field: Field, unit: Unit, config: Config) -> Placed:
     detector_height = int(field.attrs["detector_shape"][0])
     lost = []
     for k, placement in enumerate(placements):
-        low, high = _detector_rows(placement.pixel_map, y0, y1, width)
+        low, high = _detector_rows(placement.pixel_map, y0, y1, (x0, x1))
         low, high = max(low, 0), min(high, detector_height)
         if low >= high:
             continue
@@ -173,12 +189,12 @@ def read(field: Field, unit: Unit, config: Config) -> Placed:
         except FrameError as error:
             lost.append((placement.header.source, str(error)))
             continue
-        to, source = _nearest(placement.pixel_map, (y0, y1), (height, width), low, frame.shape)
+        to, source = _nearest(placement.pixel_map, ((y0, y1), (x0, x1)), field.shape, low, frame.shape)
         for name, values in placed.items():
             values[k][to] = getattr(frame, name)[source]
     if lost:
         raise UnplacedError(lost)
-    return Placed(placed, (slice(k0, k1), slice(y0, y1), slice(0, width)), grid)
+    return Placed(placed, (slice(k0, k1), slice(y0, y1), slice(x0, x1)), grid)
 
 
 def apply(data: Placed, state: None, config: Config) -> Output:
@@ -193,13 +209,18 @@ BYTES = {"sample": 28, "least": 25e6}
 
 
 def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
-    """Forecast of one block, frames as wide as the grid."""
-    k0, k1, y0, y1 = unit.items[:4]
+    """Forecast of one block."""
+    k0, k1, y0, y1, *_, x0, x1 = unit.items
     height, width = unit.items[4][0].header.shape
     # whole, beside the block: the pattern, and calibration files, each read in float32
     pattern, files = unit.items[6]
     kept = height * width * (9 * (pattern is not None) + 8 * len(files))
-    return BYTES["sample"] * (k1 - k0) * (y1 - y0) * width + BYTES["least"] + kept
+    return block_memory(k1 - k0, y1 - y0, x1 - x0) + kept
+
+
+def block_memory(epochs: int, rows: int, columns: int) -> float:
+    """Forecast of so many samples, without calibration files."""
+    return BYTES["sample"] * epochs * rows * columns + BYTES["least"]
 
 
 STAGE = Stage(

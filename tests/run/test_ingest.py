@@ -1,7 +1,9 @@
 """Two ingests of one field: no frame is lost, and who comes late is told so."""
 
+import numpy as np
 import pytest
 
+from survey.config import Config
 from survey.io.ledger import FieldBusyError
 from survey.io.store import Field
 from survey.run import ingest as module
@@ -11,7 +13,9 @@ from survey.run.executor import InlineExecutor, connect
 from survey.run.grids import place_grid
 from survey.run.ingest import IngestError, ingest
 from survey.run.progress import Silent
+from survey.run.verify import verify
 from survey.simulate import simulate_field
+from survey.stages import place
 from tests.run.conftest import small_config
 
 
@@ -164,3 +168,37 @@ def test_a_first_ingest_killed_at_its_last_table_goes_on_with_other_workers(few,
     assert [r for r in reports if r.stage == "place"] == [], "what was placed is not placed again"
     assert Field.open(path).attrs["config"]["detect"]["false_alarms"] == 0.5
     assert take_in(path, few[4:5]) == 1, "and more can be added"
+
+
+@pytest.mark.parametrize("turned", [0.0, 0.5])
+def test_a_block_too_wide_for_its_budget_is_placed_in_columns(few, tmp_path, monkeypatch, turned):
+    """To the same bits, whether the maps are shifts or turn the frames."""
+    if turned:
+        simulate_field(tmp_path / "frames", size=96, frames=3, seed=4, events=0, variables=0, rotation=turned)
+        few = sorted((tmp_path / "frames").glob("*.fits"))
+    paths = [tmp_path / name for name in ("whole", "parts")]
+    take_in(paths[0], few[:3])
+    monkeypatch.setattr(place, "BLOCK_SHARE", 1e-9)
+    take_in(paths[1], few[:3])
+    fields = [Field.open(path) for path in paths]
+    assert [len(field.ledger("place").records) for field in fields] == [1, 4]
+    for name in ("flux", "error", "mask", "dq"):
+        whole, parts = (np.asarray(field.array("images/sky", name)[...]).tobytes() for field in fields)
+        assert whole == parts
+    assert verify(paths[1]).problems == []
+
+
+def test_blocks_stay_within_the_budget_whatever_the_field(tmp_path):
+    """What deploy/SCALING.md tells a season to set."""
+    for time_block in (32, 128, 512):
+        rows, columns = place.block_shape(4088, 64, time_block, Config())
+        assert rows % 64 == 0
+        assert place.block_memory(time_block, rows, columns) < Config().grid.memory * 2**30
+    assert place.block_shape(4088, 64, 32, Config())[1] == 4088
+    assert place.block_shape(4088, 64, 512, Config())[1] < 4088
+
+
+def test_what_no_worker_can_hold_is_refused_with_its_number(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(InlineExecutor, "worker_memory", 20 << 20)
+    with pytest.raises(IngestError, match=r"would take 2\d MiB, and the smallest worker holds 20: give"):
+        take_in(tmp_path / "field", few[:2])
