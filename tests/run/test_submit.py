@@ -148,7 +148,7 @@ def test_cancelled_lost_and_resumed_on_this_machine(finished, tmp_path):
     kept = signal.signal(signal.SIGINT, signal.SIG_IGN)
     first = field / "runs" / submit(field, config, [finished.frames], report=False)
     signal.signal(signal.SIGINT, kept)
-    wait_for(lambda: (field / "ledger" / "oversampled.oversampled").exists(), 90, "first tiles")
+    wait_for(lambda: (field / "ledger" / "oversampled.oversampled").exists(), 300, "first tiles")
     assert cancel(field)["state"] == "cancelled"
     assert "cancelled" in (first / "log.txt").read_text()
     with pytest.raises(RunError, match="nothing to cancel"):
