@@ -24,8 +24,10 @@ LOG = logging.getLogger(__name__)
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-_FLAGGED = 1  # set by us in the masks that the program reads
-_FILL = 1e-29  # the program marks pixels without a result by a value below this
+# Its bits "bad value" and "bad input": without the second its convolution reads through a masked pixel.
+_FLAGGED = 0x81
+_FILL = 1e-29  # pixels without a result: a difference or a noise whose size is below this
+_DIFFERENCE = "difference.fits"
 _UNTITLED = ("", "COMMENT", "HISTORY")  # header lines without a value of their own
 
 
@@ -64,7 +66,7 @@ def find_hotpants(path: str | Path | None = None) -> str:
             "or your system's package), give its path by executable=… or "
             "$HOTPANTS, or use method 'sfft', which needs no other program"
         )
-    return found
+    return str(Path(found).absolute())
 
 
 def subtract_hotpants(
@@ -109,8 +111,8 @@ def subtract_hotpants(
     stars : array (n, 2), optional
         (y, x) positions of stars for the program's stamps.
     kernel_poly_order, bg_poly_order : int
-        Degree in x and y of kernel and background. The program's own default is 0 and 1, with which a PSF
-        that varies over the image is not followed.
+        Degree in x and y of kernel and background. With 0, STDPipe's choice, a PSF that varies over the image
+        is not followed.
     radius_fwhm, stamp_fwhm : float
         Kernel's and stamps' half width in FWHM of the broader PSF.
     regions, stamps : (int, int)
@@ -163,7 +165,7 @@ def subtract_hotpants(
         options.setdefault("tg", template_gain)
     with _workplace(keep) as place:
         command = _write(Path(place), new, reference, stars, options, program)
-        _execute(command, timeout)
+        _execute(command, Path(place), timeout)
         return _read(Path(place), command, new, reference, direction)
 
 
@@ -196,7 +198,8 @@ def _prepare(
     spread = float(good.max() - good.min())
     return _Input(
         values.astype(np.float32), bad, sigma.astype(np.float32), fwhm if np.isfinite(fwhm) else 3.0,
-        median - 10 * max(1.4826 * mad, 1e-6), float(good.max()) + 0.01 * spread,
+        # an upper limit that is not above zero is an error to the program
+        median - 10 * max(1.4826 * mad, 1e-6), max(float(good.max()) + 0.01 * spread, 1e-6),
     )  # fmt: skip
 
 
@@ -241,7 +244,10 @@ def _write(
     options: dict[str, Any],
     program: str,
 ) -> tuple[str, ...]:
-    """Write what the program reads; returns its command line."""
+    """Write what the program reads; returns its command line.
+
+    Files go by their bare names, as seen from ``place``: the program copies paths into 256 characters.
+    """
     for name, array in (
         ("image", new.values), ("template", reference.values),
         ("image_mask", new.bad.astype(np.uint16) * _FLAGGED),
@@ -250,17 +256,17 @@ def _write(
     ):  # fmt: skip
         fits.writeto(place / f"{name}.fits", array)
     files = {
-        "inim": "image", "tmplim": "template", "outim": "difference", "imi": "image_mask",
-        "tmi": "template_mask", "ini": "image_noise", "tni": "template_noise",
+        "inim": "image.fits", "tmplim": "template.fits", "outim": _DIFFERENCE, "imi": "image_mask.fits",
+        "tmi": "template_mask.fits", "ini": "image_noise.fits", "tni": "template_noise.fits",
     }  # fmt: skip
     command = [program]
     for option, name in files.items():
-        command += [f"-{option}", str(place / f"{name}.fits")]
+        command += [f"-{option}", name]
     if stars is not None:
         # the program counts pixels from 1
         rows = [f"{x + 1:.3f} {y + 1:.3f}" for y, x in np.asarray(stars, float)]
         (place / "stars.txt").write_text("\n".join(rows) + "\n")
-        command += ["-ssf", str(place / "stars.txt")]
+        command += ["-ssf", "stars.txt"]
     for option, value in options.items():
         command.append(f"-{option}")
         if value is not None:
@@ -268,12 +274,12 @@ def _write(
     return tuple(command)
 
 
-def _execute(command: tuple[str, ...], timeout: float) -> None:
+def _execute(command: tuple[str, ...], place: Path, timeout: float) -> None:
     """Run the program in a process group of its own, so that nothing of it outlives a timeout."""
     LOG.debug("running %s", " ".join(command))
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        start_new_session=True,
+        start_new_session=True, cwd=place,
     ) as process:  # fmt: skip
         try:
             said, _ = process.communicate(timeout=timeout)
@@ -295,11 +301,13 @@ def _execute(command: tuple[str, ...], timeout: float) -> None:
 def _read(
     place: Path, command: tuple[str, ...], new: _Input, reference: _Input, direction: str
 ) -> Subtraction:
-    """The layers that the program wrote: difference, convolved, scaled, noise, and if any a mask."""
+    """The layers that the program wrote: difference, convolved, scaled, noise.
+
+    Where a kernel does not fit in, along the edge, the difference alone is without a result.
+    """
     try:
-        with fits.open(place / "difference.fits", memmap=False) as hdus:
-            planes = [hdu.data for hdu in hdus if hdu.data is not None and hdu.data.ndim == 2]
-            layers = [np.asarray(plane, float) for plane in planes]
+        with fits.open(place / _DIFFERENCE, memmap=False) as hdus:
+            layers = [np.asarray(hdu.data, float) for hdu in hdus if hdu.is_image and hdu.data is not None]
             header = {key: value for key, value in hdus[0].header.items() if key not in _UNTITLED}
     except (OSError, TypeError) as problem:
         raise HotpantsError(f"HOTPANTS wrote no readable difference: {problem}") from problem
@@ -310,9 +318,8 @@ def _read(
             "leave -allm as it is"
         )
     difference, convolved, _, error = layers[:4]
-    bad = new.bad | reference.bad | ~np.isfinite(difference) | ~np.isfinite(error) | (error <= _FILL)
-    if len(layers) > 4:
-        bad |= layers[4] != 0
+    bad = new.bad | reference.bad | ~np.isfinite(difference) | ~np.isfinite(error)
+    bad |= (error <= _FILL) | (np.abs(difference) <= _FILL)
     if bad.all():
         raise HotpantsError("HOTPANTS found no pixel it could subtract: too few stamps with stars")
     difference, error = (np.where(bad, np.nan, a) for a in (difference, error))

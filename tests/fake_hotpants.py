@@ -1,4 +1,9 @@
-"""Stands in for the HOTPANTS program in tests: writes its layers, or misbehaves on demand."""
+"""Stands in for the HOTPANTS program in tests: writes its layers, or misbehaves on demand.
+
+What it does with masks, edges and its output file is what the program's source does (5.1.11): only bit 0x80 of a
+mask spreads with the kernel; along the edge the difference is 1e-30 and the noise is not; a bad pixel's noise is 0;
+single precision; the kernel's coefficients in a table after the images. Too many characters of a path are a crash.
+"""
 
 import json
 import os
@@ -8,6 +13,7 @@ import time
 import numpy as np
 
 BLOCK = 2880
+BAD_INPUT, FILL, LONGEST_PATH = 0x80, 1e-30, 250
 
 
 def read(path):
@@ -27,23 +33,23 @@ def read(path):
     return values + float(cards.get("BZERO", 0))
 
 
+def unit(cards, data):
+    """Header and data, each filled up to whole blocks."""
+    text = "".join(f"{name:<8}= {value!s:>20}".ljust(80) for name, value in cards) + "END".ljust(80)
+    return text.ljust(-(-len(text) // BLOCK) * BLOCK).encode() + data.ljust(-(-len(data) // BLOCK) * BLOCK, b"\0")
+
+
 def write(path, layers, **keywords):
-    """The layers as a primary image and extensions, of doubles."""
+    """The layers as a primary image and extensions, and a table of the kernel as the program titles it."""
     with open(path, "wb") as file:
         for i, layer in enumerate(layers):
-            first = [("SIMPLE", "T")] if i == 0 else [("XTENSION", "'IMAGE   '")]
-            cards = [
-                *first,
-                ("BITPIX", "-64"),
-                ("NAXIS", "2"),
-                ("NAXIS1", layer.shape[1]),
-                ("NAXIS2", layer.shape[0]),
-            ]
-            cards += [("EXTEND", "T"), *keywords.items()] if i == 0 else [("PCOUNT", "0"), ("GCOUNT", "1")]
-            text = "".join(f"{name:<8}= {value!s:>20}".ljust(80) for name, value in cards) + "END".ljust(80)
-            data = layer.astype(">f8").tobytes()
-            file.write(text.ljust(-(-len(text) // BLOCK) * BLOCK).encode())
-            file.write(data.ljust(-(-len(data) // BLOCK) * BLOCK, b"\0"))
+            first = ("SIMPLE", "T") if i == 0 else ("XTENSION", "'IMAGE   '")
+            shape = [("NAXIS", "2"), ("NAXIS1", layer.shape[1]), ("NAXIS2", layer.shape[0])]
+            last = [("EXTEND", "T"), *keywords.items()] if i == 0 else [("PCOUNT", "0"), ("GCOUNT", "1")]
+            file.write(unit([first, ("BITPIX", "-32"), *shape, *last], layer.astype(">f4").tobytes()))
+        cards = [("XTENSION", "'BINTABLE'"), ("BITPIX", "8"), ("NAXIS", "2"), ("NAXIS1", "8"), ("NAXIS2", "4")]
+        cards += [("PCOUNT", "0"), ("GCOUNT", "1"), ("TFIELDS", "1"), ("TTYPE1", "'Region0 '")]
+        file.write(unit([*cards, ("TFORM1", "'D10.8   '")], np.zeros(4, ">f8").tobytes()))
 
 
 def options(arguments):
@@ -58,7 +64,7 @@ def options(arguments):
 
 
 def matched(image, template, good, noise, widths):
-    """The template with the best kernel (Gaussians times polynomials) and sky, and the kernel's sum."""
+    """The template with the best kernel (Gaussians times polynomials) and sky; the kernel, and its sum."""
     edge = 12
     padded = np.pad(template, edge, mode="edge")
     v, u = (np.fft.fftfreq(n, 1 / n) for n in padded.shape)
@@ -75,7 +81,17 @@ def matched(image, template, good, noise, widths):
         weight = use / noise.ravel()
         found = np.linalg.lstsq(design * weight[:, None], image.ravel() * weight, rcond=1e-9)[0]
         use = good.ravel() & (np.abs(image.ravel() - design @ found) < 5 * noise.ravel())
-    return (design @ found).reshape(image.shape), float(found[:-1] @ [k.sum() for k in kernels])
+    kernel = np.tensordot(found[:-1], kernels, axes=1)
+    return (design @ found).reshape(image.shape), kernel, float(kernel.sum())
+
+
+def seen(kernel, flagged):
+    """Which share of the kernel lies on flagged pixels, each pixel's."""
+    edge = 12
+    padded = np.pad(flagged.astype(float), edge)
+    size = np.abs(kernel)
+    share = np.fft.irfft2(np.fft.rfft2(padded) * np.fft.rfft2(size / size.sum()), padded.shape)
+    return share[edge:-edge, edge:-edge]
 
 
 def main():
@@ -101,14 +117,21 @@ def main():
         time.sleep(600)
     if how == "writes nothing":
         return
+    if max(len(word) for word in sys.argv[1:]) > LONGEST_PATH:
+        os.abort()
     image, template = (read(given[name][0]) for name in ("inim", "tmplim"))
-    bad = np.add(*(read(given[name][0]) for name in ("imi", "tmi"))) != 0
+    flags = [read(given[name][0]).astype(int) for name in ("imi", "tmi")]
     noise = np.hypot(read(given["ini"][0]), read(given["tni"][0]))
-    convolved, total = matched(image, template, ~bad, noise, [float(s) for s in given["ng"][2::2]])
+    widths = [float(s) for s in given["ng"][2::2]]
+    convolved, kernel, total = matched(image, template, (flags[0] | flags[1]) == 0, noise, widths)
     difference = image - convolved
-    difference[:3] = 1e-30
-    noise[:3] = 1e-30
-    layers = [difference, convolved, difference / noise, noise]
+    without = ((flags[0] & BAD_INPUT) != 0) | (seen(kernel, (flags[1] & BAD_INPUT) != 0) > 0.01)
+    difference[without], noise[without] = FILL, 0.0
+    edge, inside = int(given["r"][0]), np.zeros(image.shape, bool)
+    inside[edge:-edge, edge:-edge] = True
+    difference[~inside] = FILL
+    scaled = np.divide(difference, noise, out=np.full(image.shape, FILL), where=noise > 0)
+    layers = [difference, convolved, scaled, noise]
     write(given["outim"][0], layers[:1] if how == "one layer" else layers, KSUM00=total)
 
 

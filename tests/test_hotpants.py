@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.ndimage import gaussian_filter
 
 from survey.hotpants import HotpantsError, find_hotpants, subtract_hotpants
 from survey.simulate.pairs import simulate_pair
@@ -42,7 +43,7 @@ def pair():
 def test_hotpants__what_it_is_told(program, pair, tmp_path):
     image, template = pair
     mask = np.zeros(image.shape, bool)
-    mask[5, 6] = True
+    mask[15, 16] = True
     s = subtract_hotpants(
         image, template, mask=mask, error=1.0, template_error=0.5, image_gain=2.0, image_fwhm=3.0,
         template_fwhm=2.0, stars=[(10.0, 20.5)], extra={"ko": 1, "sconv": None}, executable=program,
@@ -62,9 +63,9 @@ def test_hotpants__what_it_is_told(program, pair, tmp_path):
     assert "tg" not in given
     assert (tmp_path / "kept" / "stars.txt").read_text() == "21.500 11.000\n"
     assert s.kernel.header["KSUM00"] == pytest.approx(0.5, abs=0.1)
-    assert s.mask[5, 6]
-    assert s.mask[:3].all()
-    assert s.mask.sum() == 151
+    inside = np.zeros(image.shape, bool)
+    inside[9:-9, 9:-9] = True
+    assert_array_equal(s.mask, mask | ~inside)
     good = ~s.mask
     assert_allclose(s.scaled[good], s.difference[good] / s.error[good])
     assert_allclose(s.difference[good], image[good] - s.convolved[good], atol=1e-4)
@@ -75,6 +76,30 @@ def test_hotpants__the_broader_image_stays(program, pair, tmp_path):
     s = subtract_hotpants(image, template, image_fwhm=2.0, template_fwhm=3.0, executable=program)
     assert json.loads((tmp_path / "log.json").read_text())["c"] == ["i"]
     assert s.direction == "image"
+
+
+def test_hotpants__what_was_seen_through_a_bad_pixel_is_masked(program, pair):
+    """A bad pixel of the convolved one spoils its surroundings, one of the other only itself."""
+    image, template = pair
+    image = gaussian_filter(20 * (image - 50), 1.0)
+    mask, template_mask = np.zeros((2, *image.shape), bool)
+    mask[20, 15], template_mask[20, 30] = True, True
+    s = subtract_hotpants(
+        image, 20 * template, mask=mask, template_mask=template_mask, image_fwhm=3.0, template_fwhm=2.0,
+        error=1.0, template_error=1.0, executable=program,
+    )  # fmt: skip
+    near = s.mask[12:29, 10:40]
+    assert_array_equal(np.argwhere(near[:, :12]), [[8, 5]])
+    assert near[7:10, 19:22].all()
+    assert 9 <= near[:, 12:].sum() <= 60
+
+
+def test_hotpants__in_a_folder_of_any_depth(program, pair, tmp_path):
+    """The program copies the paths it is given into 256 characters."""
+    deep = tmp_path.joinpath(*["a" * 100] * 3)
+    s = subtract_hotpants(*pair, image_fwhm=3.0, template_fwhm=2.0, executable=program, keep=deep)
+    assert not s.mask.all()
+    assert (deep / "difference.fits").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
-"""The night of HAT-P-32: its settings, and its transit in a light curve."""
+"""The night of HAT-P-32: its settings, its frames as a field, and its transit in a light curve."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 from survey.config import load_config
+from survey.run.api import create_field
+from tests.small_field import shared
 
 # Mid-transit by the published ephemeris (JD 2455867.4027 + 1042 x 2.1500082 d, less the light time), MJD,
 # and half of first to fourth contact.
@@ -18,6 +21,18 @@ def night_settings(real_data, every=1):
     config = load_config(Path(__file__).with_name("hatp32.toml"))
     config.input.frames = sorted(str(p) for p in (real_data / "hatp32").glob("*.fits.fz"))[::every]
     return config
+
+
+def ingested_night(real_data, tmp_path_factory):
+    """The settings and a field of all frames, ingested once for all tests: the caller's own copy."""
+    config = night_settings(real_data)
+
+    def make(place):
+        assert not create_field(place / "field", config.input.frames, config).rejected
+
+    path = tmp_path_factory.mktemp("night") / "field"
+    shutil.copytree(shared(tmp_path_factory, "hatp32", make) / "field", path)
+    return config, path
 
 
 def transit(curve, name):

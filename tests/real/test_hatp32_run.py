@@ -11,18 +11,16 @@ from click.testing import CliRunner
 from survey.cli import main
 from survey.io.store import Field
 from survey.run.api import run
-from tests.real.hatp32 import night_settings, transit
+from tests.real.hatp32 import ingested_night, transit
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
 def field(real_data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("hatp32") / "field"
-    config = night_settings(real_data)
-    summary = run(path, config, frames=config.input.frames)
+    config, path = ingested_night(real_data, tmp_path_factory)
+    summary = run(path, config)
     assert summary.ok, summary.failures
-    assert not summary.rejected
     return path
 
 

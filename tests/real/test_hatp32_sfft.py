@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from survey.io.store import Field
-from survey.run.api import create_field, run
+from survey.run.api import run
 from survey.run.results import light_curve
 from survey.run.template import make_template
 from survey.stages.stack import Choice
-from tests.real.hatp32 import night_settings, transit
+from tests.real.hatp32 import ingested_night, transit
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(3600)]
 logger = logging.getLogger(__name__)
@@ -24,9 +24,7 @@ SHARPEST = 24
 
 @pytest.fixture(scope="module")
 def field(real_data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("hatp32") / "field"
-    config = night_settings(real_data)
-    create_field(path, config.input.frames, config)
+    config, path = ingested_night(real_data, tmp_path_factory)
     make_template(path, "stack", "sharp", choice=Choice(count=SHARPEST))
     config.method, config.subtraction.template = "sfft", "sharp"
     summary = run(path, config)

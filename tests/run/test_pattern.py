@@ -45,11 +45,10 @@ def write_night(folder, *, drift=45.0, pattern=0.0, unstable=(), seed=1):
     row, column = np.arange(SHAPE[0]), np.arange(SHAPE[1])
     for k in range(COUNT):
         dy, dx = drift * np.sin(2.1 * k + 0.3), drift * np.cos(1.3 * k)
-        image = np.full(SHAPE, SKY) + 0.05 * column
-        for sy, sx, f in zip(y + dy, x + dx, flux, strict=True):
-            if -12 < sy < SHAPE[0] + 12 and -12 < sx < SHAPE[1] + 12:
-                profiles = (np.exp(-0.5 * ((at - to) / SIGMA) ** 2) for at, to in ((row, sy), (column, sx)))
-                image += f / (2 * np.pi * SIGMA**2) * np.outer(*profiles)
+        across, down = (
+            np.exp(-0.5 * ((at - to[:, None]) / SIGMA) ** 2) for at, to in ((column, x + dx), (row, y + dy))
+        )
+        image = SKY + 0.05 * column + down.T @ (across * flux[:, None]) / (2 * np.pi * SIGMA**2)
         image += rng.normal(0, NOISE, SHAPE)
         for place in unstable:
             image[place] += 300 * restless.random()
