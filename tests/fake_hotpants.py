@@ -1,8 +1,8 @@
 """Stands in for the HOTPANTS program in tests: writes its layers, or misbehaves on demand.
 
-What it does with masks, edges and its output file is what the program's source does (5.1.11): only bit 0x80 of a
-mask spreads with the kernel; along the edge the difference is 1e-30 and the noise is not; a bad pixel's noise is 0;
-single precision; the kernel's coefficients in a table after the images. Too many characters of a path are a crash.
+What it does with masks, edges and its output file is what the program's source does (5.1.11): of a mask only
+bit 0x80 spreads with the kernel; along the edge the difference is 1e-30 and the noise is not; a bad pixel's
+noise is 0; single precision; a table of the kernel after the images. A path that is too long is a crash.
 """
 
 import json
@@ -36,7 +36,8 @@ def read(path):
 def unit(cards, data):
     """Header and data, each filled up to whole blocks."""
     text = "".join(f"{name:<8}= {value!s:>20}".ljust(80) for name, value in cards) + "END".ljust(80)
-    return text.ljust(-(-len(text) // BLOCK) * BLOCK).encode() + data.ljust(-(-len(data) // BLOCK) * BLOCK, b"\0")
+    text, size = text.ljust(-(-len(text) // BLOCK) * BLOCK), -(-len(data) // BLOCK) * BLOCK
+    return text.encode() + data.ljust(size, b"\0")
 
 
 def write(path, layers, **keywords):
@@ -47,8 +48,14 @@ def write(path, layers, **keywords):
             shape = [("NAXIS", "2"), ("NAXIS1", layer.shape[1]), ("NAXIS2", layer.shape[0])]
             last = [("EXTEND", "T"), *keywords.items()] if i == 0 else [("PCOUNT", "0"), ("GCOUNT", "1")]
             file.write(unit([first, ("BITPIX", "-32"), *shape, *last], layer.astype(">f4").tobytes()))
-        cards = [("XTENSION", "'BINTABLE'"), ("BITPIX", "8"), ("NAXIS", "2"), ("NAXIS1", "8"), ("NAXIS2", "4")]
-        cards += [("PCOUNT", "0"), ("GCOUNT", "1"), ("TFIELDS", "1"), ("TTYPE1", "'Region0 '")]
+        cards = [("XTENSION", "'BINTABLE'"), ("BITPIX", "8"), ("NAXIS", "2"), ("NAXIS1", "8")]
+        cards += [
+            ("NAXIS2", "4"),
+            ("PCOUNT", "0"),
+            ("GCOUNT", "1"),
+            ("TFIELDS", "1"),
+            ("TTYPE1", "'Region0 '"),
+        ]
         file.write(unit([*cards, ("TFORM1", "'D10.8   '")], np.zeros(4, ">f8").tobytes()))
 
 
