@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,17 @@ class HotpantsRun:
     command : tuple of str
     header : dict
         Of the difference it wrote; the kernel sum and the figures of merit of its regions among others.
+    coefficients : array (n, regions)
+        Of kernel and background in the program's own order, by its ``-hki``; empty where it wrote none.
+    basis : dict
+        The header of those: numbers, degrees and widths of the Gaussians (NGAUSS, DGAUSS1, SGAUSS1 …), the
+        kernel's edge (FWKERN), the degrees over the image (CKORDER, BGORDER).
     """
 
     command: tuple[str, ...]
     header: dict[str, Any]
+    coefficients: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    basis: dict[str, Any] = field(default_factory=dict)
 
 
 def find_hotpants(path: str | Path | None = None) -> str:
@@ -152,6 +159,8 @@ def subtract_hotpants(
         direction = "template" if widths[1] <= widths[0] else "image"
     if direction not in ("template", "image"):
         raise ValueError(f"direction {direction!r} is not auto, template or image")
+    if str((extra or {}).get("n", "i")) != "i":
+        raise ValueError("extra option n: differences are in the image's units, which is n = 'i'")
     options: dict[str, Any] = {
         **_geometry(widths, radius_fwhm, stamp_fwhm),
         "ko": kernel_poly_order, "bgo": bg_poly_order, "nrx": regions[1], "nry": regions[0],
@@ -163,10 +172,13 @@ def subtract_hotpants(
         options.setdefault("ig", image_gain)
     if template_gain is not None:
         options.setdefault("tg", template_gain)
-    with _workplace(keep) as place:
-        command = _write(Path(place), new, reference, stars, options, program)
-        _execute(command, Path(place), timeout)
-        return _read(Path(place), command, new, reference, direction)
+    try:
+        with _workplace(keep) as place:
+            command = _write(Path(place), new, reference, stars, options, program)
+            _execute(command, Path(place), timeout)
+            return _read(Path(place), command, new, reference)
+    except OSError as problem:  # no program after all, or no room for its files: an error of this pair
+        raise HotpantsError(f"HOTPANTS could not be run: {problem}") from problem
 
 
 @dataclass
@@ -298,9 +310,7 @@ def _execute(command: tuple[str, ...], place: Path, timeout: float) -> None:
         raise HotpantsError(f"HOTPANTS ended with {how}: {last or 'it said nothing'}")
 
 
-def _read(
-    place: Path, command: tuple[str, ...], new: _Input, reference: _Input, direction: str
-) -> Subtraction:
+def _read(place: Path, command: tuple[str, ...], new: _Input, reference: _Input) -> Subtraction:
     """The layers that the program wrote: difference, convolved, scaled, noise.
 
     Where a kernel does not fit in, along the edge, the difference alone is without a result.
@@ -309,6 +319,7 @@ def _read(
         with fits.open(place / _DIFFERENCE, memmap=False) as hdus:
             layers = [np.asarray(hdu.data, float) for hdu in hdus if hdu.is_image and hdu.data is not None]
             header = {key: value for key, value in hdus[0].header.items() if key not in _UNTITLED}
+            kernel = _kernel_table(hdus)
     except (OSError, TypeError) as problem:
         raise HotpantsError(f"HOTPANTS wrote no readable difference: {problem}") from problem
     if len(layers) < 4 or any(layer.shape != new.values.shape for layer in layers):
@@ -324,6 +335,26 @@ def _read(
         raise HotpantsError("HOTPANTS found no pixel it could subtract: too few stamps with stars")
     difference, error = (np.where(bad, np.nan, a) for a in (difference, error))
     return Subtraction(
-        difference, error, difference / error, convolved, bad, bad, HotpantsRun(command, header),
-        direction=direction,
+        difference, error, difference / error, convolved, bad, bad, HotpantsRun(command, header, *kernel),
+        direction=_convolved(header),
     )  # fmt: skip
+
+
+def _convolved(header: Mapping[str, Any]) -> str:
+    """Which of the two the program says it convolved, as with the option c = 'b' it is free to choose."""
+    found = {str(value).strip().lower() for key, value in header.items() if key.startswith("CONVOL")}
+    if len(found) != 1 or not found <= {"template", "image"}:
+        raise HotpantsError(
+            f"HOTPANTS convolved {' and '.join(sorted(found)) or 'nobody knows what'}; give direction, or "
+            "the option sconv for one direction in all regions"
+        )
+    return found.pop()
+
+
+def _kernel_table(hdus: fits.HDUList) -> tuple[Array, dict[str, Any]]:
+    """Coefficients (n, regions) of the kernel and what they belong to, from the table after the images."""
+    for hdu in hdus:
+        if isinstance(hdu, fits.BinTableHDU):
+            columns = [np.asarray(hdu.data[name], float) for name in hdu.columns.names]
+            return np.stack(columns, axis=1), dict(hdu.header.items())
+    return np.zeros((0, 0)), {}

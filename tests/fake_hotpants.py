@@ -56,7 +56,7 @@ def write(path, layers, **keywords):
             ("TFIELDS", "1"),
             ("TTYPE1", "'Region0 '"),
         ]
-        file.write(unit([*cards, ("TFORM1", "'D10.8   '")], np.zeros(4, ">f8").tobytes()))
+        file.write(unit([*cards, ("TFORM1", "'D10.8   '")], np.arange(4, dtype=">f8").tobytes()))
 
 
 def options(arguments):
@@ -139,7 +139,8 @@ def main():
     difference[~inside] = FILL
     scaled = np.divide(difference, noise, out=np.full(image.shape, FILL), where=noise > 0)
     layers = [difference, convolved, scaled, noise]
-    write(given["outim"][0], layers[:1] if how == "one layer" else layers, KSUM00=total)
+    which = "'IMAGE   '" if given["c"] == ["i"] else "'TEMPLATE'"
+    write(given["outim"][0], layers[:1] if how == "one layer" else layers, KSUM00=total, CONVOL00=which)
 
 
 main()

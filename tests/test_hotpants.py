@@ -63,6 +63,8 @@ def test_hotpants__what_it_is_told(program, pair, tmp_path):
     assert "tg" not in given
     assert (tmp_path / "kept" / "stars.txt").read_text() == "21.500 11.000\n"
     assert s.kernel.header["KSUM00"] == pytest.approx(0.5, abs=0.1)
+    assert_array_equal(s.kernel.coefficients[:, 0], [0, 1, 2, 3])
+    assert s.kernel.basis["TTYPE1"] == "Region0"
     inside = np.zeros(image.shape, bool)
     inside[9:-9, 9:-9] = True
     assert_array_equal(s.mask, mask | ~inside)
@@ -102,6 +104,14 @@ def test_hotpants__in_a_folder_of_any_depth(program, pair, tmp_path):
     assert (deep / "difference.fits").exists()
 
 
+def test_hotpants__the_program_s_own_options_do_not_change_what_the_result_means(program, pair):
+    given = {"image_fwhm": 3.0, "template_fwhm": 2.0, "executable": program}
+    assert subtract_hotpants(*pair, **given).direction == "template"
+    assert subtract_hotpants(*pair, **given, extra={"c": "i"}).direction == "image"
+    with pytest.raises(ValueError, match="differences are in the image's units"):
+        subtract_hotpants(*pair, **given, extra={"n": "t"})
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
@@ -134,6 +144,14 @@ def test_hotpants__absent(monkeypatch, pair):
         subtract_hotpants(*pair)
     with pytest.raises(HotpantsError, match="'/nowhere/hotpants' is no program"):
         find_hotpants("/nowhere/hotpants")
+
+
+def test_hotpants__what_is_no_program_after_all(pair, tmp_path):
+    broken = tmp_path / "hotpants"
+    broken.write_bytes(b"\x00 no program of this machine")
+    broken.chmod(0o755)
+    with pytest.raises(HotpantsError, match=r"could not be run: .*Exec format error"):
+        subtract_hotpants(*pair, executable=broken)
 
 
 def test_hotpants__inputs_are_checked(program, pair, tmp_path):

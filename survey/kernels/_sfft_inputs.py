@@ -235,6 +235,14 @@ def lacking_noise(template: Noisy) -> float:
     return float(np.clip(1 - ratio, 0, 1))
 
 
+def _smooth_sky(values: NDArray[np.float64], good: Mask) -> NDArray[np.float64]:
+    """A sky of degree 2: a gradient left in would be alike at all lags, as of a very broad PSF."""
+    try:
+        return measure_background(values, ~good, order=2).surface()
+    except ValueError:  # hardly a pixel is good
+        return np.full(values.shape, np.median(values[good]))
+
+
 def autocorrelation_width(image: Floats, bad: Mask) -> float:
     """Gaussian sigma of an image's stars from its autocorrelation at lags of one and two pixels.
 
@@ -246,7 +254,7 @@ def autocorrelation_width(image: Floats, bad: Mask) -> float:
     values, good = image[cut].astype(float), ~bad[cut]
     if not good.any():
         return np.nan
-    values = np.where(good, values - np.median(values[good]), 0.0)
+    values = np.where(good, values - _smooth_sky(values, good), 0.0)
     found = []
     for lag in (1, 2):
         along = [(values[lag:] * values[:-lag]).mean(), (values[:, lag:] * values[:, :-lag]).mean()]

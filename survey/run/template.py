@@ -29,6 +29,7 @@ from survey.run.worker import function_key
 from survey.run.written import written_entry
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.events import Event
+from survey.stages.methods import METHODS
 from survey.stages.stack import Choice, choose_frames, stack_tile
 from survey.stages.template_records import template_records, template_unit
 from survey.templates.project import TemplateError
@@ -195,12 +196,10 @@ def _stack_unit(
 
 
 def _known_events(target: Field) -> list[Event]:
-    """Events that a search has found, whose samples do not belong into a template."""
-    file = target.events_path("oversampled")
-    if not file.exists():
-        return []
+    """Events that searches have found, by any method, whose samples do not belong into a template."""
     names = ("kind", "x", "y", "time", "sigma_days")
-    rows = read_table(file)
+    files = [target.events_path(method) for method in METHODS]
+    rows = [row for file in files if file.exists() for row in read_table(file)]
     return [{name: row[name] for name in names} for row in rows]
 
 

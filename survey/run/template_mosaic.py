@@ -18,7 +18,7 @@ from survey.io.sky_positions import sky_to_pixels
 from survey.io.store import Field
 from survey.kernels.background import measure_background
 from survey.kernels.frame_quality import RegistrationError
-from survey.stages.template_flux import compare
+from survey.stages.template_flux import OtherSkyError, compare
 from survey.templates import hips, legacy, ps1
 from survey.templates.fetch import Archive
 from survey.templates.footprint import Footprint
@@ -195,6 +195,11 @@ def _scale_to_field(
     """
     try:
         found = compare(target, flux, error, mask)
+    except OtherSkyError as problem:
+        raise TemplateError(
+            f"the template's stars are not the field's, wherever it is shifted by: its WCS is wrong, or it "
+            f"shows another sky ({problem})"
+        ) from None
     except RegistrationError as problem:
         own, zero_point = target.attrs.get("zero_point"), attrs["source_zero_point"]
         if zero_point is not None and own is not None and np.isfinite([zero_point, own]).all():

@@ -77,4 +77,4 @@ def settings(config: Config) -> dict[str, Any]:
     return pairwise.settings(config, ("template", "kernel_order", "background_order"))
 
 
-STAGE = Stage("hotpants", 2, settings, units, read, apply=apply, memory=forecast.pairs)
+STAGE = Stage("hotpants", 3, settings, units, read, apply=apply, memory=forecast.pairs)

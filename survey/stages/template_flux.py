@@ -17,6 +17,13 @@ from survey.stages.frame_table import stored_reference
 from survey.stages.measure import RING, SCALE_RADII
 from survey.stages.register import scale_radius
 
+# So many stars in both, none of them in common: another sky.
+_ENOUGH = 10
+
+
+class OtherSkyError(RegistrationError):
+    """Both have stars in plenty, and no shift brings them together."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -58,6 +65,8 @@ def compare(
 
     Raises
     ------
+    OtherSkyError
+        If both have many and no shift brings them together.
     RegistrationError
         If too few are found.
     """
@@ -96,7 +105,8 @@ def _match(found: StarList, stars: StarList) -> Match:
         try:
             return match_stars(found, stars, order=0, max_rotation=0.0)
         except RegistrationError:
-            raise problem from None
+            kind = OtherSkyError if min(len(found), len(stars)) >= _ENOUGH else RegistrationError
+            raise kind(*problem.args) from None
 
 
 def _fluxes(

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from survey.io.files import write_atomic
+from survey.io.frames import FrameError
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,24 @@ class ArchiveError(RuntimeError):
 
 class NotInArchiveError(ArchiveError):
     """The archive has no such file: the sky there was not observed, say."""
+
+
+@contextmanager
+def discarded_if_damaged(*paths: Path) -> Iterator[None]:
+    """While fetched files are read: one that cannot be is deleted, so that it is fetched anew.
+
+    Raises
+    ------
+    ArchiveError
+        In place of what was wrong with it.
+    """
+    try:
+        yield
+    except (FrameError, OSError) as problem:
+        named = [path for path in paths if str(path) == getattr(problem, "path", None)]
+        for path in named or paths:
+            path.unlink(missing_ok=True)
+        raise ArchiveError(f"{problem}; deleted, so that it is fetched anew: try again") from problem
 
 
 def default_folder() -> Path:
@@ -156,7 +175,7 @@ def _download(url: str, part: Path, timeout: float) -> None:
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", notes["validator"])  # if the file has changed, send it whole
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
+        with _asked(request, timeout) as answer:
             going_on = answer.status == 206 and _first_byte(answer) == have
             if answer.status == 206 and not going_on:
                 part.unlink(missing_ok=True)
@@ -173,7 +192,23 @@ def _download(url: str, part: Path, timeout: float) -> None:
                 raise _PassingError(f"the connection broke after {part.stat().st_size} bytes")
     except urllib.error.HTTPError as refusal:
         raise _refused(url, refusal, part) from None
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as problem:
+
+
+def _asked(request: urllib.request.Request, timeout: float) -> Any:
+    """The beginning of an answer. Some failures of a connection come as bare errors of the system.
+
+    Raises
+    ------
+    HTTPError
+        If the server refuses.
+    _PassingError
+        If there is no answer.
+    """
+    try:
+        return urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError:
+        raise
+    except (OSError, http.client.HTTPException) as problem:
         reason = getattr(problem, "reason", problem)
         raise _PassingError(f"cannot be reached: {reason}") from None
 
@@ -184,17 +219,22 @@ def _copy(answer: Any, stream: IO[bytes]) -> int:
     Raises
     ------
     _PassingError
-        If an answer in chunks, whose length nothing else tells, ends before its last one.
+        If it breaks, by TLS or in any other way, or if an answer in chunks, whose length nothing else tells,
+        ends before its last one.
     """
     came = 0
-    try:
-        while chunk := answer.read(_CHUNK):
-            stream.write(chunk)
-            came += len(chunk)
-    except http.client.IncompleteRead as broken:
-        stream.write(broken.partial)
-        raise _PassingError(f"the connection broke after {stream.tell()} bytes") from None
-    return came
+    while True:
+        try:
+            chunk = answer.read(_CHUNK)
+        except http.client.IncompleteRead as broken:
+            stream.write(broken.partial)
+            raise _PassingError(f"the connection broke after {stream.tell()} bytes") from None
+        except (OSError, http.client.HTTPException) as problem:
+            raise _PassingError(f"the connection broke after {stream.tell()} bytes: {problem}") from None
+        if not chunk:
+            return came
+        stream.write(chunk)
+        came += len(chunk)
 
 
 def _first_byte(answer: Any) -> int:
@@ -220,7 +260,7 @@ def _said(refusal: urllib.error.HTTPError) -> str:
     """The reason in an error's body, where it is JSON as hips2fits sends it, or short text."""
     try:
         text = refusal.read(4096).decode("utf-8", "replace").strip()
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return ""
     try:
         body = json.loads(text)

@@ -11,7 +11,7 @@ from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
 
 from survey.io.sky_images import SkyImage, kept_cards, open_image, sky_noise
-from survey.templates.fetch import Archive
+from survey.templates.fetch import Archive, discarded_if_damaged
 from survey.templates.footprint import Footprint
 from survey.templates.project import TemplateError
 
@@ -20,6 +20,8 @@ BASE = "https://alasky.cds.unistra.fr/hips-image-services/hips2fits"
 MOST_PIXELS = 50_000_000
 # Pixels beyond the field's edge that are asked for, so that its rim can be averaged too.
 MARGIN = 3
+# Values that Pan-STARRS' asinh scale never has.
+_HIGHEST = 30.0
 
 
 def images(
@@ -40,7 +42,7 @@ def images(
     upscale : int
         Pixels asked for along the edge of one of the field's; less where the image would be too large.
     asinh : bool, optional
-        Whether values are on Pan-STARRS' asinh scale; by default where the name says Pan-STARRS.
+        Whether values are on Pan-STARRS' asinh scale; by default where the name and the values say so.
 
     Raises
     ------
@@ -61,15 +63,41 @@ def images(
     cards = {**wcs.to_header(relax=True), "NAXIS1": nx, "NAXIS2": ny}
     query = {"hips": hips, "width": nx, "height": ny, "format": "fits", "wcs": json.dumps(cards)}
     path = archive.fetch(f"{base}?{urlencode(query)}", starts=(b"SIMPLE",))
-    values, header = open_image(path)
+    with discarded_if_damaged(path):
+        values, header = open_image(path)
     if values.shape != (ny, nx):
         raise TemplateError(f"hips2fits sent {values.shape} pixels for {hips}; delete {path}, and try again")
-    scaled = asinh if asinh is not None else "panstarrs" in hips.lower().replace("-", "")
+    scaled = asinh if asinh is not None else on_asinh_scale(hips, values)
     flux = np.asarray(linear_flux(values) if scaled else values, np.float32)
     bad = ~np.isfinite(flux)
     if bad.all() or np.ptp(flux[~bad]) == 0:
         raise TemplateError(f"HiPS {hips} holds nothing at RA {footprint.ra:.4f}, Dec {footprint.dec:.4f}")
-    yield SkyImage(flux, sky_noise(flux, bad, None), bad, wcs, "unknown", None, hips, kept_cards(header))
+    # pixels that hold one value of the survey's do not average its noise
+    alike = min(repeats(values), float(upscale**2))
+    error = sky_noise(flux, bad, None) * np.float32(np.sqrt(alike))
+    yield SkyImage(flux, error, bad, wcs, "unknown", None, hips, kept_cards(header) | {"asinh": bool(scaled)})
+
+
+def on_asinh_scale(hips: str, values: ArrayLike) -> bool:
+    """Whether a HiPS is on Pan-STARRS' asinh scale: all of that survey but g, whose values are fluxes.
+
+    The survey's maps are being replaced: values that would be a flux of 10^12 are no magnitudes.
+    """
+    name = hips.lower().replace("-", "")
+    if "panstarrs" not in name or name.endswith("/g"):
+        return False
+    return not np.nanmax(np.abs(values), initial=0.0) > _HIGHEST
+
+
+def repeats(values: ArrayLike) -> float:
+    """How many pixels hold one value, where the nearest was taken: by neighbours that are equal."""
+    values, area = np.asarray(values), 1.0
+    for axis in (0, 1):
+        steps = np.diff(values, axis=axis)
+        steps = steps[np.isfinite(steps)]
+        if steps.any():
+            area *= steps.size / np.count_nonzero(steps)
+    return area
 
 
 def linear_flux(values: ArrayLike) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from astropy.coordinates import SkyCoord
 from astropy.table import Table
 
 from survey.io.sky_images import SkyImage, image_wcs, kept_cards, open_image
-from survey.templates.fetch import Archive, ArchiveError, NotInArchiveError
+from survey.templates.fetch import Archive, ArchiveError, NotInArchiveError, discarded_if_damaged
 from survey.templates.footprint import Footprint
 from survey.templates.project import TemplateError
 
@@ -55,7 +55,8 @@ def images(footprint: Footprint, band: str, archive: Archive, base: str = BASE) 
 def find_bricks(footprint: Footprint, archive: Archive, base: str = BASE) -> list[str]:
     """Names of the bricks that reach into a field, nearest first."""
     path = archive.fetch(f"{base}/{BRICKS}", starts=(b"\x1f\x8b", *_FITS))
-    table = Table.read(path, format="fits")
+    with discarded_if_damaged(path):
+        table = Table.read(path, format="fits")
     names = {name.lower(): name for name in table.colnames}
     sky = SkyCoord(table[names["ra"]], table[names["dec"]], unit="deg")
     distance = sky.separation(footprint.middle).deg
@@ -79,7 +80,8 @@ def _read_brick(brick: str, band: str, archive: Archive, base: str) -> SkyImage:
             raise ArchiveError(
                 f"{part} {brick}: has an image, but not all that belongs to it: {missing}"
             ) from None
-        return read_brick(image, inverse, bits, band, f"{part} {brick} {band}")
+        with discarded_if_damaged(image, inverse, bits):
+            return read_brick(image, inverse, bits, band, f"{part} {brick} {band}")
     raise problem
 
 

@@ -22,6 +22,10 @@ _COARSE = 0.8
 _BAD_SHARE = 1e-3
 # Pixels of the template beyond the field that may reach into it.
 _MARGIN = 8
+# Good pixels of a seam that tell how two skies differ.
+_SEAM = 100
+# ... and in units of their median deviation over the root of their number: resampled noise is correlated.
+_STANDS_OUT = 15.0
 
 
 class TemplateError(ValueError):
@@ -57,6 +61,8 @@ class Mosaic:
 def project(images: Iterable[SkyImage], wcs: WCS, shape: tuple[int, int]) -> Mosaic:
     """Put images on a grid; where several cover a pixel, the first good one is taken.
 
+    Skies are brought to that of the first image by the median difference where two overlap.
+
     Surface brightness times the grid's pixel area is conserved. Errors are those of an average of the
     pixels that a grid pixel covers; neighbours' correlation is not followed. A pixel with a bad one in
     reach of its resampling kernel is bad.
@@ -80,6 +86,9 @@ def project(images: Iterable[SkyImage], wcs: WCS, shape: tuple[int, int]) -> Mos
             continue
         window, flux, error, bad, covered = placed
         old_bad, origin = result.mask[window], result.origin[window]
+        both = covered & ~bad & (origin >= 0) & ~old_bad
+        if both.sum() >= _SEAM:
+            flux = flux - _step(flux[both] - result.flux[window][both])
         take = covered & ((origin < 0) | (old_bad & ~bad))
         for target, values in ((result.flux, flux), (result.error, error), (result.mask, bad)):
             target[window][take] = values[take]
@@ -89,6 +98,13 @@ def project(images: Iterable[SkyImage], wcs: WCS, shape: tuple[int, int]) -> Mos
         raise TemplateError(f"nothing of {', '.join(names) or 'the template'} lies on the field")
     result.mask |= ~np.isfinite(result.flux) | ~(result.error > 0)
     return result
+
+
+def _step(apart: Floats) -> np.float32:
+    """How much higher one sky is than another, by the differences of good pixels; 0 where that is noise."""
+    step = np.median(apart)
+    noise = np.median(np.abs(apart - step)) / np.sqrt(apart.size)
+    return np.float32(step if abs(step) > _STANDS_OUT * noise else 0.0)
 
 
 def _without_pixels(image: SkyImage) -> SkyImage:

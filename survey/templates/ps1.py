@@ -12,7 +12,7 @@ from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
 
 from survey.io.sky_images import SkyImage, kept_cards, open_image, sky_noise
-from survey.templates.fetch import Archive
+from survey.templates.fetch import Archive, discarded_if_damaged
 from survey.templates.footprint import Footprint
 from survey.templates.project import TemplateError
 
@@ -56,7 +56,9 @@ def images(footprint: Footprint, band: str, archive: Archive, base: str = BASE) 
             kind: archive.fetch(_address(base, name, footprint, size if cut else None), starts=_FITS)
             for kind, name in files.items()
         }
-        yield read_cell(paths["stack"], paths.get("stack.mask"), paths.get("stack.wt"), files["stack"])
+        with discarded_if_damaged(*paths.values()):
+            cell = read_cell(paths["stack"], paths.get("stack.mask"), paths.get("stack.wt"), files["stack"])
+        yield cell
 
 
 def _address(base: str, name: str, footprint: Footprint, size: int | None) -> str:

@@ -5,6 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from survey.kernels._sfft_fit import KernelModel
+from survey.kernels._sfft_inputs import autocorrelation_width
 from survey.kernels._sfft_pass import Scene, sweep
 from survey.kernels._sfft_samples import ShiftedSamples, block_side
 from survey.kernels._sfft_solve import add_sums
@@ -72,6 +73,21 @@ def test_sfft__the_narrower_psf_is_convolved(simulated):
     assert forced.direction == "image"
     with pytest.raises(ValueError, match="direction 'both'"):
         of_pair(simulated, direction="both")
+
+
+def test_sfft__widths_do_not_see_the_sky_s_gradient():
+    """Few stars on a sky that rises by a thousand counts: the widths are the stars'."""
+    rng, (y, x) = np.random.default_rng(0), np.indices((256, 256))
+    none = np.zeros((256, 256), bool)
+    for fwhm in (2.5, 4.0):
+        image = rng.normal(0, 3, (256, 256))
+        for cy, cx, flux in zip(*rng.uniform(20, 236, (2, 30)), 10 ** rng.uniform(3, 4.5, 30), strict=True):
+            image += flux * 0.11 * (2.355 / fwhm) ** 2 * np.exp(
+                -2.77 * ((y - cy) ** 2 + (x - cx) ** 2) / fwhm**2
+            )  # fmt: skip
+        flat, tilted = (autocorrelation_width(image + slope * x, none) for slope in (0.0, 4.0))
+        assert flat == pytest.approx(fwhm / 2.355, rel=0.05)
+        assert tilted == pytest.approx(flat, rel=0.02)
 
 
 def test_sfft__decorrelated_noise_is_white():

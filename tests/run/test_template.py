@@ -42,11 +42,14 @@ def reference_image(field):
     return fit.evaluate(np.zeros(1), np.zeros(1))[0]
 
 
-def write_file(field, path, *, factor=3.0, pedestal=40.0, shift=0.0, **cards):
+def write_file(field, path, *, factor=3.0, pedestal=40.0, shift=0.0, turn=0.0, **cards):
     """The reference, as another telescope would give it: other units, a sky, a WCS of its own."""
     image = factor * reference_image(field) + pedestal
     image += np.random.default_rng(0).normal(0, 1, image.shape)
-    header = parse_wcs(field.attrs["wcs"]).to_header()
+    wcs, angle = parse_wcs(field.attrs["wcs"]), np.radians(turn)
+    turned = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    wcs.wcs.pc = wcs.wcs.get_pc() @ turned
+    header = wcs.to_header()
     header["CRPIX1"] += shift
     for key, value in cards.items():
         header[key] = value
@@ -99,6 +102,12 @@ def test_known_events_are_left_out_of_a_stack(field):
     assert abs(knowing - near) < abs(blind - near)
 
 
+def test_events_of_any_method_are_left_out_of_a_stack(field):
+    field.events_path("oversampled").rename(field.events_path("cpm"))
+    make_template(field.path, "stack", client="synchronous")
+    assert dict(field.root["template/stack"].attrs)["events_left_out"] >= 1
+
+
 def test_frames_are_chosen_by_seeing_time_and_name(finished):
     frames = Field.open(finished.path).frames()
     names = [str(name) for name in frames["frame_id"].values]
@@ -138,6 +147,9 @@ def test_a_file_elsewhere_or_shifted_or_blank_is_refused(field, tmp_path):
     write_file(field, tmp_path / "shifted.fits", shift=6.0)
     with pytest.raises(TemplateError, match="one of the two WCS is wrong"):
         make_template(field.path, str(tmp_path / "shifted.fits"), client="synchronous")
+    write_file(field, tmp_path / "turned.fits", turn=20.0)
+    with pytest.raises(TemplateError, match="its WCS is wrong, or it shows another sky"):
+        make_template(field.path, str(tmp_path / "turned.fits"), client="synchronous")
     fits.PrimaryHDU(np.ones((9, 9), "f4")).writeto(tmp_path / "blank.fits")
     with pytest.raises(ValueError, match="no WCS"):
         make_template(field.path, str(tmp_path / "blank.fits"), client="synchronous")

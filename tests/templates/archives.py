@@ -172,8 +172,11 @@ def ls_brick(stars, wcs, shape, *, noise=0.005, bits=None, uncovered=None, seed=
 # -- hips2fits -----------------------------------------------------------------------------------
 
 
-def hips_answer(stars, *, known="CDS/P/Test/r", asinh=False, noise=0.0, saturation=np.inf):
-    """What hips2fits sends: the sky on the grid that the query describes, or JSON that says why not."""
+def hips_answer(stars, *, known="CDS/P/Test/r", asinh=False, noise=0.0, saturation=np.inf, coarse=1):
+    """What hips2fits sends: the sky on the grid that the query describes, or JSON that says why not.
+
+    The survey's own pixels are ``coarse`` asked ones along an edge, and the nearest one is sent.
+    """
 
     def answer(query):
         if query["hips"] != known:
@@ -189,6 +192,8 @@ def hips_answer(stars, *, known="CDS/P/Test/r", asinh=False, noise=0.0, saturati
         flux += np.random.default_rng(0).normal(0, noise, shape) if noise else 0
         if asinh:
             flux = np.arcsinh(flux / 2) / (0.4 * np.log(10))
+        y, x = (np.arange(n) // coarse * coarse for n in shape)
+        flux = flux[np.ix_(y, x)]
         return 200, to_bytes(fits.PrimaryHDU(flux.astype("f4"), wcs.to_header()))
 
     return answer

@@ -158,6 +158,42 @@ def test_a_hips_is_drawn_on_the_field_s_grid(server, archive, name, asinh):
     assert star_fluxes(found) / 4 == pytest.approx(TRUE, rel=0.02)
 
 
+def test_the_g_band_of_pan_starrs_holds_fluxes(server, archive):
+    name = "CDS/P/PanSTARRS/DR1/g"
+    server.files["/hips2fits"] = archives.hips_answer(STARS, known=name, noise=0.01)
+    found = project(hips.images(FIELD, name, archive, f"{server.url}/hips2fits"), GRID, SHAPE)
+    assert star_fluxes(found) / 4 == pytest.approx(TRUE, rel=0.02)
+    assert found.images[0].notes["asinh"] is False
+
+
+def test_values_that_no_asinh_scale_has_are_fluxes():
+    assert hips.on_asinh_scale("CDS/P/PanSTARRS/DR1/r", [[-2.0, 11.0, np.nan]])
+    assert not hips.on_asinh_scale("CDS/P/PanSTARRS/DR1/r", [[-2.0, 110.0, np.nan]])
+    assert not hips.on_asinh_scale("CDS/P/DES-DR2/r", [[1.0]])
+
+
+@pytest.mark.parametrize("coarse", [1, 2, 4])
+def test_errors_of_a_hips_know_how_often_a_value_is_repeated(server, archive, coarse):
+    """A survey of coarser pixels than asked for: pixels of the field's do not average its noise."""
+    server.files["/hips2fits"] = archives.hips_answer([], noise=0.5, coarse=coarse)
+    found = project(hips.images(FIELD, "CDS/P/Test/r", archive, f"{server.url}/hips2fits"), GRID, SHAPE)
+    error = np.median(found.error)
+    if coarse <= 2:  # resampling makes neighbours alike, and takes nothing from sums
+        sums = found.flux.reshape(12, 5, 14, 5).sum(axis=(1, 3))
+        assert 5 * error == pytest.approx(np.std(sums), rel=0.15)
+    else:  # a pixel of the survey's is four of the field's
+        assert 1 < error / np.std(found.flux) < 1.25
+
+
+def test_a_damaged_file_is_fetched_anew(server, archive):
+    answer = archives.hips_answer(STARS)
+    server.files["/hips2fits"] = lambda query: (200, answer(query)[1][:20000])
+    with pytest.raises(ArchiveError, match="deleted, so that it is fetched anew: try again"):
+        list(hips.images(FIELD, "CDS/P/Test/r", archive, f"{server.url}/hips2fits"))
+    server.files["/hips2fits"] = answer
+    assert len(list(hips.images(FIELD, "CDS/P/Test/r", archive, f"{server.url}/hips2fits"))) == 1
+
+
 def test_a_hips_that_is_not_known_says_so(server, archive):
     server.files["/hips2fits"] = archives.hips_answer(STARS)
     with pytest.raises(ArchiveError, match=r"HTTP 400 .*HiPS CDS/P/Nothing is not known"):

@@ -1,7 +1,10 @@
 """Fetching: kept, retried, resumed; errors that say what failed and what to do."""
 
+import http.client
 import socket
+import ssl
 import time
+import urllib.error
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 
@@ -116,6 +119,35 @@ def test_a_page_that_says_sorry_is_not_kept(server, archive):
         archive.fetch(f"{server.url}/a.fits", starts=(b"SIMPLE",))
     server.files["/a.fits"] = b"SIMPLE  = T"
     assert archive.fetch(f"{server.url}/a.fits", starts=(b"SIMPLE",)).read_bytes() == b"SIMPLE  = T"
+
+
+def test_a_connection_whose_encryption_breaks_is_resumed(server, archive, monkeypatch):
+    """Once an answer has begun, such failures are not wrapped by urllib."""
+    read, reads = http.client.HTTPResponse.read, []
+
+    def breaking(self, amount=None):
+        reads.append(amount)
+        if len(reads) == 2:
+            raise ssl.SSLError("decryption failed or bad record mac")
+        return read(self, amount)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", breaking)
+    server.files["/a.fits"] = CONTENT
+    assert archive.fetch(f"{server.url}/a.fits").read_bytes() == CONTENT
+    assert archive.waited == [1.0]
+    assert server.asked("/a.fits")[1]["Range"] == f"bytes={1 << 18}-"
+
+
+def test_an_error_whose_page_breaks_off_is_that_error(server, archive, monkeypatch):
+    server.files["/a"], server.trouble["/a"] = b"now", [503]
+
+    def breaking(self, amount=None):
+        raise http.client.IncompleteRead(b"")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(urllib.error.HTTPError, "read", breaking, raising=False)
+        assert archive.fetch(f"{server.url}/a").read_bytes() == b"now"
+    assert archive.waited == [1.0]
 
 
 def test_without_a_network_the_message_says_so(archive):

@@ -116,3 +116,17 @@ def test_nothing_on_the_field_is_an_error():
     image = make_image(make_wcs(1.0, (50, 50), ra=10.0), (50, 50), [])
     with pytest.raises(TemplateError, match="nothing of made lies on the field"):
         project([image], make_wcs(1.0, (80, 80)), (80, 80))
+
+
+def test_a_seam_of_two_skies_shows_no_step():
+    """Two halves that overlap by a few columns, one sky a hundred counts above the other."""
+    wcs, rng = make_wcs(1.0, (60, 80)), np.random.default_rng(1)
+    halves = []
+    for columns, sky in ((slice(0, 44), 0.0), (slice(36, 80), 100.0)):
+        cut = wcs[:, columns]
+        flux = (sky + rng.normal(0, 1, (60, 44))).astype("f4")
+        flux[20, 6] += 5000  # a star that only one of them has
+        halves.append(SkyImage(flux, np.ones_like(flux), np.zeros(flux.shape, bool), cut))
+    found = project(halves, wcs, (60, 80))
+    left, right = np.median(found.flux[:, :36]), np.median(found.flux[:, 44:])
+    assert abs(left - right) < 0.2
