@@ -71,7 +71,15 @@ class OversampledDifferences:
         record = self.records.get(unit.name)
         if self.history[unit.name] and record is not None:
             return str(record.payload.get("root", record.payload["first"]))
+        if record is None and self._began is not None:
+            # lost when the others were made: what these are stays what it is
+            return self._key(unit, self._began, [])
         return self.key(unit)
+
+    @property
+    def _began(self) -> int | None:
+        """Epochs that the others were made of first, where some were added to; else None."""
+        return min((history[0] for history in self.history.values() if history), default=None)
 
     def before(self, unit: Unit) -> tuple[str, int] | None:
         """Key and number of epochs until the last addition; None where there was none."""

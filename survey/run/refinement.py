@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import xarray as xr
 
@@ -11,6 +11,7 @@ from survey.run.engine import Engine, stage_key
 from survey.run.identity import images_key
 from survey.stages import refine
 from survey.stages.calibrated import REFINED
+from survey.tiles import Tile
 
 # Rounds of refinement: the first takes errors of percents to 1e-4, the second what was left in the reference.
 REFINEMENTS = 2
@@ -59,13 +60,27 @@ def refine_frames(engine: Engine) -> None:
 
 
 def _can_add(engine: Engine, known: int) -> bool:
-    """Whether there are a calibration and a reference of the first frames."""
+    """Whether there are a calibration and a reference of the first frames, in most windows at least.
+
+    A tile that cannot be read has no reference; what it would tell of later frames the others tell as well.
+    """
     field = engine.target
-    return (
+    if not (
         field.has_table("registration")
         and field.table("registration").sizes["time"] >= known
         and field.has("reference", "normal")
-        and len(field.ledger("oversampled.oversampled").records) == len(field.tiles)
+    ):
+        return False
+    windows = [unit.tile for unit in refine.units(field, engine.config) if unit.tile is not None]
+    made = field.ledger("oversampled.oversampled").records
+    return 2 * _shown(windows, field.tiles, made) > len(windows)
+
+
+def _shown(windows: Sequence[Tile], tiles: Sequence[Tile], made: Container[str]) -> int:
+    """Windows whose tiles all have a reference."""
+    lost = [tile for tile in tiles if tile.name not in made]
+    return sum(
+        not any(t.y0 < w.y1 and w.y0 < t.y1 and t.x0 < w.x1 and w.x0 < t.x1 for t in lost) for w in windows
     )
 
 

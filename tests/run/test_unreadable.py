@@ -1,6 +1,7 @@
 """A shard of images that cannot be read: the rest goes on, and later all is as ever."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from survey.run.api import create_field, run
 from survey.run.differences import RunError
 from survey.run.engine import Engine
 from survey.run.executor import InlineExecutor
+from survey.run.oversampled import OversampledDifferences
 from survey.run.pipeline import Pipeline
-from survey.run.refinement import refine_frames
+from survey.run.refinement import _shown, refine_frames
 from survey.simulate import simulate_field
+from survey.stages.protocol import Unit
+from survey.tiles import tile_grid
 from tests.run.conftest import assert_same_bits
 
 # Four windows of 96 pixels, which overlap; the first 32 pixels are in the first alone.
@@ -99,6 +103,31 @@ def test_a_window_lost_on_a_later_night_leaves_the_nights_before_alone(wide, tmp
     assert (failed, done) == ([], 0)
     assert np.array_equal(scales[:16], first)
     assert len(scales) == 24
+
+
+def test_frames_are_added_where_most_windows_have_a_reference():
+    """One tile of nine that cannot be read does not have all frames refined anew, night by night."""
+    windows, tiles = tile_grid((96, 96), 32), tile_grid((96, 96), 24)
+    names = {tile.name for tile in tiles}
+    assert _shown(windows, tiles, names) == 9
+    assert _shown(windows, tiles, names - {tiles[0].name}) == 8
+    assert _shown(windows, tiles, names - {tiles[5].name}) == 5
+    assert _shown(windows, tiles, set()) == 0
+
+
+def test_what_the_reference_began_as_does_not_change_with_a_tile_that_was_lost():
+    """Else the PSF, and with it every tile's search, would be made anew each night."""
+    units = [Unit(tile.name, tile) for tile in tile_grid((32, 64), 32)]
+    found = OversampledDifferences.__new__(OversampledDifferences)
+    payload = {"first": "key of 30", "root": "key of 20"}
+    found.records = {units[0].name: SimpleNamespace(payload=payload)}
+    found._key = lambda unit, epochs, history, events=(): f"{unit.name} of {epochs} {history}"
+    found.epochs, found.history = 20, {unit.name: [] for unit in units}
+    first = found.root(units[1])
+    for epochs, history in ((30, [20]), (40, [20, 30])):
+        found.epochs, found.history = epochs, {units[0].name: history, units[1].name: []}
+        assert found.root(units[1]) == first
+        assert found.root(units[0]) == "key of 20"
 
 
 def test_a_method_that_leans_on_the_reference_refines_once(wide, tmp_path, monkeypatch):
