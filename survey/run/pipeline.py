@@ -22,6 +22,7 @@ from survey.stages import difference_psf, light_curve_tables, oversampled, photo
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.differences import drift
 from survey.stages.events import Event, touching
+from survey.stages.matching import template_looks
 from survey.stages.methods import TEMPLATE_METHODS, method_of
 from survey.stages.protocol import STAGES, Unit, tile_units
 from survey.tiles import Tile
@@ -141,6 +142,7 @@ class Pipeline:
             if self.config.method in TEMPLATE_METHODS:
                 attrs["template"] = self.config.subtraction.template
                 attrs["psf"] = self.config.subtraction.psf
+                attrs["looks"] = str(template_looks(self.field, self.config.subtraction.template))
         self.field.require_group(group, sizes, attrs)
 
     def _prepare_base(self) -> Pipeline:

@@ -8,7 +8,7 @@ from survey.config import Config
 from survey.io.store import Field
 from survey.run.progress import Progress
 from survey.stages.differences import star_motion
-from survey.stages.matching import kernel_size
+from survey.stages.matching import kernel_size, template_looks
 
 # RMS motion of stars across the detector's pixels, in widths of the PSF, up to which prediction does better
 # there than on the sky grid (measured: equal at 0.55, four times worse at 1.4; deploy/ARCHITECTURE.md).
@@ -39,10 +39,17 @@ def _on(config: Config, grid: str) -> Config:
 
 
 def _for_widths(field: Field, config: Config, *, rebuild: bool) -> Config:
-    """Settings with the edge of the kernel that the first frames' PSFs asked for, where none is set."""
+    """Settings with the edge of the kernel that the first frames' PSFs asked for, where none is set.
+
+    They asked for it with the template of then; another one, or one that looks otherwise, needs its own.
+    """
+    name = config.subtraction.template
     if config.subtraction.kernel_size is not None:
         return config
     known = not rebuild and field.has("difference/sfft", "kernel")
+    if known:
+        noted = field.group_attrs("difference/sfft")
+        known = (noted.get("template"), noted.get("looks")) == (name, str(template_looks(field, name)))
     edge = field.array("difference/sfft", "kernel").shape[1] if known else kernel_size(field, config)
     return config.model_copy(
         update={"subtraction": config.subtraction.model_copy(update={"kernel_size": int(edge)})}
