@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
-from scipy.ndimage import maximum_filter, uniform_filter
+from scipy.ndimage import maximum_filter
 
+from survey.kernels._sfft_loops import signal_seen
 from survey.kernels._sfft_samples import (
     ReferenceSamples,
     Samples,
@@ -17,13 +18,15 @@ from survey.kernels._sfft_samples import (
     TemplateFunction,
     sample_function,
 )
-from survey.kernels.background import Background, measure_background, noise_model
+from survey.kernels.background import Background, measure_background
+from survey.kernels.masks import grow_rectangle
 from survey.kernels.reference import ReferenceFit
 
 Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 # Pixels of an image from which its sky is measured; more add nothing.
 _SKY_PIXELS = 512
+_NOISE_PIXELS = 1024  # and of which the noise's correlation is
 _NORMAL_SQUARED = 0.4549  # median square of a standard normal number
 # S/N of a mean over 3 x 3 pixels that is signal; the share of the field up to which signal is sparse; and
 # the step between sky pixels that stay in the fit of a sparse field.
@@ -80,8 +83,13 @@ def variance_of(image: Floats, bad: Mask, error: ArrayLike | None, gain: float |
     sky = sky_of(image, bad)
     if gain is None:
         return np.broadcast_to(np.asarray(sky.rms**2, image.dtype), image.shape)
-    level = Background(sky.level, sky.rms, sky.level_error, sky.coefficients, image.shape[:2], sky.n_meshes)
-    return np.asarray(noise_model(image, level, gain) ** 2, image.dtype)
+    level = replace(sky, shape=image.shape[:2]).surface().astype(image.dtype)
+    # as `noise_model`, in the image's type and without a root that would be squared
+    above = np.subtract(image, level, out=level)
+    np.maximum(above, 0, out=above)
+    above *= image.dtype.type(1 / gain)
+    above += image.dtype.type(sky.rms**2)
+    return above
 
 
 def prepare_image(
@@ -205,12 +213,8 @@ def without_signal(template: Noisy, kernel_shape: tuple[int, int]) -> Mask:
     shape = template.values.shape
     if template.variance is None:
         return np.zeros(shape, bool)
-    known = ~template.bad
-    value = uniform_filter(np.where(known, template.values, 0), 3)
-    noise = uniform_filter(np.where(known, template.variance, 0), 3) / 9
-    with np.errstate(invalid="ignore"):
-        seen = value * np.abs(value) > _SIGNAL**2 * noise
-    signal = maximum_filter(seen, size=kernel_shape)
+    seen = signal_seen(template.values, template.variance, template.bad, _SIGNAL)
+    signal = grow_rectangle(seen, (kernel_shape[0] // 2, kernel_shape[1] // 2))
     if signal.mean() > _SPARSE:
         return np.zeros(shape, bool)
     signal[::_SKY_STEP, ::_SKY_STEP] = True
@@ -224,8 +228,11 @@ def lacking_noise(template: Noisy) -> float:
     """
     if template.variance is None:
         return 0.0
+    # a part of a large image is enough
+    step = max(min(template.values.shape) // _NOISE_PIXELS, 1)
     v, bad = template.values, template.bad
-    corners = [np.s_[:-1, :-1], np.s_[1:, 1:], np.s_[1:, :-1], np.s_[:-1, 1:]]
+    first, second = slice(None, -1, step), slice(1, None, step)
+    corners = [(first, first), (second, second), (second, first), (first, second)]
     checker = v[corners[0]] + v[corners[1]] - v[corners[2]] - v[corners[3]]
     variance = np.sum([template.variance[c] for c in corners], axis=0)
     good = ~(bad[corners[0]] | bad[corners[1]] | bad[corners[2]] | bad[corners[3]]) & (variance > 0)
@@ -243,7 +250,7 @@ def _smooth_sky(values: NDArray[np.float64], good: Mask) -> NDArray[np.float64]:
         return np.full(values.shape, np.median(values[good]))
 
 
-def autocorrelation_width(image: Floats, bad: Mask) -> float:
+def autocorrelation_width(image: Floats, mask: Mask) -> float:
     """Gaussian sigma of an image's stars from its autocorrelation at lags of one and two pixels.
 
     Lag 0 would hold the noise. Only the comparison of two images of one field is meant.
@@ -251,7 +258,7 @@ def autocorrelation_width(image: Floats, bad: Mask) -> float:
     # a central part of a large image is enough
     step = max(min(image.shape) // _SKY_PIXELS, 1)
     cut = tuple(slice(n // 2 - n // (2 * step), n // 2 + max(n // (2 * step), 1)) for n in image.shape)
-    values, good = image[cut].astype(float), ~bad[cut]
+    values, good = image[cut].astype(float), np.isfinite(image[cut]) & ~mask[cut]
     if not good.any():
         return np.nan
     values = np.where(good, values - _smooth_sky(values, good), 0.0)

@@ -40,12 +40,12 @@ class ShiftedSamples:
     def __init__(self, template: NDArray[np.floating], kernel_shape: tuple[int, int]) -> None:
         self._kernel_shape = kernel_shape
         hy, hx = kernel_shape[0] // 2, kernel_shape[1] // 2
-        self._padded = np.pad(template, ((hy, hy + _WIDEST), (hx, hx + _WIDEST)))
+        self.padded = np.pad(template, ((hy, hy + _WIDEST), (hx, hx + _WIDEST)))
 
     def fill(self, y0: int, x0: int, out: NDArray[np.floating]) -> None:
         """Samples of a block."""
         ky, kx = self._kernel_shape
-        _shifted_block(self._padded, y0, x0, ky, kx, out)
+        _shifted_block(self.padded, y0, x0, ky, kx, out)
 
 
 class SplineSamples:

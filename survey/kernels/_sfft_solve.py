@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from survey.kernels._sfft_fit import KernelModel, Normal
-from survey.kernels._sfft_pass import Planes, Scene, Sums, blocks_of, sweep
+from survey.kernels._sfft_pass import Planes, Scene, blocks_of, sweep
 from survey.kernels._sfft_samples import Samples, block_side
+from survey.kernels._sfft_sums import Sums
 
 Array = NDArray[np.float64]
 

@@ -163,6 +163,27 @@ def sqrt(typingctx, a):
 
 
 @intrinsic
+def total(typingctx, a):
+    """Sum of all lanes, halves added to halves."""
+
+    def codegen(context, builder, sig, args):
+        value, lanes = args[0], a.lanes
+        while lanes > 1:
+            lanes //= 2
+            parts = []
+            for first in (0, lanes):
+                index = ir.Constant(
+                    ir.VectorType(ir.IntType(32), lanes),
+                    [ir.Constant(ir.IntType(32), first + k) for k in range(lanes)],
+                )
+                parts.append(builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), index))
+            value = builder.fadd(*parts)
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+    return a.dtype(a), codegen
+
+
+@intrinsic
 def where_greater(typingctx, a, b, x, y):
     """x in the lanes where a > b, y in the others (and where a or b is NaN)."""
 
@@ -247,3 +268,22 @@ def store_row(typingctx, array, row, column, value):
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, value), codegen
+
+
+@intrinsic
+def prefetch_row(typingctx, array, row, column):
+    """Ask for the cache line of array[row, column], which may lie beyond the array's end."""
+
+    def codegen(context, builder, sig, args):
+        byte, number = ir.IntType(8), ir.IntType(32)
+        pointer = _row_pointer(context, builder, sig.args[0], args[0], args[1], args[2], byte)
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [byte.as_pointer(), number, number, number]),
+            "llvm.prefetch.p0i8",
+        )
+        # for reading, to the second cache, data
+        builder.call(function, [pointer, *(ir.Constant(number, value) for value in (0, 2, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp), codegen

@@ -56,8 +56,14 @@ class Background:
 
     def surface(self) -> Array:
         """Sky of the whole image (y, x)."""
-        y, x = np.indices(self.shape, dtype=float)
-        return self.evaluate(x, y)
+        y, x = np.arange(self.shape[0])[:, None], np.arange(self.shape[1])
+        u, v = _normalised(x, y, self.shape)
+        order = self.order
+        out = np.zeros(self.shape)
+        for j in range(order + 1):
+            line = sum(self.coefficients[n_terms(i + j - 1) + j] * u**i for i in range(order + 1 - j))
+            out += line * v**j
+        return out
 
 
 def _normalised(x: ArrayLike, y: ArrayLike, shape: tuple[int, int]) -> tuple[Array, Array]:

@@ -21,7 +21,14 @@ def grow_square(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     A square is a row of pixels swept along a column, and a sweep is an OR of shifted copies: 15 times as
     fast as a dilation by iterated 3 x 3 squares (1 ms for 16 ms, 1024 x 1024, radius 2).
     """
-    for axis in (mask.ndim - 2, mask.ndim - 1) if radius else ():
+    return grow_rectangle(mask, (radius, radius))
+
+
+def grow_rectangle(mask: NDArray[np.bool_], radii: tuple[int, int]) -> NDArray[np.bool_]:
+    """A mask grown to all pixels at most so many rows and columns away; see `grow_square`."""
+    for axis, radius in zip((mask.ndim - 2, mask.ndim - 1), radii, strict=True):
+        if not radius:
+            continue
         source = np.moveaxis(mask, axis, 0)
         mask = mask.copy()
         grown = np.moveaxis(mask, axis, 0)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import maximum_filter
 
 from survey.kernels._sfft_fit import KernelModel
 from survey.kernels._sfft_inputs import (
@@ -31,6 +30,7 @@ from survey.kernels._sfft_noise import decorrelated
 from survey.kernels._sfft_pass import Scene, pad_variance
 from survey.kernels._sfft_samples import TemplateFunction
 from survey.kernels._sfft_solve import CLIP_FRACTION, Limits, fit
+from survey.kernels.masks import grow_rectangle
 from survey.kernels.reference import ReferenceFit
 from survey.kernels.subtraction import MatchingKernel, Subtraction
 
@@ -166,8 +166,7 @@ def _narrower(given: list[tuple[Any, ...]]) -> Direction:
     widths = []
     for values, mask, _, _ in given:
         values = np.asarray(values)
-        bad = ~np.isfinite(values) | as_mask(mask, values.shape)
-        widths.append(autocorrelation_width(values, bad))
+        widths.append(autocorrelation_width(values, as_mask(mask, values.shape)))
     return "image" if widths[0] < _NARROWER * widths[1] else "template"
 
 
@@ -188,8 +187,8 @@ def _subtract(
     samples, unsampled = make_samples(template.values, template.level, kernel_shape, *phases, given)
     plain = phases[0] is None and phases[1] is None and given is None
     reach = 0 if plain else 2
-    size = tuple(k + 2 * reach for k in kernel_shape)
-    bad = image.bad | unsampled | maximum_filter(template.bad, size=size, mode="constant", cval=True)
+    half_y, half_x = (k // 2 + reach for k in kernel_shape)
+    bad = image.bad | unsampled | _grown(template.bad, (half_y, half_x))
     values = np.where(bad, np.asarray(0, image.values.dtype), image.values)
     assert image.variance is not None
     noise = None if template.variance is None else pad_variance(template.variance, kernel_shape)
@@ -212,6 +211,15 @@ def _subtract(
         model_error=fitted.model_error,
     )  # fmt: skip
     return decorrelated(result, image.variance, template.variance) if decorrelate else result
+
+
+def _grown(bad: NDArray[np.bool_], radii: tuple[int, int]) -> NDArray[np.bool_]:
+    """Pixels within reach of a bad one, or of the edge."""
+    out = grow_rectangle(bad, radii)
+    y, x = radii
+    out[:y] = out[out.shape[0] - y :] = True
+    out[:, :x] = out[:, out.shape[1] - x :] = True
+    return out
 
 
 def _of_image(result: Subtraction) -> Subtraction:

@@ -21,9 +21,10 @@ from survey.config import Config
 from survey.io.store import Field, FieldError
 from survey.kernels._sfft_fit import KernelModel
 from survey.kernels._sfft_inputs import make_samples
-from survey.kernels._sfft_pass import Planes, Scene, Sums, pad_variance, sweep
+from survey.kernels._sfft_pass import Planes, Scene, pad_variance, sweep
 from survey.kernels._sfft_samples import Samples, block_side
 from survey.kernels._sfft_solve import CLIP_FRACTION, Solver, add_sums, check_error, check_pixels
+from survey.kernels._sfft_sums import Sums
 from survey.kernels.pixelmap import n_terms
 from survey.kernels.reference import ReferenceFit
 from survey.stages.calibrated import CalibratedTile, calibrated_frames, psf_widths, read_calibrated

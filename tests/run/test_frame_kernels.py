@@ -7,7 +7,7 @@ import pytest
 
 from survey.config import Config
 from survey.kernels._sfft_fit import KernelModel
-from survey.kernels._sfft_pass import Sums
+from survey.kernels._sfft_sums import Sums
 from survey.run import subtraction
 from survey.run.blocks import Block
 from survey.run.differences import RunError
