@@ -47,6 +47,7 @@ class Rules(NamedTuple):
     noisy: bool
     corrects: bool
     gram: bool
+    tiles: bool  # its sums are made here, not by transforms of the weights kept
     filling: bool
 
 
@@ -71,13 +72,16 @@ class Work(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What blocks add to, and what is kept of each: normal matrix, polynomials of it, brightest pixel."""
+    """What blocks add to, and what is kept of each: sums of samples, with the background's constant (the last
+    of ``edges``), products of polynomials, weights, brightest pixel."""
 
     gradient: NDArray[np.float64]
     noise: NDArray[np.float64]
     counts: NDArray[np.int64]
     grams: NDArray[np.float64]
+    edges: NDArray[np.float64]
     weighed: NDArray[np.float64]
+    weights: Floats
     peaks: NDArray[np.float64]
 
 
@@ -288,10 +292,10 @@ def sweep_blocks(corners, frame, rows, noise, theta, rules, planes, work, found)
         if rules.filling:
             continue
         right, weights = work.right.ravel(), work.weights[: height * width]
-        gram = found.grams[block if rules.gram else 0]
+        tiles = rules.gram and rules.tiles
         products(
             rows.values, start, rows.stride, rows.offsets, right, work.right_offsets, weights, width, n,
-            rules.gram, work.weighed[: 4 * len(weights)], sums, gram,
+            tiles, work.weighed[: 4 * len(weights)], sums, found.grams[block if tiles else 0],
         )  # fmt: skip
         _add_gradient(sums, work, width, height, n, nb, found)
         if rules.corrects:
@@ -304,12 +308,15 @@ def sweep_blocks(corners, frame, rows, noise, theta, rules, planes, work, found)
         if rules.gram:
             y, x = _centre_of_light(rows, start, work, height, width, n)
             terms_at(2 * order, rules.by_x * (left + x) - 1, rules.by_y * (top + y) - 1, found.weighed[block])
-            total = 0.0
+            edge = found.edges[block]
+            edge[n] = 0
             for p in range(len(weights)):
-                total += weights[p]
-            gram[n, n] = total
+                edge[n] += weights[p]
             for a in range(n):
-                gram[a, n] = sums[a, nb]
+                edge[a] = sums[a, nb]
+            if not rules.tiles:
+                for p in range(len(work.weights)):
+                    found.weights[block, p] = work.weights[p]
 
 
 @njit(cache=True, nogil=True)

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from survey.kernels._sfft_assembly import Assembly, choose
 from survey.kernels._sfft_fit import KernelModel
+from survey.kernels._sfft_fourier import FourierGram
 from survey.kernels._sfft_loops import Filled, Found, Frame, Rows, Rules, Work, occupied, sweep_blocks
 from survey.kernels._sfft_products import padded
 from survey.kernels._sfft_samples import Samples, ShiftedSamples, block_side
-from survey.kernels._sfft_sums import Sums, normal_matrix
+from survey.kernels._sfft_sums import Sums, add_products, normal_matrix
 from survey.kernels._simd import VECTOR_BYTES
 from survey.kernels.pixelmap import n_terms
 
@@ -95,6 +97,7 @@ def sweep(
     corners: Sequence[tuple[int, int]] | None = None,
     planes: Planes | None = None,
     side: int | None = None,
+    assembly: Assembly = "auto",
 ) -> Sums:
     """Evaluate a kernel and sum the normal equations of the next one.
 
@@ -115,18 +118,22 @@ def sweep(
         Images to fill.
     side : int, optional
         Side of the blocks; from the polynomials' frame by default, so that tiles have their field's.
+    assembly : {'auto', 'blocks', 'fft'}
+        How the matrix is summed: by products of samples, by transforms, or by what takes less time.
     """
     side = block_side(model.image_shape) if side is None else side
     blocks = np.array(blocks_of(scene.image.shape, side) if corners is None else corners, np.int64)
     blocks = blocks.reshape(-1, 2)
     if planes is None:
         blocks = blocks[occupied(np.ascontiguousarray(scene.excluded), blocks, side)]
-    work = _Workspace(model, samples, scene, side, gram=gram)
+    assembly = choose(assembly, model, samples, side, scene.image.dtype)
+    work = _Workspace(model, samples, scene, side, assembly if gram else None)
     by_y, by_x = (2 / max(size - 1, 1) for size in model.image_shape)
     rules = Rules(
         model.order, by_y, by_x, scene.origin[0], scene.origin[1], side, scene.photon, clip[0], clip[1],
         model_error, _BRIGHT, known=coefficients is not None, noisy=scene.template_variance is not None,
-        corrects=scene.corrects, gram=gram, filling=planes is not None,
+        corrects=scene.corrects, gram=gram, tiles=assembly == "blocks",
+        filling=planes is not None,
     )  # fmt: skip
     work.set(coefficients, planes)
     bright = []
@@ -136,9 +143,9 @@ def sweep(
         peaks = work.found.peaks[: len(part)]
         bright.append(peaks[peaks[:, 2] > 0])
         if gram:
-            work.add(len(part))
+            work.add(part)
     found = work.found
-    matrix = None if work.total is None else normal_matrix(work.total, model.n_kernel + 1, model.order)
+    matrix = normal_matrix(work.grams(), work.edges, model.order) if gram else None
     noise = found.noise if scene.corrects else None
     peaks = np.concatenate([np.zeros((0, 3)), *bright])
     return Sums(matrix, found.gradient.ravel(), int(found.counts[0]), int(found.counts[1]), peaks, noise)
@@ -147,7 +154,9 @@ def sweep(
 class _Workspace:
     """What the loops over blocks read and fill, and the Gram matrices that wait to be added."""
 
-    def __init__(self, model: KernelModel, samples: Samples, scene: Scene, side: int, *, gram: bool) -> None:
+    def __init__(
+        self, model: KernelModel, samples: Samples, scene: Scene, side: int, assembly: Assembly | None
+    ) -> None:
         self.model, self.samples, self.dtype = model, samples, scene.image.dtype
         excluded = np.ascontiguousarray(scene.excluded)
         self.frame = Frame(self._as(scene.image), self._as(scene.variance), excluded)
@@ -157,13 +166,21 @@ class _Workspace:
             self._moving(samples.padded) if isinstance(samples, ShiftedSamples) else self._filled(side)
         )
         self._work(side, width)
-        n, nb, products = model.n_kernel + 1, model.n_poly, n_terms(2 * model.order)
-        self.chunk = int(np.clip(_WAITING_BYTES // (8 * n * n), 1, _CHUNK))
-        self.total = np.zeros((products, n * n)) if gram else None
+        n, nb, products = model.n_kernel, model.n_poly, n_terms(2 * model.order)
+        tiles = assembly == "blocks"
+        self.chunk = int(np.clip(_WAITING_BYTES // (8 * n * n), 1, _CHUNK)) if tiles else _CHUNK
+        self.edges = np.zeros((products, n + 1))
+        self.total = np.zeros((products, n * n)) if tiles else None
+        self.fourier = (
+            FourierGram(samples.padded, model.kernel_shape, side, products, self.dtype)
+            if assembly == "fft" and isinstance(samples, ShiftedSamples)
+            else None
+        )
+        chunk = self.chunk
         self.found = Found(
-            np.zeros((n, nb)), np.zeros((n - 1, nb, nb)), np.zeros(2, np.int64),
-            np.zeros((self.chunk if gram else 1, n, n)), np.zeros((self.chunk, products)),
-            np.zeros((self.chunk, 3)),
+            np.zeros((n + 1, nb)), np.zeros((n, nb, nb)), np.zeros(2, np.int64),
+            np.zeros((chunk if tiles else 1, n, n)), np.zeros((chunk, n + 1)), np.zeros((chunk, products)),
+            np.zeros((chunk if self.fourier else 1, side * width), self.dtype), np.zeros((chunk, 3)),
         )  # fmt: skip
 
     def _as(self, image: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -223,14 +240,27 @@ class _Workspace:
         rows = self.rows.values[: m * rules.side**2].reshape(m, -1)
         for k, (y, x) in enumerate(corners):
             self.samples.fill(int(y), int(x), rows)
-            kept = {
-                name: getattr(self.found, name)[k if rules.gram or name == "peaks" else 0 :]
-                for name in ("grams", "weighed", "peaks")
-            }
+            kept = {name: getattr(self.found, name)[k:] for name in ("edges", "weighed", "peaks")}
+            if rules.gram:
+                kept["grams"] = self.found.grams[k:]
             sweep_blocks(corners[k : k + 1], *given, self.found._replace(**kept))
 
-    def add(self, count: int) -> None:
-        """Add the Gram matrices of so many blocks, in a product of one size for its bits."""
+    def add(self, corners: NDArray[np.int64]) -> None:
+        """Add the Gram matrices of blocks, in products of one size for their bits."""
+        found, count = self.found, len(corners)
+        found.weighed[count:] = 0
+        add_products(self.edges, found.weighed, found.edges)
+        if self.total is not None:
+            add_products(self.total, found.weighed, found.grams.reshape(self.chunk, -1))
+        if self.fourier is not None:
+            side = self.fourier.side
+            weights = found.weights[:count].reshape(count, side, -1)[:, :, :side]
+            self.fourier.add(corners, weights, found.weighed[:count])
+
+    def grams(self) -> Array:
+        """Sums of Gram matrices, (products, n_kernel, n_kernel)."""
+        if self.fourier is not None:
+            return self.fourier.grams()
         assert self.total is not None
-        self.found.weighed[count:] = 0
-        self.total += self.found.weighed.T @ self.found.grams.reshape(self.chunk, -1)
+        n = self.model.n_kernel
+        return self.total.reshape(-1, n, n)

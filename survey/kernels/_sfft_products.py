@@ -143,15 +143,18 @@ def products(
     weighed : array (4 * height * width,)
         Scratch.
     sums : array (samples padded, right padded)
-    gram : array (n + 1, n + 1)
-        Filled where column >= row, but for the last.
+    gram : array (n, n)
+        Filled where column >= row.
     """
     tile = np.empty((4, 4))
     for s in range(0, len(offsets), 4):
         _weigh(values, start, stride, offsets[s:], weights, width, weighed)
         for t in range(0, len(right_offsets), 4):
             _tile(weighed, right, 0, width, right_offsets[t:], width, tile)
-            sums[s : s + 4, t : t + 4] = tile
+            # by numbers: numba takes five seconds to compile what assigns an array to an array
+            for i in range(4):
+                for j in range(4):
+                    sums[s + i, t + j] = tile[i, j]
         if not wanted:
             continue
         for t in range(s, n, 4):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from survey.kernels._sfft_assembly import Assembly
 from survey.kernels._sfft_fit import KernelModel, Normal
 from survey.kernels._sfft_pass import Planes, Scene, blocks_of, sweep
 from survey.kernels._sfft_samples import Samples, block_side
@@ -37,6 +38,7 @@ class Limits:
     ridge: float
     clip: float
     max_iter: int
+    assembly: Assembly = "auto"
 
 
 @dataclass
@@ -114,13 +116,16 @@ def fit(model: KernelModel, samples: Samples, scene: Scene, limits: Limits) -> F
     check_pixels(model, int((~scene.excluded).sum()))
     clip = (limits.clip, CLIP_FRACTION)
     part = _part(model, scene)
-    first = sweep(model, samples, scene, None, corners=part)
+    first = sweep(model, samples, scene, None, corners=part, assembly=limits.assembly)
     solver = Solver(model, limits.ridge, scene.noise_kept)
     coefficients = solver.step(first)
     look = sweep(model, samples, scene, coefficients, clip=clip, gram=False, corners=part)
     model_error, clipped, stale = look.model_error(), -1, True
     for iteration in range(1, max(limits.max_iter, 1)):
-        sums = sweep(model, samples, scene, coefficients, clip=clip, model_error=model_error, gram=stale)
+        sums = sweep(
+            model, samples, scene, coefficients, clip=clip, model_error=model_error, gram=stale,
+            assembly=limits.assembly,
+        )  # fmt: skip
         check_pixels(model, sums.pixels)
         coefficients = solver.step(sums)
         found = sums.model_error()

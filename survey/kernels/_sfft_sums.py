@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from survey.kernels.pixelmap import n_terms
+from scipy.linalg.blas import dgemm
 
 Array = NDArray[np.float64]
 _HALF_NORMAL_MEDIAN = 0.4549  # median of chi2 with one degree of freedom
@@ -83,23 +82,37 @@ class Sums:
         return high
 
 
-def normal_matrix(total: Array, n: int, order: int) -> Array:
+def normal_matrix(grams: Array, edges: Array, order: int) -> Array:
     """The whole symmetric matrix of all coefficients.
 
     Parameters
     ----------
-    total : array (n_terms(2 * order), n * n)
-        Of every monomial that is a product of two polynomials: the Gram matrix of ``n`` samples, its upper
-        triangle; below is zero.
+    grams : array (n_terms(2 * order), n, n)
+        Of every monomial that is a product of two polynomials: the Gram matrix of the samples; only its upper
+        triangle is read.
+    edges : array (n_terms(2 * order), n + 1)
+        Sums of the samples, and of the weights: the background's constant.
     """
-    grams = total.reshape(len(total), n, n)
-    filled = grams + grams.transpose(0, 2, 1)
-    index = np.arange(n)
-    filled[:, index, index] /= 2
+    n = grams.shape[1]
+    whole = np.empty((len(grams), n + 1, n + 1))
+    whole[:, :n, :n] = np.triu(grams) + np.triu(grams, 1).transpose(0, 2, 1)
+    whole[:, n], whole[:, :, n] = edges, edges
     powers = [(d, j) for d in range(order + 1) for j in range(d + 1)]
-    nb = n_terms(order)
-    out = np.empty((n, nb, n, nb))
+    nb = len(powers)
+    out = np.empty((n + 1, nb, n + 1, nb))
     for b, (d, j) in enumerate(powers):
         for c, (e, k) in enumerate(powers):
-            out[:, b, :, c] = filled[(d + e) * (d + e + 1) // 2 + j + k]
-    return out.reshape(n * nb, n * nb)
+            out[:, b, :, c] = whole[(d + e) * (d + e + 1) // 2 + j + k]
+    return out.reshape((n + 1) * nb, (n + 1) * nb)
+
+
+def add_products(total: Array, products: Array, values: Array) -> None:
+    """Add ``products.T @ values`` to ``total`` in its place: it may be the largest array there is.
+
+    Parameters
+    ----------
+    total : array (products, m)
+    products : array (n, products)
+    values : array (n, m)
+    """
+    dgemm(1.0, values.T, products.T, 1.0, total.T, trans_b=1, overwrite_c=1)

@@ -1,9 +1,9 @@
 """Image subtraction with a spatially varying delta-basis kernel, fitted by linear least squares.
 
-The model of SFFT (Hu et al. 2022, ApJ 936, 157) without its Fourier transforms:
-``image(p) = sum_ab c_ab P_b(p) R(p - a) + background(p)``. The normal equations are summed over blocks of
-pixels, so that any mask and any weights may be used. On a frame placed by nearest pixel the template is
-evaluated at the frame's true positions, ``R(p - a + phase(p))``; the data are never interpolated.
+The model of SFFT (Hu et al. 2022, ApJ 936, 157): ``image(p) = sum_ab c_ab P_b(p) R(p - a) + background(p)``.
+The normal equations are summed over blocks of pixels, so that any mask and any weights may be used; within a
+block by products or, for large kernels, by Fourier transforms. On a frame placed by nearest pixel the
+template is evaluated at the frame's true positions, ``R(p - a + phase(p))``; the data are never interpolated.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from survey.kernels._sfft_assembly import Assembly, check_assembly
 from survey.kernels._sfft_fit import KernelModel
 from survey.kernels._sfft_inputs import (
     Noisy,
@@ -65,6 +66,7 @@ def subtract_sfft(
     template_samples: ArrayLike | TemplateFunction | ReferenceFit | None = None,
     direction: Direction = "auto",
     decorrelate: bool = False,
+    assembly: Assembly = "auto",
 ) -> Subtraction:
     """Convolve a template to an image's PSF, scale and background, and subtract it.
 
@@ -107,6 +109,11 @@ def subtract_sfft(
     decorrelate : bool
         Whiten the difference's noise, which a convolved noisy template correlates between pixels; the PSF of
         the difference changes (`Subtraction.decorrelation`).
+    assembly : {'auto', 'blocks', 'fft'}
+        How the normal equations are summed over a block's pixels: by products of template samples, or by
+        transforms, which for one pixel shift after another need the template on the image's pixels or at one
+        phase. Equal but for rounding, with any mask and any weights; 'auto' takes what is faster for the
+        kernel's size.
 
     Returns
     -------
@@ -141,10 +148,11 @@ def subtract_sfft(
         raise ValueError(f"direction {direction!r} is not auto, template or image")
     if direction == "image" and continuous:
         raise ValueError("the image cannot be convolved where phases or template_samples are given")
+    check_assembly(assembly)
     options: dict[str, Any] = {
         "model": (kernel_poly_order, flux_poly_order, bg_poly_order),
         "kernel_shape": tuple(kernel_shape),
-        "limits": Limits(ridge, clip, max_iter),
+        "limits": Limits(ridge, clip, max_iter, assembly),
         "stars": (stars, star_radius),
         "decorrelate": decorrelate,
     }

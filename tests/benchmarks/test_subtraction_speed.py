@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.fft import irfft2, rfft2
 
+from survey.kernels._sfft_assembly import choose
 from survey.kernels._sfft_fit import KernelModel
 from survey.kernels._sfft_pass import Scene, blocks_of, sweep
 from survey.kernels._sfft_samples import ShiftedSamples
@@ -105,30 +105,31 @@ def test_peers_1024(tmp_path):
         assert found["seconds"] > ours
 
 
-@pytest.mark.parametrize("side", [7, 15, 31])
-def test_assembly_by_fourier_transforms_would_be_slower(side):
-    """Normal sums of any weights by correlations, their transforms alone, against blocks (1024^2, order 2).
-
-    With weights w the sums are ``sum_p w P_b P_b' R(p - a) R(p - a')``: for each of the lags a - a' one
-    transform of R R(. - lag), and an inverse one for each of the 15 products of polynomials. With one weight
-    for all pixels 16 transforms and 15 inverse ones give all lags, but stars never weigh what sky does.
-    """
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("edge", [7, 15, 31])
+def test_assembly_chosen_is_the_faster(edge, dtype):
+    """Normal sums of one pass over a part of 1024^2, order 2, any weights: both ways, measured."""
     pair = simulate_pair(seed=1)
-    model = KernelModel((side, side), 2, 1, 2, pair.image.shape)
-    samples = ShiftedSamples(pair.template - 150.0, (side, side))
-    scene = Scene(pair.image - 300.0, pair.error**2, pair.mask)
-    # a part of the blocks tells the time of all
-    corners = blocks_of(pair.image.shape, 32)[:: 4 if side < 31 else 16]
-    blocks = best(lambda: sweep(model, samples, scene, None, corners=corners), 2)
-    blocks *= len(blocks_of(pair.image.shape, 32)) / len(corners)
-    forward = best(lambda: rfft2(pair.image))
-    transformed = rfft2(pair.image)
-    inverse = best(lambda: irfft2(transformed, pair.image.shape))
-    lags = ((2 * side - 1) ** 2 + 1) // 2
-    transforms = lags * (forward + 15 * inverse)
-    equal = 16 * forward + 15 * inverse
+    shape = pair.image.shape
+    model = KernelModel((edge, edge), 2, 1, 2, shape)
+    samples = ShiftedSamples((pair.template - 150.0).astype(dtype), (edge, edge))
+    image = np.where(pair.mask, 0, pair.image - 300.0).astype(dtype)
+    scene = Scene(image, (pair.error**2).astype(dtype), pair.mask)
+    # blocks cost the same each; what is done once for all of them is what two runs have in common
+    corners = blocks_of(shape, 32)
+    few, many = (4, 260) if edge < 20 else (4, 36)
+
+    def seconds(assembly, count):
+        part = corners[:count]
+        return best(lambda: sweep(model, samples, scene, None, corners=part, assembly=assembly), 3)
+
+    def each(assembly):
+        return (seconds(assembly, many) - seconds(assembly, few)) / (many - few) * 1e3
+
+    took = {assembly: each(assembly) for assembly in ("blocks", "fft")}
+    chosen = choose("auto", model, samples, 32, np.dtype(dtype))
     LOG.info(
-        "kernel of %d: blocks %.2f s; transforms at least %.1f s, %.2f s if all pixels weighed the same",
-        side, blocks, transforms, equal,
+        "kernel of %d, %s: blocks %.2f, transforms %.2f ms a block (of 1024 in 1024^2); chosen %s",
+        edge, dtype.__name__, took["blocks"], took["fft"], chosen,
     )  # fmt: skip
-    assert transforms > 3 * blocks
+    assert took[chosen] <= 1.1 * min(took.values())
