@@ -20,6 +20,7 @@ FRAMES = sorted((ROOT / "hatp32").glob("HATP-32*.fits.fz"))
 
 pytestmark = [
     pytest.mark.real,
+    pytest.mark.slow,
     pytest.mark.skipif(len(FRAMES) != 142, reason=f"the 142 HAT-P-32 frames are not in {ROOT / 'hatp32'}"),
 ]
 
