@@ -95,7 +95,7 @@ def test_the_tiles_do_not_matter(finished, tmp_path):
     assert_same_bits(finished.path, tmp_path / "field", ("reference", "difference/oversampled"))
 
 
-@pytest.mark.parametrize("stage", ["place", "oversampled.oversampled"])
+@pytest.mark.parametrize("stage", [pytest.param("place", marks=pytest.mark.slow), "oversampled.oversampled"])
 def test_killed_and_resumed_equals_undisturbed(finished, tmp_path, stage):
     field = tmp_path / "field"
     config = tmp_path / "run.toml"
