@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import hashlib
 import json
 import tomllib
@@ -135,8 +136,8 @@ def from_store(values: dict[str, Any], *, source: str = "settings") -> Config:
 
 
 def to_show(config: Config) -> dict[str, Any]:
-    """Settings as a run's record tells them: without the setup lines of jobs."""
-    return config.model_dump(mode="json", exclude={"cluster": {"slurm": {"setup"}}})
+    """Settings as a run's files tell them: without the lines of shell and options of jobs."""
+    return config.model_dump(mode="json", exclude={"cluster": {"slurm": set(SlurmSettings.PRIVATE)}})
 
 
 def make_config(values: dict[str, Any], *, source: str = "settings") -> Config:
@@ -178,7 +179,7 @@ def load_config(path: str | Path) -> Config:
         raise ConfigError(f"{path}: not a TOML file: {error}") from None
     config = make_config(values, source=str(path))
     base = path.resolve().parent
-    config.input.frames = [_absolute(base, p) for p in config.input.frames]
+    config.input.frames = [_pattern(base, p) for p in config.input.frames]
     for table, key in (
         (config.input, "bias"),
         (config.input, "dark"),
@@ -191,6 +192,14 @@ def load_config(path: str | Path) -> Config:
         if getattr(table, key) is not None:
             setattr(table, key, _absolute(base, getattr(table, key)))
     return config
+
+
+def _pattern(base: Path, pattern: str) -> str:
+    """A path or glob pattern relative to a folder, whose own name is no pattern."""
+    named = _absolute(base, pattern)
+    if Path(named).exists() or Path(pattern).expanduser().is_absolute():
+        return named
+    return str(Path(glob.escape(str(base))) / pattern)
 
 
 def _absolute(base: Path, path: str) -> str:

@@ -19,7 +19,7 @@ from survey.run.api import run
 from survey.run.clusters import ClusterError, remote_client
 from survey.run.live import OBJECT_BEAT_SECONDS, LiveProgress
 from survey.run.record import RUN_ID, RunSummary
-from survey.run.submit import read_job
+from survey.run.submit import read_job, take_private
 
 logger = logging.getLogger("survey.driver")
 
@@ -37,6 +37,7 @@ def main(folder: str, scheduler: str | None = None) -> int:
     job = read_job(folder)
     RUN_ID.set(job["run_id"])
     config = make_config(job["settings"], source=f"{folder}/job.json")
+    take_private(config)
     if scheduler:
         # Beside the scheduler its own certificates serve, which the environment names.
         config.cluster.scheduler, config.cluster.tls = scheduler, None

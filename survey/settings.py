@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -394,6 +394,9 @@ class SlurmSettings(Settings):
     directives: list[str] = Field([], description="further #SBATCH options")
     scratch: str | None = Field(None, description="local directory of the workers")
     logs: str | None = Field(None, description="directory of the jobs' output")
+
+    # What may hold that which gives access to something.
+    PRIVATE: ClassVar[tuple[str, ...]] = ("setup", "directives")
 
 
 class ClusterSettings(Settings):

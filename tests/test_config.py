@@ -1,6 +1,7 @@
 import pytest
 
 from survey.config import Config, ConfigError, load_config, make_config, settings_hash
+from survey.io.frames import find_files
 
 
 def test_unknown_key_names_the_nearest():
@@ -24,6 +25,16 @@ def test_paths_are_relative_to_the_file(tmp_path):
     config = load_config(file)
     assert config.input.frames == [str(tmp_path / "night/*.fits")]
     assert config.photometry.targets == str(tmp_path / "t.csv")
+
+
+def test_a_folder_is_no_pattern(tmp_path):
+    folder = tmp_path / "night[1]"
+    folder.mkdir()
+    for name in ("a.fits", "b.fits", "c[1].fits"):
+        (folder / name).touch()
+    (folder / "run.toml").write_text('[input]\nframes = ["?.fits", "c[1].fits"]\n')
+    found = find_files(load_config(folder / "run.toml").input.frames)
+    assert found == [str(folder / name) for name in ("a.fits", "b.fits", "c[1].fits")]
 
 
 def test_missing_and_broken_files(tmp_path):

@@ -62,8 +62,9 @@ def submit(
 @main.command()
 @click.argument("field", type=FIELD)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--method", type=METHOD, default="oversampled", show_default=True)
 @click.option("--watch", is_flag=True, help="Follow the run under way to its end.")
-def status(field: Location, as_json: bool, watch: bool) -> None:
+def status(field: Location, as_json: bool, method: str, watch: bool) -> None:
     """Say what a field holds, what runs on it and how its runs ended.
 
     \b
@@ -76,7 +77,7 @@ def status(field: Location, as_json: bool, watch: bool) -> None:
     if watch:
         sys.exit(_watch(field))
     states = run_states(field)
-    found = _contents(field, bool(states))
+    found = _contents(field, method, bool(states))
     if as_json:
         click.echo(json.dumps({**found, "runs": states}, default=str))
         return
@@ -86,13 +87,13 @@ def status(field: Location, as_json: bool, watch: bool) -> None:
         click.echo(f"run          {_line(state)}")
 
 
-def _contents(field: Location, submitted: bool) -> dict[str, Any]:
+def _contents(field: Location, method: str, submitted: bool) -> dict[str, Any]:
     """What the field holds; a run that has only just been submitted may not have made it yet."""
     from survey.io.store import FieldError
     from survey.run.status import field_status
 
     try:
-        found = field_status(field)
+        found = field_status(field, method)
     except FieldError:
         if not submitted:
             raise
@@ -175,8 +176,19 @@ def logs(field: Location, run: str | None, follow: bool) -> None:
         click.echo(text[shown:].decode(errors="replace"), nl=False)
         shown = len(text)
         if not follow or ended:
+            if not shown and not printed.exists():
+                _tell_printed(folder)
             return
         time.sleep(0.5)
+
+
+def _tell_printed(folder: Location) -> None:
+    """Where to look for the words of a driver that died before it kept a log in a bucket."""
+    from survey.run.submit import read_job
+
+    job = read_job(folder)
+    if "printed" in job:
+        click.echo(f"no log; what its driver printed is in {job['printed']} on {job['host']}", err=True)
 
 
 @main.command()

@@ -18,6 +18,8 @@ def serve(folder: Path, host: str, port: int) -> None:
 
     GET /fields, /fields/NAME/status, /fields/NAME/events, /fields/NAME/lightcurve?event=E00001 (or ra and
     dec, x and y), /fields/NAME/report.html; POST /fields/NAME/run and /fields/NAME/cancel, with the token.
+    Reading needs none: whoever is logged in on this machine reads the fields through it, whatever their
+    files' modes say.
 
     \b
     Example:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from survey.config import Config
 from survey.io.locations import remove_files
 from survey.run.differences import Waiting
 from survey.run.engine import stage_key
@@ -32,6 +33,18 @@ def same_event(known: Event, event: Event) -> bool:
     longest = max(known["sigma_days"], event["sigma_days"])
     shortest = min(known["sigma_days"], event["sigma_days"])
     return bool(near and abs(known["time"] - event["time"]) <= longest <= 2.5 * shortest)
+
+
+def tile_key(
+    config: Config, name: str, images: str, history: Sequence[int], events: Sequence[Event] = ()
+) -> str:
+    """Key of a tile: of its images, of the epochs that were added to them, of the events left out."""
+    inputs: dict[str, Any] = {"images": images}
+    if history:
+        inputs["appended"] = list(history)
+    if events:
+        inputs["events"] = [[e[name] for name in EXCLUDED] for e in events]
+    return stage_key("oversampled", config, name, inputs)
 
 
 class OversampledDifferences:
@@ -166,12 +179,7 @@ class OversampledDifferences:
     def _new_key(self, unit: Unit, epochs: int, history: Sequence[int], events: Sequence[Event]) -> str:
         if epochs not in self._images:
             self._images[epochs] = images_key(self.pipeline.field, self.pipeline.frames, epochs=epochs)
-        inputs: dict[str, Any] = {"images": self._images[epochs]}
-        if history:
-            inputs["appended"] = list(history)
-        if events:
-            inputs["events"] = [[e[name] for name in EXCLUDED] for e in events]
-        return stage_key("oversampled", self.pipeline.config, unit.name, inputs)
+        return tile_key(self.pipeline.config, unit.name, self._images[epochs], history, events)
 
     def _recall(self, unit: Unit) -> None:
         """Whether the tile's data are of these images, or of the first of them and can be added to."""

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import survey.stages.registry  # noqa: F401  (every stage may be asked for its memory)
-from survey.config import Config
+from survey.config import Config, ConfigError, make_config, settings_hash
 from survey.io.frames import combine_scans, find_files, scan_file
 from survey.io.locations import Location
 from survey.io.store import Field, holds_frames
+from survey.run.engine import ledger_name
+from survey.run.identity import images_key
+from survey.run.oversampled import tile_key
 from survey.stages import place, refine
-from survey.stages.calibrated import outlook
+from survey.stages.calibrated import calibrated_frames, outlook
 from survey.stages.protocol import STAGES, Outlook, Unit
 from survey.tiles import Tile, choose_tile_size, tile_grid
 
@@ -167,7 +170,28 @@ def _memory(shape: tuple[int, int], tile: int, seen: Outlook, config: Config) ->
 
 
 def _done(field: Field, config: Config) -> dict[str, int]:
-    """Units whose data carry a key, per stage (whether it is the wanted one only a run can tell)."""
-    from survey.run.engine import ledger_name
+    """Units that a run would find done: made of the frames as they are now, by these settings."""
+    frames = calibrated_frames(field)
+    reference = config.reference.for_epochs(frames.sizes["time"])
+    config = config.model_copy(update={"reference": reference})
+    images = images_key(field, frames)
+    made = sum(
+        record.payload.get("first") == tile_key(config, name, images, record.payload.get("appended", []))
+        for name, record in field.ledger(ledger_name("oversampled", "oversampled")).records.items()
+    )
+    searched = len(field.ledger(ledger_name("detect", config.method)).records)
+    whole = made == len(field.tiles) and _searches_alike(field, config)
+    return {"oversampled": made, "detect": searched if whole else 0}
 
-    return {s: len(field.ledger(ledger_name(s, config.method)).records) for s in ("oversampled", "detect")}
+
+def _searches_alike(field: Field, config: Config) -> bool:
+    """Whether the method's last run that ended searched with these settings; yes, where none has ended."""
+    ended = [r for r in field.runs() if r["method"] == config.method and r["status"] == "done"]
+    if not ended:
+        return True
+    try:
+        before = make_config(ended[-1]["settings"])
+    except ConfigError:
+        return False
+    stages = [STAGES[name] for name in ("detect", "psf")]
+    return all(settings_hash(s.settings(before)) == settings_hash(s.settings(config)) for s in stages)

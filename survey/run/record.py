@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
@@ -62,6 +62,9 @@ class RunSummary:
         All of the field that the run worked on: their ``number``, a ``hash`` of their fingerprints.
     failed_pairs : int
         Pairs of frames (by group of objects and direction) that NN2 could not subtract and went on without.
+    attempts : list of dict
+        Earlier attempts of a submitted run, whose cluster was lost: seconds, units computed, failures. What
+        they did is in the sums above.
     """
 
     run_id: str
@@ -81,6 +84,7 @@ class RunSummary:
     added: list[tuple[str, str, str]] = field(default_factory=list)
     frames: dict[str, Any] = field(default_factory=dict)
     failed_pairs: int = 0
+    attempts: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -133,6 +137,9 @@ class Recorder:
             summary.computed, summary.skipped = len(engine.reports), engine.skipped
             reports = [*reports, *engine.reports]
         summary.stages = summarise_stages(reports)
+        file = self.path / "runs" / summary.run_id / "run.json"
+        if file.exists():
+            add_attempt(summary, json.loads(file.read_text()))
         if is_field(self.path):
             write_record(self.path, summary, self.config, reports)
 
@@ -179,6 +186,24 @@ def recorded(
             recorder.close()
 
 
+def add_attempt(summary: RunSummary, earlier: Mapping[str, Any]) -> None:
+    """Count what the record of a run's attempts so far says to what its last one did."""
+    told = {name: earlier[name] for name in ("status", "seconds", "computed", "failures")}
+    summary.attempts = [*earlier["attempts"], told]
+    # The last attempt found done what those before it had computed.
+    summary.skipped = max(summary.skipped - earlier["computed"], 0)
+    summary.seconds += earlier["seconds"]
+    summary.computed += earlier["computed"]
+    summary.inputs += earlier["inputs"]
+    summary.added = [*(tuple(row) for row in earlier["added"]), *summary.added]
+    summary.rejected = summary.rejected or [tuple(row) for row in earlier["rejected"]]
+    summary.warnings = list(dict.fromkeys([*earlier["warnings"], *summary.warnings]))
+    for stage, row in earlier["stages"].items():
+        now = summary.stages.setdefault(stage, dict.fromkeys(row, 0.0))
+        for name, value in row.items():
+            now[name] = max(now[name], value) if name == "memory" else now[name] + value
+
+
 def frames_identity(field_: Field) -> dict[str, Any]:
     """Number of a field's frames, and a hash of what is in their files."""
     prints = [header.fingerprint for header in stored_headers(field_.frames())]
@@ -212,7 +237,7 @@ def summarise_stages(reports: Sequence[UnitReport]) -> dict[str, dict[str, float
 def write_record(
     field_path: Location, summary: RunSummary, config: Config, reports: Iterable[UnitReport]
 ) -> None:
-    """Write ``runs/<run>/run.json`` and one line a unit in ``units.jsonl``."""
+    """Write ``runs/<run>/run.json``; a line a unit into ``units.jsonl``, after those of earlier attempts."""
     folder = field_path / "runs" / summary.run_id
     lines = [
         json.dumps(
@@ -229,7 +254,9 @@ def write_record(
         for r in reports
     ]
     if lines:
-        write_atomic(folder / "units.jsonl", ("\n".join(lines) + "\n").encode())
+        file = folder / "units.jsonl"
+        before = file.read_bytes() if file.exists() else b""
+        write_atomic(file, before + ("\n".join(lines) + "\n").encode())
     record: dict[str, Any] = {
         **asdict(summary),
         "settings": to_show(config),

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from survey.config import Config
+from survey.config import Config, to_show
 from survey.io.files import write_json
 from survey.io.locations import Location, absolute, locate, remove
 from survey.io.objects import ObjectPath
@@ -34,6 +34,9 @@ DETACH = (
     "print(subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd='/', "
     "start_new_session=True).pid)"
 )
+
+# Where the environment of a driver has what jobs are started with and no file may hold.
+PRIVATE = "SURVEY_SLURM_PRIVATE"
 
 
 def submit(
@@ -83,27 +86,38 @@ def submit(
         "strict": strict,
         "rebuild": rebuild,
         "report": report,
-        "settings": config.model_dump(mode="json"),
+        "settings": to_show(config),
         "submitted": time.time(),
         "from": socket.gethostname(),
         "scheduler": config.cluster.scheduler,
     }
-    _write_job(folder, job)
+    write_json(folder / "job.json", job)
     try:
-        started = _launch_remotely(remote, config, folder) if remote else launch(str(folder))
+        if remote:
+            started = _launch_remotely(remote, config, folder)
+        else:
+            started = launch(str(folder), environment=_private(config))
     except ClusterError:
         # Nothing was started. After anything else a driver may be on its way, which needs its folder.
         remove(folder)
         raise
-    _write_job(folder, {**job, **started})
+    write_json(folder / "job.json", {**job, **started})
     return run_id
 
 
-def _write_job(folder: Location, job: dict[str, Any]) -> None:
-    """What is asked of a driver; jobs' setup lines in it are nobody else's business."""
-    write_json(folder / "job.json", job)
-    if isinstance(folder, Path):
-        (folder / "job.json").chmod(0o600)
+def _private(config: Config) -> dict[str, str]:
+    """What no file of the run holds, for the environment of its driver."""
+    slurm = config.cluster.slurm
+    if slurm is None:
+        return {}
+    return {PRIVATE: json.dumps({name: getattr(slurm, name) for name in slurm.PRIVATE})}
+
+
+def take_private(config: Config) -> None:
+    """In the driver: put into the settings what its environment brought, and keep it from its children."""
+    for name, value in json.loads(os.environ.pop(PRIVATE, "{}")).items():
+        if config.cluster.slurm is not None:
+            setattr(config.cluster.slurm, name, value)
 
 
 def _launch_remotely(address: str, config: Config, folder: Location) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """The forecast of a run against what the run took."""
 
+import shutil
+
 import pytest
 from astropy.io import fits
 
+from survey.io.store import Field
 from survey.run.plan import plan
 from tests.run.conftest import small_config
 
@@ -28,6 +31,29 @@ def test_units_are_those_of_the_run(finished, forecast):
     there = plan(finished.path, small_config(), [finished.frames])
     assert there.units == {"ingest": (0, 0), "oversampled": (0, 4), "detect": (0, 4)}
     assert there.disk == 0
+
+
+@pytest.mark.parametrize(
+    ("table", "setting", "expected"),
+    [
+        ("reference", {"clip": 5.0}, {"oversampled": (4, 0), "detect": (4, 0)}),
+        ("detect", {"temporal_sigma": [3.0]}, {"oversampled": (0, 4), "detect": (4, 0)}),
+        ("report", {"events": 3}, {"oversampled": (0, 4), "detect": (0, 4)}),
+    ],
+)
+def test_what_other_settings_made_is_not_there(finished, table, setting, expected):
+    config = small_config().model_copy(
+        update={table: getattr(small_config(), table).model_copy(update=setting)}
+    )
+    found = plan(finished.path, config).units
+    assert {stage: found[stage] for stage in expected} == expected
+
+
+def test_what_fewer_frames_made_is_not_there(finished, tmp_path):
+    shutil.copytree(finished.path, tmp_path / "field")
+    frames = Field.open(tmp_path / "field").frames()
+    Field.open(tmp_path / "field").write_table("frames", frames.isel(time=slice(0, 70)))
+    assert plan(tmp_path / "field", small_config()).units["oversampled"] == (4, 0)
 
 
 def test_new_frames_of_a_field_are_planned(finished, tmp_path):

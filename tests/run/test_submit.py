@@ -6,23 +6,28 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 
 import pytest
 from click.testing import CliRunner
 
 from survey.cli import main
-from survey.config import ClusterSettings, Config, to_show, to_store
+from survey.config import ClusterSettings, Config, make_config, to_show, to_store
 from survey.driver import _run
 from survey.io.certificates import CertificateError, make_certificates
 from survey.io.files import write_json
 from survey.io.store import Field
+from survey.run import submit as survey_submit
 from survey.run.api import stored_config
 from survey.run.clusters import ClusterError, cluster_client, remote_client
 from survey.run.live import RunError, cancel, find_run, run_state, run_states
 from survey.run.progress import Silent
-from survey.run.submit import submit
+from survey.run.record import RUN_ID, begin, recorded, write_record
+from survey.run.submit import read_job, submit, take_private
+from survey.run.worker import UnitReport
 from tests.faults.harness import ROOT, Processes, wait_for
+from tests.report_fields import empty_field
 from tests.run.conftest import assert_same_bits, small_config
 
 
@@ -222,7 +227,7 @@ def test_status_names_runs_and_logs_prints_them(finished):
 
 
 def test_a_driver_that_may_be_on_its_way_keeps_its_folder(tmp_path, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("survey.run.submit.launch", interrupted)
@@ -230,8 +235,6 @@ def test_a_driver_that_may_be_on_its_way_keeps_its_folder(tmp_path, monkeypatch)
         submit(tmp_path / "field", small_config())
     (state,) = run_states(tmp_path / "field")
     assert state["state"] == "starting"
-    job = tmp_path / "field" / "runs" / state["run_id"] / "job.json"
-    assert job.stat().st_mode & 0o077 == 0
 
 
 def test_a_rebuild_is_asked_for_until_it_was_begun(tmp_path, monkeypatch):
@@ -276,3 +279,55 @@ def test_no_field_says_where_work_runs_or_by_which_program(tmp_path):
         tmp_path / "field" / "runs" / "20260101T000000-abc" / "job.json", {"settings": foreign["config"]}
     )
     assert "SECRET" not in json.dumps(run_states(tmp_path / "field"))
+
+
+def test_lines_of_shell_reach_the_driver_and_no_file(tmp_path, monkeypatch):
+    """What is exported in [cluster.slurm] setup may be a secret."""
+    found = {}
+    monkeypatch.setattr(survey_submit, "launch", lambda folder, environment: found.update(environment) or {})
+    slurm = {"setup": ["export AWS_SECRET_ACCESS_KEY=hidden"], "directives": ["--export=TOKEN=hidden"]}
+    config = Config(cluster={"slurm": {**slurm, "account": "me"}})
+    folder = tmp_path / "field" / "runs" / submit(tmp_path / "field", config)
+    summary, _ = begin(tmp_path / "field", "oversampled")
+    write_record(tmp_path / "field", summary, config, [])
+    written = "".join(file.read_text() for file in tmp_path.rglob("*.json"))
+    assert written.count('"account": "me"') == 2
+    assert "hidden" not in written
+
+    (name,) = found
+    monkeypatch.setenv(name, found[name])
+    read = make_config(read_job(folder)["settings"])
+    take_private(read)
+    assert read.cluster == config.cluster
+    assert name not in os.environ
+
+
+def test_attempts_of_one_run_add_up_in_its_record(tmp_path):
+    field = empty_field(tmp_path / "field")
+    token = RUN_ID.set("run-1")
+    for computed, skipped, error in ((36, 4, ClusterError("the scheduler is gone")), (1, 40, None)):
+        summary, clock = begin(field.path, "oversampled")
+        with suppress(ClusterError), recorded(summary, field.path, Config(), clock) as record:
+            summary.computed, summary.skipped, summary.warnings = computed, skipped, ["hazy"]
+            seconds = dict.fromkeys(("read", "compute", "write"), 1.0)
+            record.reports.append(UnitReport("place", "apply", f"unit-{computed}", "key", seconds, 50, 10))
+            if error is not None:
+                raise error
+    RUN_ID.reset(token)
+    (kept,) = field.runs()
+    assert (kept["status"], kept["computed"], kept["skipped"]) == ("done", 37, 4)
+    assert kept["warnings"] == ["hazy"]
+    assert kept["failures"] == []
+    assert kept["stages"]["place"] == {"units": 2, "read": 2, "compute": 2, "write": 2, "memory": 40}
+    (attempt,) = kept["attempts"]
+    assert (attempt["status"], attempt["computed"]) == ("failed", 36)
+    assert "the scheduler is gone" in attempt["failures"][0]["reason"]
+    lines = (field.path / "runs" / "run-1" / "units.jsonl").read_text().splitlines()
+    assert [json.loads(line)["unit"] for line in lines] == ["unit-36", "unit-1"]
+
+
+def test_a_driver_without_a_log_is_looked_for_where_it_printed(tmp_path):
+    job = {"printed": "/tmp/survey-run-1.log", "host": "node7", "submitted": 0.0}
+    write_json(tmp_path / "field" / "runs" / "run-1" / "job.json", job)
+    result = CliRunner().invoke(main, ["logs", str(tmp_path / "field")])
+    assert "/tmp/survey-run-1.log on node7" in result.output
