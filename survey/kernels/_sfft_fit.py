@@ -75,6 +75,11 @@ class KernelModel:
         """Parameters of the kernel's shape, which the ridge may shrink."""
         return self._layout[2]
 
+    @property
+    def flux_index(self) -> int:
+        """Which free parameter is the kernel's sum, its constant term."""
+        return (self.n_kernel // 2) * n_terms(self.kernel_order)
+
     def reduce(self, array: Array) -> Array:
         """Rows that belong to all coefficients -> rows that belong to free parameters."""
         own, less, _ = self._layout
@@ -132,6 +137,13 @@ class Normal:
                 f"the fit has no unique solution for {len(reduced)} parameters: too few stars or pixels; "
                 "lower kernel_shape or the polynomial orders, or raise ridge"
             ) from problem
+
+    def flux(self, parameters: Array) -> tuple[float, float]:
+        """The flux scale at the field's middle, and its 1-sigma error by the weights."""
+        unit = np.zeros(len(parameters))
+        unit[self.model.flux_index] = 1
+        inverse = float(cho_solve(self._factor, unit) @ unit)
+        return float(unit @ parameters), float(np.sqrt(inverse) / (unit @ self._scale))
 
     def step(self, gradient: Array, parameters: Array) -> Array:
         """Next parameters; ``gradient`` is of the residual that ``parameters`` leave."""

@@ -34,6 +34,12 @@ _SIGNAL = 5.0
 _SPARSE = 0.5
 _SKY_STEP = 4
 
+# Saturated: so near the highest pixel, by the share of its height; so many of nine neighbours at least, which
+# a star of FWHM up to 15 px never has; and not a large part of the image.
+_FLAT = 0.02
+_LEAST_PLATEAU = 5
+_MOST_SATURATED = 0.01
+
 
 @dataclass
 class Noisy:
@@ -100,6 +106,7 @@ def prepare_image(
     bad = ~np.isfinite(values) | as_mask(mask, values.shape)
     if bad.all():
         raise ValueError("no good pixel in the image")
+    bad |= plateaus(values, bad)
     photon = 0.0 if error is not None or gain is None else 1 / gain
     variance = variance_of(values, bad, error, None)
     bad |= ~np.isfinite(variance) | (variance <= 0)
@@ -112,15 +119,22 @@ def prepare_image(
 
 
 def prepare_template(
-    template: ArrayLike, mask: ArrayLike | None, error: ArrayLike | None, gain: float | None, dtype: DTypeLike
+    template: ArrayLike,
+    mask: ArrayLike | None,
+    error: ArrayLike | None,
+    gain: float | None,
+    dtype: DTypeLike,
+    *,
+    noisy: bool = False,
 ) -> Noisy:
-    """The template; without errors and gain it has no noise."""
+    """The template; without errors and gain it has no noise, unless ``noisy``: then its sky's is measured."""
     values = np.asarray(template, dtype)
     bad = ~np.isfinite(values) | as_mask(mask, values.shape)
     if bad.all():
         raise ValueError("no good pixel in the template")
+    bad |= plateaus(values, bad)
     variance = None
-    if error is not None or gain is not None:
+    if error is not None or gain is not None or noisy:
         variance = variance_of(values, bad, error, gain)
         bad |= ~np.isfinite(variance)
         variance = np.where(bad, np.asarray(0, dtype), variance)
@@ -128,6 +142,25 @@ def prepare_template(
     filled = values - np.asarray(level, dtype)
     filled[bad] = 0
     return Noisy(filled, bad, level, variance)
+
+
+def plateaus(image: Floats, bad: Mask) -> Mask:
+    """Pixels at a level at which stars are cut off.
+
+    A star's peak is one pixel, or a few that share it: where more lie together as high as the highest, the
+    detector was full. One such star tells the level for all.
+    """
+    good = ~bad
+    top = float(np.max(image, where=good, initial=-np.inf))
+    level = _level(image, bad)
+    flat = (image >= level + (1 - _FLAT) * (top - level)) & good
+    count = np.count_nonzero(flat)
+    if not _LEAST_PLATEAU <= count <= _MOST_SATURATED * flat.size:
+        return np.zeros_like(flat)
+    y, x = np.nonzero(flat)
+    inside = np.pad(flat, 1)
+    near = sum(inside[y + dy, x + dx].astype(int) for dy in range(3) for dx in range(3))
+    return flat if np.max(near) >= _LEAST_PLATEAU else np.zeros_like(flat)
 
 
 def _level(image: Floats, bad: Mask) -> float:

@@ -68,7 +68,8 @@ def decorrelated(
             v_template = float(np.median(template_variance[y0:y1, x0:x1][good]))
             local = result.kernel.evaluate((x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2)
             white = whitening_kernel(local, v_image, v_template)
-            middle = white if middle is None or (y0 + y1 > ny and x0 + x1 > nx) else middle
+            if middle is None or (y0 <= ny // 2 < y1 and x0 <= nx // 2 < x1):
+                middle = white
             h = len(white) // 2
             window = (slice(max(y0 - h, 0), y1 + h), slice(max(x0 - h, 0), x1 + h))
             inner = (slice(y0 - window[0].start, y1 - window[0].start),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from survey.kernels._sfft_pass import Planes, Scene, blocks_of, sweep
 from survey.kernels._sfft_samples import Samples, block_side
 from survey.kernels._sfft_sums import Sums
 
+LOG = logging.getLogger(__name__)
 Array = NDArray[np.float64]
 
 # Kernel errors leave residuals proportional to the star: this part of the model counts as noise in clipping.
@@ -27,8 +29,11 @@ _SAME_MATRIX = 1e-3
 _NOISE_KEPT = 0.05
 # A model error that changes by less than this fraction, or this much, leaves the weights as they are.
 _SAME_ERROR = (1.0, 0.003)
+# A flux scale of fewer errors than this is none.
+_LEAST_FLUX = 5.0
 # Bright stars missed by this much: steps with a matrix held over blocks have run away, or nothing fits.
 _LOST = 0.75
+_POOR = 0.2  # and by this much, what is worth a word
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,16 @@ class Solver:
         self._coefficients = self.model.expand(self._parameters)
         return self._coefficients
 
+    def check_flux(self) -> None:
+        """Raise where the template's light is not found in the image."""
+        assert self._normal is not None
+        flux, error = self._normal.flux(self._parameters)
+        if not flux > _LEAST_FLUX * error:
+            raise ValueError(
+                f"the template's light is not in the image: flux scale {flux:.3g} +- {error:.2g}; "
+                "no stars in common, or images not registered"
+            )
+
     def _factorise(self, sums: Sums) -> None:
         # eigenvalues of a sample's noise spread by this much about their mean
         spread = 2 * np.sqrt(self.model.n_parameters / max(sums.pixels, 1))
@@ -115,7 +130,8 @@ def fit(model: KernelModel, samples: Samples, scene: Scene, limits: Limits) -> F
     """
     check_pixels(model, int((~scene.excluded).sum()))
     clip = (limits.clip, CLIP_FRACTION)
-    part = _part(model, scene)
+    # a first kernel that is also the last looks at all
+    part = _part(model, scene) if limits.max_iter > 1 else None
     first = sweep(model, samples, scene, None, corners=part, assembly=limits.assembly)
     solver = Solver(model, limits.ridge, scene.noise_kept)
     coefficients = solver.step(first)
@@ -136,6 +152,7 @@ def fit(model: KernelModel, samples: Samples, scene: Scene, limits: Limits) -> F
         clipped = sums.clipped
         if iteration + 1 >= MIN_PASSES and same and not stale:
             break
+    solver.check_flux()
     empty = np.empty(scene.image.shape, scene.image.dtype)
     planes = Planes(empty, empty.copy(), np.empty(scene.image.shape, bool))
     last = sweep(
@@ -143,6 +160,8 @@ def fit(model: KernelModel, samples: Samples, scene: Scene, limits: Limits) -> F
     )
     missed = last.model_error()
     check_error(missed)
+    if missed > _POOR:
+        LOG.warning("the matched template misses bright stars by %.0f %% of their flux", 100 * missed)
     return Fitted(coefficients, planes, missed)
 
 

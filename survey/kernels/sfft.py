@@ -73,8 +73,9 @@ def subtract_sfft(
     Parameters
     ----------
     image, template : array (y, x)
-        On one grid; pedestals are allowed. Pixels that are not finite are bad. Where both are float32 the
-        work is done in float32, else in float64.
+        On one grid; pedestals are allowed. Pixels that are not finite are bad, and so are those at the level
+        at which an image cuts its stars off. Where both are float32 the work is done in float32, else in
+        float64.
     mask, template_mask : bool array (y, x), optional
         True = bad. A bad template pixel masks the kernel's reach around it.
     error, template_error : array (y, x), optional
@@ -122,7 +123,8 @@ def subtract_sfft(
     Raises
     ------
     ValueError
-        If shapes do not match or too few pixels are left to determine the kernel.
+        If shapes do not match, too few pixels are left to determine the kernel, or the images have no stars
+        in common.
 
     References
     ----------
@@ -163,7 +165,7 @@ def subtract_sfft(
     dtype = working_type(image, template)
     if direction == "image":
         target = prepare_image(*given[1], dtype)
-        matched = prepare_template(*given[0], dtype)
+        matched = prepare_template(*given[0], dtype, noisy=True)
         return _of_image(_subtract(target, matched, (None, None), None, **options))
     target, matched = prepare_image(*given[0], dtype), prepare_template(*given[1], dtype)
     return _subtract(target, matched, (phase_y, phase_x), template_samples, **options)

@@ -79,7 +79,8 @@ class Subtraction:
     kernel : MatchingKernel, or what the method calls its kernel
     direction : {'template', 'image'}
         Which of the two was convolved; where it is the image, ``convolved`` is the image in the template's
-        units, and the difference has the template's PSF.
+        units, ``kernel`` makes it of the image (its flux scale is template flux per image flux), and the
+        difference has the template's PSF.
     model_error : float
         Fraction of a bright star's flux by which the model misses it; not part of ``error``.
     decorrelation : array (k, k), optional
