@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,15 @@ ERROR_NAMES = {
 }
 DQ_NAMES = ("DQ", "DATA_QUALITY", "MASK", "FLAGS", "BPM")
 _BLOCK = 256
+# Errors of reading that say nothing of the file: the storage or this process has a bad moment.
+PASSING = (errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 BROKEN = (OSError, EOFError, ValueError, TypeError, zlib.error, VerifyError, KeyError, IndexError)
+
+
+def raise_passing(error: Exception) -> None:
+    """Raise an error that says nothing of the file it struck; no frame is left out for it."""
+    if isinstance(error, OSError) and error.errno in PASSING:
+        raise error
 
 
 @contextlib.contextmanager
@@ -60,6 +69,7 @@ def open_fits(path: str | Path) -> Iterator[fits.HDUList]:
     except FileNotFoundError:
         raise FrameError(path, "no such file") from None
     except BROKEN as error:
+        raise_passing(error)
         raise FrameError(path, _not_fits(path, error), "fetch the file again or leave it out") from None
     with hdul:
         check_whole(path, hdul)
@@ -222,6 +232,7 @@ def read_raw(
     try:
         return np.asarray(hdu.section[(*lead, slice(y0, y1), slice(x0, x1))])
     except BROKEN as error:
+        raise_passing(error)
         raise FrameError(
             path,
             f"extension {hdu.name or index} cannot be read: truncated or damaged ({first_line(error)})",

@@ -146,6 +146,8 @@ class LostLeaseError(RuntimeError):
 class Lease:
     """The right to write a group, held by one run at a time; a context manager.
 
+    Steps of a run ask for what they write whether the whole run holds it already or not.
+
     Parameters
     ----------
     path : Location
@@ -165,11 +167,14 @@ class Lease:
         self._claimed = b""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._lost = False
 
     def _claim(self) -> bytes:
         return json.dumps({"owner": self.owner, **this_process()}).encode()
 
     def __enter__(self) -> Lease:
+        if _same_run(_read(self.path), self._claim()):
+            return self
         for _ in range(5):
             self._claimed = self._claim()
             if create(self.path, self._claimed) or self._take_over():
@@ -213,15 +218,28 @@ class Lease:
                 if not _same_run(found, claim):
                     # Workers look at the lease before they write: this run's no longer do.
                     logger.error("%s: is no longer held by run %s", self.path, self.owner)
+                    self._lost = True
                     return
                 self._claimed = found
             except OSError as error:
                 logger.warning("heartbeat of %s: %s", self.path, error)
 
+    def check(self, *, closely: bool = False) -> None:
+        """See that it is still held: by what the last beat found, or ``closely`` by a look of its own.
+
+        Raises
+        ------
+        LostLeaseError
+            If it is not.
+        """
+        if self._lost or (closely and holder_of(self.path) != self.owner):
+            raise LostLeaseError(f"run {self.owner} no longer holds {self.path.stem}: nothing is written")
+
     def __exit__(self, *_: object) -> None:
+        if self._thread is None:
+            return
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
         if holder_of(self.path) == self.owner:
             self.path.unlink(missing_ok=True)
 

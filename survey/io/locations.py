@@ -49,17 +49,20 @@ def zarr_place(place: Location) -> Any:
     return str(place)
 
 
-def write_atomic(place: Location, data: bytes) -> None:
-    """Write a file through a temporary name and a rename, so that a kill leaves the old one."""
+def write_atomic(place: Location, data: bytes, *, synced: bool = True) -> None:
+    """Write a file through a temporary name and a rename, so that a kill leaves the old one.
+
+    With ``synced`` it is on the disk itself when this returns, and outlives a host that loses power.
+    """
     if isinstance(place, ObjectPath):
         place.write_bytes(data)
         return
-    with writing(place) as stream:
+    with writing(place, synced=synced) as stream:
         stream.write(data)
 
 
 @contextmanager
-def writing(place: Location) -> Iterator[IO[bytes]]:
+def writing(place: Location, *, synced: bool = True) -> Iterator[IO[bytes]]:
     """A file to write piece by piece, which is there whole when the block ends, and not before.
 
     An error or a kill leaves what was there. For an object store the pieces wait in a file of this machine.
@@ -75,8 +78,9 @@ def writing(place: Location) -> Iterator[IO[bytes]]:
     try:
         with temporary.open("wb") as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+            if synced:
+                stream.flush()
+                os.fsync(stream.fileno())
         temporary.replace(place)
     finally:
         temporary.unlink(missing_ok=True)

@@ -246,6 +246,11 @@ class Field(Tables):
         """Write a region of several arrays; returns the checksums of each, as `cell_sums` orders them.
 
         ``region`` is (time, y, x) for cubes; arrays without time take its (y, x).
+
+        Raises
+        ------
+        FieldError
+            If an array has no room for the values: Zarr itself would drop some without a word.
         """
         sums = {}
         for name, values in sorted(arrays.items()):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from threadpoolctl import threadpool_limits
@@ -13,6 +12,7 @@ from survey.io.locations import Location, absolute, locate
 from survey.io.store import Field, FieldError, holds_frames, is_field
 from survey.run.engine import Engine, Progress, Silent
 from survey.run.executor import Executor, connect
+from survey.run.holding import held
 from survey.run.ingest import IngestSummary, ingest
 from survey.run.pairwise import check_program
 from survey.run.pipeline import Pipeline, RunError
@@ -148,15 +148,16 @@ def run(
         if executor.dashboard:
             progress.message(f"dashboard: {executor.dashboard}")
         check_program(config, executor)
-        if frames:
-            _take_in(path, frames, config, executor, progress, strict, record)
-        field = Field.open(path)
-        config, warnings = settle(field, config, progress, rebuild=rebuild)
-        engine = Engine(field, config, executor, progress, (f"difference/{config.method}", summary.run_id))
-        record.follow(engine)
-        for warning in warnings:
-            engine.warn(warning)
-        with _leases(field, config, summary.run_id):
+        with held(Field(path), summary.run_id, *_groups(config)) as leases:
+            if frames:
+                _take_in(path, frames, config, executor, progress, strict, record)
+            field = Field.open(path)
+            config, warnings = settle(field, config, progress, rebuild=rebuild)
+            holder = (f"difference/{config.method}", summary.run_id)
+            engine = Engine(field, config, executor, progress, holder, leases)
+            record.follow(engine)
+            for warning in warnings:
+                engine.warn(warning)
             if rebuild:
                 begin_rebuild(field, config, summary.run_id, progress)
             targets = read_targets(field, config)
@@ -226,10 +227,10 @@ def run_stage(
     owner = new_run_id()
     with (
         connect(config.cluster, client) as executor,
-        _leases(field, config, owner),
+        held(field, owner, *_groups(config)) as leases,
     ):
         holder = (f"difference/{config.method}", owner)
-        engine = Engine(field, config, executor, progress or Silent(), holder)
+        engine = Engine(field, config, executor, progress or Silent(), holder, leases)
         payloads = Pipeline(engine).only(stage, tile)
         engine.finish()
         if engine.failures:
@@ -237,14 +238,9 @@ def run_stage(
         return payloads, engine.reports
 
 
-@contextmanager
-def _leases(field: Field, config: Config, owner: str) -> Iterator[None]:
-    """The right to write a method's groups, and the reference that all methods lean on.
+def _groups(config: Config) -> list[str]:
+    """What a run holds: a method's groups, the reference that all methods lean on, and the frames.
 
-    And the images: workers read the table of frames unit by unit, so that none may come in between.
+    Frames that came in while it works would be in some of its tiles and not in others.
     """
-    methods = sorted({config.method, "oversampled"})
-    with ExitStack() as stack:
-        for group in ("images", *(f"difference/{method}" for method in methods)):
-            stack.enter_context(field.lease(group, owner))
-        yield
+    return ["images", *(f"difference/{method}" for method in sorted({config.method, "oversampled"}))]

@@ -6,12 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from distributed import KilledWorker
 from threadpoolctl import threadpool_limits
 
 from survey.run.executor import Executor
 from survey.run.memory import kept_memory, peak, reset_peak, resident
-from survey.run.progress import Progress
+from survey.run.progress import Progress, describe
 from survey.run.worker import UnitReport
+
+# What says nothing of the item itself: its worker died or had no memory, the storage did not answer.
+OF_THE_MACHINE = (KilledWorker, MemoryError, OSError)
 
 
 def map_calls(
@@ -25,6 +29,9 @@ def map_calls(
 ) -> list[Any]:
     """Call a function on every item; results, or the exceptions they raised, in order.
 
+    What failed for a reason that is the machine's is tried once more, while nothing else runs: it may only
+    have stood beside the culprit.
+
     Parameters
     ----------
     label : str
@@ -33,25 +40,35 @@ def map_calls(
         Gets one of each call that succeeded: what it took.
     """
     progress.start(label, len(items), 0)
-    futures = [
-        executor.submit(_call, function, label, _name(item, i), item, *args, name=label)
-        for i, item in enumerate(items)
-    ]
-    place_of = {getattr(f, "key", id(f)): i for i, f in enumerate(futures)}
     results: list[Any] = [None] * len(items)
-    try:
-        for future, found, error in executor.completed(futures):
-            i = place_of[getattr(future, "key", id(future))]
-            if error is not None:
-                results[i] = error
-            else:
-                results[i], report = found
-                if reports is not None:
-                    reports.append(report)
-            progress.advance(label, None, failed=error is not None)
-    except BaseException:
-        executor.cancel(futures)
-        raise
+
+    def ask(numbers: Sequence[int]) -> None:
+        futures = [
+            executor.submit(_call, function, label, _name(items[i], i), items[i], *args, name=label)
+            for i in numbers
+        ]
+        place_of = {getattr(f, "key", id(f)): i for f, i in zip(futures, numbers, strict=True)}
+        try:
+            for future, found, error in executor.completed(futures):
+                i = place_of[getattr(future, "key", id(future))]
+                results[i] = found if error is None else error
+                if not isinstance(error, OF_THE_MACHINE):
+                    progress.advance(label, None, failed=error is not None)
+        except BaseException:
+            executor.cancel(futures)
+            raise
+
+    ask(range(len(items)))
+    for i, error in [(i, r) for i, r in enumerate(results) if isinstance(r, OF_THE_MACHINE)]:
+        progress.message(f"{label} of {_name(items[i], i)}: {describe(error)}; again, alone")
+        ask([i])
+        if isinstance(results[i], OF_THE_MACHINE):
+            progress.advance(label, None, failed=True)
+    good = [i for i, result in enumerate(results) if not isinstance(result, BaseException)]
+    for i in good:
+        results[i], report = results[i]
+        if reports is not None:
+            reports.append(report)
     return results
 
 

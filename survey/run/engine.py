@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,11 +13,12 @@ from typing import Any
 from distributed import KilledWorker
 
 from survey.config import Config
-from survey.io.ledger import Ledger, LostLeaseError
+from survey.io.ledger import Lease, Ledger, LostLeaseError
 from survey.io.store import Field
 from survey.run.executor import Executor
 from survey.run.progress import Failure, Progress, Silent, StoppedError, describe
 from survey.run.tickets import Pace, Ticket, Tickets
+from survey.run.turns import forget_turns
 from survey.run.worker import Holder, UnitReport, execute_batch, function_key, row_blocks
 from survey.run.written import patch_written
 from survey.stages.calibrated import outlook
@@ -47,6 +48,8 @@ class Engine:
         Who watches.
     holder : tuple of str, optional
         Group and run of the lease without which workers write nothing.
+    leases : sequence of Lease
+        All that the run holds: it stops where one of them is lost.
     errors : list of exception
         What the units that failed raised.
     """
@@ -56,6 +59,7 @@ class Engine:
     executor: Executor
     progress: Progress = field(default_factory=Silent)
     holder: Holder | None = None
+    leases: Sequence[Lease] = ()
     reports: list[UnitReport] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
@@ -222,6 +226,8 @@ class Engine:
         try:
             self._drain()
             self._flush()
+            # What comes next is often written by the caller.
+            self._check_leases(closely=True)
         except BaseException as error:
             self.executor.cancel(call for call, _ in self._running.values())
             self._running.clear()
@@ -246,8 +252,19 @@ class Engine:
                         self._record(ticket, result)
                     else:
                         self._failed(ticket, result)
+            self._check_leases()
             self._fill()
             self._tell()
+
+    def _check_leases(self, *, closely: bool = False) -> None:
+        try:
+            for lease in self.leases:
+                lease.check(closely=closely)
+        except LostLeaseError as error:
+            self._stop(error)
+
+    def _stop(self, lost: LostLeaseError) -> None:
+        raise StoppedError(f"{describe(lost)}; see who runs with `survey status {self.target.path}`")
 
     def _flush(self) -> None:
         for ledger in self._ledgers.values():
@@ -284,7 +301,7 @@ class Engine:
             )
         if isinstance(error, LostLeaseError):
             self._give_up(ticket, describe(error))
-            raise StoppedError(f"{describe(error)}; see who runs with `survey status {self.target.path}`")
+            self._stop(error)
         if self._try_again(ticket, error):
             return
         for other, needed in self._tickets.fail(ticket):
@@ -331,9 +348,10 @@ class Engine:
         return [records[unit.name].payload for unit in units if unit.name in records]
 
     def finish(self) -> None:
-        """Compact the ledgers that were written."""
-        for ledger in self._ledgers.values():
+        """Compact the ledgers that were written, and end whatever may still be under way somewhere."""
+        for stage, ledger in self._ledgers.items():
             ledger.compact()
+            forget_turns(self.target, f"{self.config.method}.{stage}")
 
 
 # Stages whose results serve every method.

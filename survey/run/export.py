@@ -173,7 +173,7 @@ def _template(target: Field, name: str, folder: Path) -> Path:
 def _frames_asked(target: Field, config: Config, names: Sequence[str]) -> list[int]:
     """Numbers of the frames whose differences are asked for."""
     _check_differences(target, config)
-    known = [str(name) for name in target.frames()["frame_id"].values]
+    known = [str(name) for name in calibrated_frames(target)["frame_id"].values]
     if unknown := sorted(set(names) - set(known)):
         raise ResultError(f"no frame {unknown[0]!r} in the field, which holds {known[0]} … {known[-1]}")
     return [k for k, name in enumerate(known) if not names or name in names]

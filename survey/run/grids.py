@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 from survey.run.engine import Engine, stage_key
 from survey.run.ingest import IngestError
 from survey.run.record import new_run_id
@@ -28,8 +26,7 @@ def place_grid(engine: Engine, grid: Grid) -> None:
         engine.skip(len(wanted))
         return
     owner = engine.holder[1] if engine.holder else new_run_id()
-    held = field.holder("images") == owner
-    with nullcontext() if held else field.lease("images", owner):
+    with field.lease("images", owner):
         placer = Engine(field, engine.config, engine.executor, engine.progress, ("images", owner))
         # One list of reports and failures for the whole run.
         placer.reports, placer.failures = engine.reports, engine.failures

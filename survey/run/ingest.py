@@ -15,11 +15,12 @@ from survey.io.frames import FrameHeader, FrameSource, Scan, combine_scans, find
 from survey.io.ledger import FieldBusyError
 from survey.io.locations import Location, locate
 from survey.io.store import Field, holds_frames
-from survey.run.calls import map_calls
+from survey.run.calls import OF_THE_MACHINE, map_calls
 from survey.run.engine import Engine, Failure, Progress, Silent, stage_key
 from survey.run.executor import Executor
 from survey.run.opening import clear_unfinished, open_or_create
 from survey.run.pattern import FieldPattern
+from survey.run.progress import describe
 from survey.run.worker import UnitReport
 from survey.stages import frame_table, place, register
 from survey.stages.measure import FrameMeasure, measure_frame
@@ -153,7 +154,13 @@ class _Ingest:
         return found
 
     def measure(self, found: Scan) -> None:
-        """Stars, sky and PSF width of every frame, less the detector's pattern."""
+        """Stars, sky and PSF width of every frame, less the detector's pattern.
+
+        Raises
+        ------
+        IngestError
+            If a frame could not be looked at for a reason that is not its own.
+        """
         self.pattern = FieldPattern(
             self.path,
             found.headers,
@@ -164,6 +171,11 @@ class _Ingest:
         shared = self.pattern.share(self.executor)
         results = self._map(measure_frame, found.headers, "measure", self.config, shared)
         for header, result in zip(found.headers, results, strict=True):
+            if isinstance(result, OF_THE_MACHINE):
+                raise IngestError(
+                    f"{header.source.path}: {describe(result)}, also alone; nothing is written: run again "
+                    "when that is mended, or leave the frame out"
+                ) from result
             if isinstance(result, BaseException):
                 self.looked.rejected.append((header.source.path, str(result)))
             else:

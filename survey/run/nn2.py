@@ -19,6 +19,7 @@ from survey.run.differences import RunError
 from survey.run.engine import Engine, Progress, Silent, stage_key
 from survey.run.executor import connect
 from survey.run.frame_psfs import ensure_frame_psfs, frame_psf_units, own_pixels, psf_keys
+from survey.run.holding import held
 from survey.run.nn2_nights import CarriedKeys, Measured, Nights
 from survey.run.progress import Failure
 from survey.run.record import RunSummary, begin, recorded
@@ -84,8 +85,8 @@ def run_nn2(
         engine = Engine(field, config, executor, progress, (LEASE, summary.run_id))
         with (
             recorded(summary, path, config, clock) as record,
-            field.lease("images", summary.run_id),
-            field.lease(LEASE, summary.run_id),
+            # Neither frames nor their calibration may change meanwhile.
+            held(field, summary.run_id, "images", LEASE) as engine.leases,
         ):
             record.follow(engine)
             found = objects_of(field, config) if objects is None else [dict(o) for o in objects]
@@ -124,6 +125,8 @@ class AllPairs:
                 "or name targets: [photometry] targets = 'stars.csv'"
             )
         self.frames = calibrated_frames(self.field)
+        if later := int(self.field.frames().sizes["time"] - self.frames.sizes["time"]):
+            engine.warn(f"{later} frames are not calibrated yet and left out: `survey run` first")
         self.epochs = np.flatnonzero((self.frames["flags"].values & UNUSABLE) == 0)
         if len(self.epochs) < 2:
             raise RunError(f"{self.field.path}: {len(self.epochs)} usable frames; a pair takes 2")

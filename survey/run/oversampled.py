@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from survey.config import Config
-from survey.io.locations import remove_files
 from survey.run.differences import Waiting
 from survey.run.engine import stage_key
 from survey.run.identity import images_key
-from survey.run.worker import once_mark
 from survey.stages import candidates, oversampled
 from survey.stages.events import Event
+from survey.stages.prior import forget_prior
 from survey.stages.protocol import Unit
 from survey.tiles import Tile
 
@@ -240,16 +239,18 @@ class OversampledDifferences:
     def _add_later(self, label: str) -> None:
         """Add later epochs to tiles, a few at a time: what a kill interrupts has to be fitted as a whole.
 
-        So is a tile that they could not be added to, because its worker died while it wrote, say.
+        So is a tile that they could not be added to, for want of memory in any size, say.
         """
         engine = self.pipeline.engine
         label = f"{label} (later epochs)"
+        forget_prior(self.pipeline.field)  # of a run that was killed
         units = [unit for unit in self.pipeline.units if unit.name in self.later]
         for first in range(0, len(units), ADDED_AT_ONCE):
             chosen = units[first : first + ADDED_AT_ONCE]
             records = {unit.name: self.records[unit.name] for unit in chosen}
             excluded = {unit.name: self.excluded(unit) for unit in chosen}
-            items = {u.name: Unit(u.name, u.tile, (oversampled.Later(self.later[u.name]),)) for u in chosen}
+            laters = {name: oversampled.Later(self.later[name], old.key) for name, old in records.items()}
+            items = {u.name: Unit(u.name, u.tile, (laters[u.name],)) for u in chosen}
 
             def note(unit: Unit, records: Mapping[str, Any] = records) -> dict[str, Any]:
                 old = records[unit.name].payload
@@ -269,11 +270,9 @@ class OversampledDifferences:
                 return excluded[unit.name]
 
             keyed = [(items[unit.name], self.key(unit, self.excluded(unit))) for unit in chosen]
-            marks = [once_mark(engine.target, key) for _, key in keyed]
-            remove_files(marks)
             engine.submit("oversampled", keyed, state_of=excluded_of, label=label, note=note)
             engine.collect()
-            remove_files(marks)
+            forget_prior(self.pipeline.field)
             for failure in [f for f in engine.failures if f.stage == label]:
                 engine.failures.remove(failure)
                 engine.progress.message(f"{failure.unit}: {failure.reason}; fitted as a whole")

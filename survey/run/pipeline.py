@@ -148,9 +148,10 @@ class Pipeline:
     def _prepare_base(self) -> Pipeline:
         """The reference and PSF that other methods lean on, made as far as they are missing."""
         config = self.config.model_copy(update={"method": "oversampled"})
-        # Its workers look at the lease of what they write.
+        # Its workers write what this method's lease says nothing of.
         holder = self.engine.holder and ("difference/oversampled", self.engine.holder[1])
         engine = Engine(self.field, config, self.engine.executor, self.engine.progress, holder)
+        engine.leases = self.engine.leases
         # One list of reports and failures for the whole run.
         engine.reports, engine.failures = self.engine.reports, self.engine.failures
         base = Pipeline(engine)

@@ -22,6 +22,7 @@ from survey.io.store import Field
 from survey.run.calls import map_calls
 from survey.run.engine import Progress, Silent
 from survey.run.executor import Executor, connect
+from survey.run.holding import held
 from survey.run.identity import images_key
 from survey.run.record import new_run_id
 from survey.run.template_mosaic import Survey, make_mosaic
@@ -114,11 +115,12 @@ def make_template(
         "wcs": target.attrs.get("wcs"),
         "software": f"survey {survey.__version__}",
     }
-    owner = new_run_id()
-    with threadpool_limits(1), target.lease(f"template/{name}", owner):
+    # A stack reads frames and their calibration, which a run may be about to change.
+    groups = [f"template/{name}", *(["images"] if source == "stack" else [])]
+    with threadpool_limits(1), held(target, new_run_id(), *groups):
         if source == "stack":
             cluster = cluster or ClusterSettings()
-            with target.lease("images", owner), connect(cluster, client) as executor:
+            with connect(cluster, client) as executor:
                 summary = _write_stack(target, name, attrs, choice or Choice(), executor, progress)
         else:
             summary = _write_mosaic(target, name, source, attrs, survey_of or Survey())

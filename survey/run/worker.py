@@ -17,9 +17,9 @@ from survey.config import Config
 from survey.io.checksums import MODULUS
 from survey.io.files import write_parquet
 from survey.io.ledger import LostLeaseError
-from survey.io.locations import Location, create
 from survey.io.store import Field
 from survey.run.memory import kept_memory, peak, reset_peak, resident
+from survey.run.turns import Turn
 from survey.run.written import Patched, written_entry
 from survey.stages.protocol import STAGES, Output, Stage, Unit
 from survey.tiles import Tile
@@ -41,8 +41,6 @@ class UnitReport:
         Checksums of the regions that were written, and of the cells in which windows were.
     result : object
         Of ``partial``; None for ``apply``.
-    claimed : bool
-        Whether it was noted that the unit's data are being replaced, which may be done once.
     """
 
     stage: str
@@ -56,7 +54,6 @@ class UnitReport:
     patched: list[Patched] = field(default_factory=list)
     payload: dict[str, Any] = field(default_factory=dict)
     result: Any = None
-    claimed: bool = False
 
 
 # The group whose lease a run holds, and the run.
@@ -79,7 +76,8 @@ def execute(
     With ``parts`` above 1 the unit's tile is done in row blocks, one after the other; what each reported is
     put together by the stage's ``merge``. Cores do not depend on how they are cut, so the data are the same.
 
-    With a ``holder`` nothing is written once its run has lost the lease: a task may outlive its run.
+    With a ``holder`` nothing is written once its run has lost the lease: a task may outlive its run. Nor is
+    anything once the same unit has been begun elsewhere.
     """
     stage = STAGES[stage_name]
     report = UnitReport(stage_name, step, unit.name, key, {"read": 0.0, "compute": 0.0, "write": 0.0})
@@ -88,9 +86,12 @@ def execute(
     # Threads inside BLAS would fight the other workers, and change a sum's last bits.
     with threadpool_limits(1), kept_memory():
         target = Field.open(path)
-        pieces = row_blocks(unit, parts)
+        turn = None
+        if step == "apply" and unit.tile is not None:
+            turn = Turn(target, f"{config.method}.{stage_name}", unit.name)
         payloads = [
-            _piece(target, stage, step, piece, config, state, report, holder, unit.tile) for piece in pieces
+            _piece(target, stage, step, piece, config, state, report, (holder, turn), unit.tile)
+            for piece in row_blocks(unit, parts)
         ]
     report.payload = payloads[0] if stage.merge is None or len(payloads) == 1 else stage.merge(payloads)
     report.peak_memory = peak()
@@ -123,7 +124,7 @@ def _piece(
     config: Config,
     state: Any,
     report: UnitReport,
-    holder: Holder | None,
+    rights: tuple[Holder | None, Turn | None],
     whole: Tile | None,
 ) -> dict[str, Any]:
     """Read, compute and write one piece of a unit; adds to the report, returns the stage's payload.
@@ -139,10 +140,8 @@ def _piece(
         else:
             output = stage.apply(data, state, config)
     with _timed(report, "write"):
-        if holder is not None and step == "apply" and target.holder(holder[0]) != holder[1]:
-            raise LostLeaseError(f"run {holder[1]} no longer holds {holder[0]}: nothing is written")
-        if output.once and not report.claimed:
-            _claim(target, report)
+        if step == "apply":
+            _check_rights(target, *rights)
         for group, arrays in sorted(output.arrays.items()):
             sums = target.write(group, arrays, output.region)
             if unit.tile is None:
@@ -156,23 +155,12 @@ def _piece(
     return output.payload
 
 
-class WrittenOnceError(RuntimeError):
-    """What a unit replaces was replaced, wholly or in part, by an execution that nobody heard the end of."""
-
-
-def once_mark(target: Field, key: str) -> Location:
-    """Where it is noted that a unit which may be executed once has begun to write."""
-    return target.path / "once" / f"{key}.json"
-
-
-def _claim(target: Field, report: UnitReport) -> None:
-    """Note, before the first write, that the unit's data are being replaced; refuse to do so twice.
-
-    A worker may die after it wrote, and the scheduler runs its tasks again on another.
-    """
-    if not create(once_mark(target, report.key), b"{}\n"):
-        raise WrittenOnceError(f"{report.unit}: was begun by a worker that is gone; it has to be made anew")
-    report.claimed = True
+def _check_rights(target: Field, holder: Holder | None, turn: Turn | None) -> None:
+    """Whether the run still holds its lease and this execution its unit."""
+    if holder is not None and target.holder(holder[0]) != holder[1]:
+        raise LostLeaseError(f"run {holder[1]} no longer holds {holder[0]}: nothing is written")
+    if turn is not None:
+        turn.check()
 
 
 def _write_pieces(target: Field, output: Output, region: tuple[slice, ...], report: UnitReport) -> None:

@@ -116,13 +116,18 @@ def background_surface(
 
 
 def calibrated_frames(field: Field) -> xr.Dataset:
-    """The table of frames, with scale, sky and map as refined on the reference where that has been done."""
+    """The table of frames, with scale, sky and map as refined on the reference where that has been done.
+
+    Frames that were added since are left out until they are refined as well: a unit of a run that began
+    before them works on the frames that its run is for.
+    """
     frames = field.frames()
     if field.has_table("registration"):
         refined = field.table("registration")
-        if refined.sizes["time"] == frames.sizes["time"]:
-            for name in REFINED:
-                frames[name] = (frames[name].dims, refined[name].values)
+        epochs = min(refined.sizes["time"], frames.sizes["time"])
+        frames = frames.isel(time=slice(0, epochs))
+        for name in REFINED:
+            frames[name] = (frames[name].dims, refined[name].values[:epochs])
     return frames
 
 

@@ -14,6 +14,7 @@ from survey.io.store import Field
 from survey.kernels.reference import ReferenceFit, difference_images, halo
 from survey.stages.calibrated import CalibratedTile, read_calibrated
 from survey.stages.events import Event, event_mask
+from survey.stages.prior import prior_reference
 from survey.stages.protocol import Outlook, Output, Stage, Unit, tile_units
 from survey.tiles import BYTES_AT_LEAST, BYTES_PER_PHASE, BYTES_PER_PIXEL, BYTES_PER_SAMPLE, Tile, sums_bytes
 
@@ -24,9 +25,13 @@ EVENT_RADIUS = 4.0
 
 @dataclass(frozen=True)
 class Later:
-    """Item of a unit that adds epochs from ``start`` on to a reference of those before."""
+    """Item of a unit that adds epochs from ``start`` on to the reference of those before.
+
+    ``before`` is the key of that reference.
+    """
 
     start: int
+    before: str
 
 
 @dataclass
@@ -108,7 +113,7 @@ def read(field: Field, unit: Unit, config: Config) -> TileData:
     assert unit.tile is not None
     margin = tile_halo(config)
     if unit.items and isinstance(unit.items[0], Later):
-        return TileData(unit.tile, [_read_later(field, unit.tile, unit.items[0].start, config)])
+        return TileData(unit.tile, [_read_later(field, unit.tile, unit.items[0], config)])
     windows = _inside(unit.items, unit.tile) if unit.items else [unit.tile]
     return TileData(
         unit.tile,
@@ -116,13 +121,12 @@ def read(field: Field, unit: Unit, config: Config) -> TileData:
     )
 
 
-def _read_later(field: Field, tile: Tile, start: int, config: Config) -> WindowData:
-    """Samples of later epochs, and the stored reference with its sums."""
+def _read_later(field: Field, tile: Tile, later: Later, config: Config) -> WindowData:
+    """Samples of later epochs, and the reference of those before with its sums."""
     margin = tile_halo(config)
     window = tile.window(margin, field.shape)
-    names = ("coefficients", "n_used", "chi2", "normal", "moment")
-    stored = {name: np.asarray(field.array("reference", name)[tile.core]) for name in names}
-    samples = read_calibrated(field, window, start=start)
+    stored = prior_reference(field, tile, later.before)
+    samples = read_calibrated(field, window, start=later.start)
     inner = tile.inner(margin)
 
     def framed(name: str) -> NDArray[Any]:
@@ -142,7 +146,7 @@ def _read_later(field: Field, tile: Tile, start: int, config: Config) -> WindowD
         framed("normal"),
         framed("moment"),
     )
-    return WindowData(tile, margin, samples, start, prior)
+    return WindowData(tile, margin, samples, later.start, prior)
 
 
 def apply(data: TileData, state: Sequence[Event] | None, config: Config) -> Output:
@@ -155,8 +159,6 @@ def apply(data: TileData, state: Sequence[Event] | None, config: Config) -> Outp
     """
     pieces = [_fit(window, state, config) for window in data.windows]
     if pieces and data.windows[0].window is data.tile:
-        # Sums that later epochs are added to take the place of those without them.
-        pieces[0].once = data.windows[0].prior is not None
         return pieces[0]
     n_time = len(data.windows[0].samples.time) if pieces else 0
     region = (slice(0, n_time), *data.tile.core)

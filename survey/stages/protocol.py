@@ -77,9 +77,6 @@ class Output:
         Folder of the field -> pyarrow table, written as a part of the unit's own.
     payload : dict
         Plain JSON data, kept in the ledger: counts, candidates.
-    once : bool
-        Whether it was made of what it replaces, so that a second execution would not give the same: workers
-        refuse one, and whoever submitted the unit makes the data anew.
     """
 
     arrays: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
@@ -87,7 +84,6 @@ class Output:
     pieces: list[Output] = field(default_factory=list)
     tables: Mapping[str, Any] = field(default_factory=dict)
     payload: dict[str, Any] = field(default_factory=dict)
-    once: bool = False
 
 
 def _nothing(*_: Any) -> None:

@@ -11,10 +11,12 @@ import pytest
 
 from survey.config import Config
 from survey.io.ledger import FieldBusyError, LostLeaseError
+from survey.io.store import Field
 from survey.run.engine import Engine, StoppedError
 from survey.run.executor import DaskExecutor, InlineExecutor
 from survey.run.progress import Silent
 from survey.run.tickets import Pace, Ticket, Tickets
+from survey.run.turns import LostTurnError
 from survey.run.upkeep import unlock
 from survey.run.worker import execute
 from survey.stages.protocol import Unit
@@ -53,6 +55,45 @@ def test_a_run_whose_lease_is_taken_stops_and_says_so(field):
     assert len(tiny.recorded(field.path)) == 1
     tiny.run_tiny(field.path, InlineExecutor())
     tiny.assert_undisturbed(field.path)
+
+
+def test_a_run_that_loses_any_lease_of_its_own_stops_and_says_so(field):
+    with field.lease("images", "tiny") as images, field.lease(tiny.GROUP, "tiny"):
+        with field.lease("images", "tiny"):
+            pass  # a step of the run asks for what the run holds: that gives nothing up
+        engine = Engine(field, Config(), InlineExecutor(), holder=(tiny.GROUP, "tiny"), leases=[images])
+        engine.submit("tiny", tiny.keyed(field)[:2])
+        engine.collect()
+        images.path.unlink()
+        engine.submit("tiny", tiny.keyed(field)[2:])
+        with pytest.raises(StoppedError, match="run tiny no longer holds images"):
+            engine.collect()
+
+
+def test_an_execution_that_was_given_to_another_worker_meanwhile_writes_nothing(field):
+    """The host is cut off after the first of four row blocks; the whole is done elsewhere, and it goes on."""
+    unit, key = tiny.keyed(field)[0]
+    call = (str(field.path), "tiny", "apply", unit, Config(), None, key)
+    region, pieces = (slice(None), *unit.tile.core), []
+
+    def cut_off(target, group, arrays, where):
+        pieces.append(where)
+        sums = write(target, group, arrays, where)
+        if len(pieces) == 1:
+            execute(*call)
+            target.array(tiny.GROUP, "flux")[region] = 7  # what was written over it since
+        return sums
+
+    write = Field.write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Field, "write", cut_off)
+        with pytest.raises(LostTurnError, match="given to another worker"):
+            execute(*call, 4)
+    assert len(pieces) == 2
+    assert (np.asarray(field.array(tiny.GROUP, "flux")[region]) == 7).all()
+    tiny.run_tiny(field.path, InlineExecutor())
+    tiny.assert_undisturbed(field.path)
+    assert not list((field.path / "turns").glob("*"))
 
 
 def test_undisturbed_run_is_what_the_tests_compare_with(field):

@@ -7,15 +7,17 @@ from survey.config import Config
 from survey.io.ledger import FieldBusyError
 from survey.io.store import Field
 from survey.run import ingest as module
-from survey.run.api import run
+from survey.run.api import append_frames, run
 from survey.run.engine import Engine
 from survey.run.executor import InlineExecutor, connect
 from survey.run.grids import place_grid
 from survey.run.ingest import IngestError, ingest
+from survey.run.pipeline import Pipeline
 from survey.run.progress import Silent
 from survey.run.verify import verify
 from survey.simulate import simulate_field
 from survey.stages import place
+from survey.stages.calibrated import REFINED, calibrated_frames, read_calibrated
 from tests.run.conftest import small_config
 
 
@@ -202,3 +204,55 @@ def test_what_no_worker_can_hold_is_refused_with_its_number(few, tmp_path, monke
     monkeypatch.setattr(InlineExecutor, "worker_memory", 20 << 20)
     with pytest.raises(IngestError, match=r"would take 2\d MiB, and the smallest worker holds 20: give"):
         take_in(tmp_path / "field", few[:2])
+
+
+def test_frames_that_come_while_a_run_works_are_refused_until_it_has_ended(few, tmp_path, monkeypatch):
+    path, told = tmp_path / "field", []
+
+    def meanwhile(pipeline):
+        for call in (
+            lambda: append_frames(path, few[2:3], small_config(), client="synchronous"),
+            lambda: run(path, small_config(), frames=few[2:3], client="synchronous"),
+        ):
+            with pytest.raises(FieldBusyError, match=f"run {pipeline.engine.holder[1]} .* is writing images"):
+                call()
+            told.append(Field.open(path).frames().sizes["time"])
+        return []
+
+    monkeypatch.setattr(Pipeline, "run", meanwhile)
+    run(path, small_config(), frames=few[:2], client="synchronous")
+    assert told == [2, 2]
+    assert take_in(path, few[2:3]) == 1
+
+
+def test_units_of_a_run_see_the_frames_that_it_is_for_though_others_came_in(few, tmp_path):
+    path = tmp_path / "field"
+    take_in(path, few[:3])
+    field = Field.open(path)
+    window = (slice(0, 8), slice(0, 8))
+    before = field.frames()
+    before["scale"] = before["scale"] * 1.5
+    field.write_table("registration", before[list(REFINED)].reset_coords(drop=True))
+    refined = read_calibrated(field, window).flux
+    take_in(path, few[3:4])
+    assert calibrated_frames(field)["frame_id"].values.tolist() == before["frame_id"].values.tolist()
+    assert read_calibrated(field, window).flux.tobytes() == refined.tobytes()
+
+
+def test_the_reference_that_another_method_wants_is_written_under_its_own_lease(few, tmp_path, monkeypatch):
+    path, seen = tmp_path / "field", []
+    take_in(path, few[:2])
+    config = small_config().model_copy(update={"method": "sfft"})
+    field = Field.open(path)
+    with field.lease("images", "mine") as images:
+        engine = Engine(field, config, InlineExecutor(), holder=("difference/sfft", "mine"), leases=[images])
+
+        def prepare(pipeline):
+            seen.append(pipeline.engine)
+            raise IngestError("seen")
+
+        monkeypatch.setattr(Pipeline, "prepare", prepare)
+        with pytest.raises(IngestError, match="seen"):
+            Pipeline(engine)._prepare_base()
+    assert seen[0].holder == ("difference/oversampled", "mine")
+    assert seen[0].leases == [images]

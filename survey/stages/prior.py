@@ -1,0 +1,72 @@
+"""The reference that later epochs are added to, kept until they are recorded: added twice is added once.
+
+A cluster runs a task again whose worker died, also where it had written already. Then the reference in the
+store holds the later epochs, and adding must begin from the one before.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from survey.io.checksums import CELL
+from survey.io.locations import Location, remove, write_atomic
+from survey.io.store import Field
+from survey.tiles import Tile
+
+NAMES = ("coefficients", "n_used", "chi2", "normal", "moment")
+FOLDER = "adding"
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+def prior_reference(field: Field, tile: Tile, before: str) -> Arrays:
+    """Arrays (y, x, ...) of the reference of a tile, or of rows of it, as they were under the key ``before``.
+
+    Whoever comes first, and has written nothing yet, keeps them for those who come after; bands of rows
+    apart, so that row blocks of any height find theirs and none needs more memory than its own rows take.
+    """
+    whole = field.tiles[tile.index]
+    first = whole.y0 + (tile.y0 - whole.y0) // CELL * CELL
+    bands = [replace(whole, y0=y, y1=min(y + CELL, whole.y1)) for y in range(first, tile.y1, CELL)]
+    found = [_band(field, band, before) for band in bands]
+    rows = slice(tile.y0 - first, tile.y1 - first)
+    return {name: np.concatenate([arrays[name] for arrays in found])[rows] for name in NAMES}
+
+
+def forget_prior(field: Field) -> None:
+    """Drop all that is kept: what it was for is recorded, or given up."""
+    remove(field.path / FOLDER)
+
+
+def _band(field: Field, band: Tile, before: str) -> Arrays:
+    place = field.path / FOLDER / f"{band.name}-rows-{band.y0:05d}-{before}.npz"
+    kept = _load(place)
+    if kept is not None:
+        return kept
+    stored = {name: np.asarray(field.array("reference", name)[band.core]) for name in NAMES}
+    # Another may have kept it meanwhile and begun to write: then what was read here may be half of each.
+    kept = _load(place)
+    if kept is not None:
+        return kept
+    # A host without power loses the run with it, and the tile is fitted as a whole.
+    write_atomic(place, _packed(stored), synced=False)
+    return stored
+
+
+def _load(place: Location) -> Arrays | None:
+    try:
+        data = place.read_bytes()
+    except FileNotFoundError:
+        return None
+    with np.load(io.BytesIO(data), allow_pickle=False) as found:
+        return {name: found[name] for name in NAMES}
+
+
+def _packed(arrays: Arrays) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **arrays)
+    return stream.getvalue()
