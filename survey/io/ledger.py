@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from survey.io.locations import Location, changed, create, files, remove_files, replace, write_atomic
+from survey.io.locations import Location, changed, create, files, remove_files, replace, sync, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,8 @@ class Ledger:
     Notes
     -----
     The order of writing is: invalidate, data, record. A unit without a record, or whose record has
-    another key than wanted, is computed again.
+    another key than wanted, is computed again. Data are on the disk before they are recorded, as far as
+    this host wrote them: one that loses power loses no more than the records of its last second.
     """
 
     def __init__(self, directory: Location) -> None:
@@ -102,6 +103,8 @@ class Ledger:
     def flush(self) -> None:
         """Write what is pending as one segment."""
         if self._pending:
+            if any(entry["key"] is not None for entry in self._pending):
+                sync(self.directory)
             text = "".join(json.dumps(entry) + "\n" for entry in self._pending)
             # After all that is known, also where the clock of who wrote that was ahead of this one's.
             newest = max((int(segment.stem) for segment in self._segments), default=0)
@@ -198,7 +201,7 @@ class Lease:
                 time.sleep(0.2)
                 return False
             holder = {"owner": "unknown", "host": "", "pid": 0, "beat": 0.0}
-        if process_lives(holder):
+        if process_lives(holder) or beats(self.path, holder):
             raise FieldBusyError(
                 f"run {holder['owner']} (process {holder['pid']} on {holder['host']}) is writing "
                 f"{self.path.stem} of {self.path.parent.parent}; wait for it or stop it"
@@ -266,7 +269,7 @@ def _same_run(first: bytes, second: bytes) -> bool:
         a, b = json.loads(first), json.loads(second)
     except ValueError:
         return False
-    return all(a[name] == b[name] for name in ("owner", "host", "pid"))
+    return all(a.get(name) == b.get(name) for name in ("owner", "host", "machine", "pid"))
 
 
 def this_process() -> dict[str, Any]:
@@ -284,6 +287,27 @@ def _machine() -> str:
         return ""
 
 
+def _is_here(claim: Mapping[str, Any]) -> bool:
+    """Whether a claim's process, if it lives, is among those that this one can see."""
+    return bool(claim["host"] == socket.gethostname() and claim.get("machine", _machine()) == _machine())
+
+
+def beats(path: Location, claim: Mapping[str, Any]) -> bool:
+    """Whether a claim that seems old is written again while one looks: the other host's clock is behind.
+
+    It takes some heartbeats to see that it is not.
+    """
+    if _is_here(claim) or not claim["host"]:
+        return False
+    before = _read(path)
+    end = time.monotonic() + 2.5 * HEARTBEAT_SECONDS
+    while time.monotonic() < end:
+        time.sleep(HEARTBEAT_SECONDS / 5)
+        if _read(path) not in (before, b""):
+            return True
+    return False
+
+
 def process_lives(claim: Mapping[str, Any]) -> bool:
     """Whether the process of a claim lives: on this host, if it runs; elsewhere, if its heart beats.
 
@@ -293,7 +317,7 @@ def process_lives(claim: Mapping[str, Any]) -> bool:
         As `this_process` makes it. Hosts of one name may be containers that see none of each other's
         processes: then, too, the beat is what counts.
     """
-    if claim["host"] != socket.gethostname() or claim.get("machine", _machine()) != _machine():
+    if not _is_here(claim):
         return bool(time.time() - claim["beat"] < STALE_SECONDS)
     try:
         process = psutil.Process(claim["pid"])

@@ -7,11 +7,12 @@ function each.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -82,8 +83,39 @@ def writing(place: Location, *, synced: bool = True) -> Iterator[IO[bytes]]:
                 stream.flush()
                 os.fsync(stream.fileno())
         temporary.replace(place)
+        if synced:
+            with suppress(OSError):  # not every file system knows folders as files
+                _with_folder(place.parent, os.fsync)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(place: Location) -> None:
+    """See that what this host wrote to a location's file system is on the disk, not only in its memory.
+
+    An object store keeps what it has answered for.
+
+    Raises
+    ------
+    OSError
+        If the disk could not take it.
+    """
+    if isinstance(place, ObjectPath):
+        return
+    folder = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None:  # Linux has it
+        os.sync()
+    elif _with_folder(folder, syncfs):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+
+
+def _with_folder(folder: Path, call: Callable[[int], Any]) -> Any:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        return call(number)
+    finally:
+        os.close(number)
 
 
 def opened(place: Location) -> IO[bytes]:

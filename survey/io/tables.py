@@ -11,7 +11,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from survey.io.locations import Location, files, finish_swap, folders, remove, swap
+from survey.io.locations import Location, files, finish_swap, folders, remove, swap, sync
 from survey.io.objects import ObjectPath
 from survey.io.packed import is_copied, quiet_strings, read_group, write_group, write_plain
 from survey.io.versions import Versions
@@ -120,6 +120,7 @@ class Tables:
             remove(leftover)
         with quiet_strings():
             table.to_zarr(str(fresh), mode="w", consolidated=False, zarr_format=3)
+        sync(self.cube)
         swap(fresh, live, old)
 
     def has_table(self, name: str) -> bool:

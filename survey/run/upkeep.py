@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from survey.io.ledger import process_lives
+from survey.io.ledger import beats, process_lives
 from survey.io.locations import Location, changed, entries, files, folders, remove
 from survey.io.store import Field, FieldError
 from survey.run.live import run_state
@@ -207,7 +207,7 @@ def unlock(path: str | Location, *, force: bool = False) -> list[Held]:
             claim: dict[str, Any] = json.loads(file.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             claim = {"owner": "unknown", "host": "", "pid": 0, "beat": changed(file)}
-        alive = process_lives(claim)
+        alive = process_lives(claim) or (not force and beats(file, claim))
         if force or not alive:
             file.unlink(missing_ok=True)
         group = file.stem.replace(".", "/", 1)

@@ -3,12 +3,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
 import pytest
 
 from survey.io import ledger as module
+from survey.io import locations
 from survey.io.ledger import FieldBusyError, Lease, Ledger, process_lives, this_process
 
 
@@ -90,7 +92,8 @@ with Lease(Path({str(tmp_path)!r}) / "group.json", "first"):
     assert not (tmp_path / "group.json").exists()
 
 
-def test_a_silent_holder_on_another_host_is_dead(tmp_path):
+def test_a_silent_holder_on_another_host_is_dead(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.1)
     claim = {"owner": "old", "host": "elsewhere", "pid": 1, "beat": time.time() - 3600}
     path = tmp_path / "group.json"
     path.write_text(json.dumps(claim))
@@ -177,3 +180,38 @@ def test_processes_of_another_container_of_this_name_are_judged_by_their_heart(t
     assert process_lives(claim)
     assert not process_lives({**claim, "beat": time.time() - 3600})
     assert not process_lives({**this_process(), "pid": 2**22 + 1})
+
+
+def test_a_holder_whose_clock_is_behind_lives_as_long_as_its_heart_beats(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.1)
+    path, stopped = tmp_path / "group.json", threading.Event()
+
+    def beat():
+        while not stopped.wait(0.02):
+            claim = {"owner": "old", "host": "elsewhere", "pid": 1, "beat": time.time() - 3600}
+            locations.write_atomic(path, json.dumps(claim).encode(), synced=False)
+
+    heart = threading.Thread(target=beat)
+    heart.start()
+    try:
+        assert wait_for(path.exists)
+        with pytest.raises(FieldBusyError, match="run old"), Lease(path, "new"):
+            pass
+    finally:
+        stopped.set()
+        heart.join()
+    with Lease(path, "new"):
+        assert module.holder_of(path) == "new"
+
+
+def test_data_are_on_the_disk_before_they_are_recorded(tmp_path, monkeypatch):
+    """What is written lies in the host's memory for half a minute: who loses power then loses it."""
+    told, ledger = [], Ledger(tmp_path / "field" / "ledger")
+    (tmp_path / "field").mkdir()
+    monkeypatch.setattr(module, "sync", lambda place: (told.append("data"), locations.sync(place)))
+    write = module.write_atomic
+    monkeypatch.setattr(module, "write_atomic", lambda *args: (told.append("ledger"), write(*args)))
+    ledger.record("a", "k")
+    ledger.flush()
+    ledger.invalidate(["a"])
+    assert told == ["data", "ledger", "ledger"]

@@ -136,7 +136,8 @@ def test_a_ledger_survives_and_compacts(place):
     assert set(Ledger(place / "ledger").records) == {"u0", "u1", "u2"}
 
 
-def test_one_run_holds_a_lease(place):
+def test_one_run_holds_a_lease(place, monkeypatch):
+    monkeypatch.setattr("survey.io.ledger.HEARTBEAT_SECONDS", 0.1)
     path = place / "leases" / "group.json"
     with Lease(path, "first"):
         assert holder_of(path) == "first"

@@ -183,7 +183,8 @@ def test_nothing_is_removed_or_struck_while_a_run_writes(copy):
     assert len(verify(copy).problems) == 1
 
 
-def test_unlock_removes_the_dead_and_keeps_the_living(copy):
+def test_unlock_removes_the_dead_and_keeps_the_living(copy, monkeypatch):
+    monkeypatch.setattr("survey.io.ledger.HEARTBEAT_SECONDS", 0.1)
     lease = copy / "leases" / "difference.oversampled.json"
     claim = {"owner": "r1", "host": socket.gethostname(), "pid": 2**22 + 1, "beat": time.time()}
     write_json(lease, claim)
