@@ -159,12 +159,12 @@ def test_cancelled_lost_and_resumed_on_this_machine(finished, tmp_path):
     with pytest.raises(RunError, match="nothing to cancel"):
         cancel(field)
     second = field / "runs" / submit(field, config, report=False)
-    wait_for(lambda: run_state(second)["live"].get("stages"), 60, "the second driver")
+    wait_for(lambda: run_state(second)["live"].get("stages"), 300, "the second driver")
     os.kill(run_state(second)["live"]["pid"], signal.SIGKILL)
-    wait_for(ended(second), 10, "the end of the second driver")
+    wait_for(ended(second), 60, "the end of the second driver")
     assert run_state(second)["state"] == "lost"
     third = field / "runs" / submit(field, config, report=False)
-    wait_for(ended(third), 150, "the end of the third")
+    wait_for(ended(third), 400, "the end of the third")
     assert [state["state"] for state in run_states(field)] == ["cancelled", "lost", "done"]
     assert_same_bits(finished.path, field)
 
