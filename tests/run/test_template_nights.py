@@ -105,7 +105,7 @@ def test_only_the_new_frames_are_subtracted(early, hotpants, tmp_path, method, t
     assert found.additions() == [EARLY]
     assert found.before(found.units[0]) == (searched, EARLY)
     flux = np.asarray(Field.open(path).array(f"difference/{method}", "flux")[EARLY:])
-    assert np.isfinite(flux).mean() > 0.8
+    assert np.isfinite(flux).mean() > 0.5  # zogy masks what its edges may spoil
     again, made = make(path, config)
     assert made == []
     assert again.key(again.units[0]) == found.key(found.units[0])
