@@ -236,7 +236,8 @@ class Lease:
             If it is not.
         """
         if self._lost or (closely and holder_of(self.path) != self.owner):
-            raise LostLeaseError(f"run {self.owner} no longer holds {self.path.stem}: nothing is written")
+            group = self.path.stem.replace(".", "/", 1)
+            raise LostLeaseError(f"run {self.owner} no longer holds {group}: nothing is written")
 
     def __exit__(self, *_: object) -> None:
         if self._thread is None:
