@@ -176,6 +176,7 @@ def make_samples(
     phase_y: ArrayLike | None,
     phase_x: ArrayLike | None,
     given: ArrayLike | TemplateFunction | ReferenceFit | None,
+    spline: NDArray[np.float64] | None = None,
 ) -> tuple[Samples, Mask]:
     """Template samples less its pedestal, and the pixels that have none.
 
@@ -185,6 +186,8 @@ def make_samples(
         Its pedestal ``level`` subtracted, 0 where bad.
     given : ReferenceFit, function or array (n_kernel, y, x), optional
         A continuous template, its pedestal in it.
+    spline : array (y, x), optional
+        The template's spline coefficients, where more of it is known than its pixels here.
     """
     py, px = (np.asarray(0.0 if p is None else p, float) for p in (phase_y, phase_x))
     # a phase of more than two pixels is no phase
@@ -193,7 +196,7 @@ def make_samples(
     if given is None:
         if not py.any() and not px.any():
             return ShiftedSamples(template, kernel_shape), nowhere
-        return SplineSamples(template, kernel_shape, py, px), nowhere
+        return SplineSamples(template, kernel_shape, py, px, spline), nowhere
     if isinstance(given, ReferenceFit):
         if one_phase:
             value = given.evaluate(py[None], px[None])[0] - level
@@ -246,12 +249,20 @@ def without_signal(template: Noisy, kernel_shape: tuple[int, int]) -> Mask:
     shape = template.values.shape
     if template.variance is None:
         return np.zeros(shape, bool)
-    seen = signal_seen(template.values, template.variance, template.bad, _SIGNAL)
-    signal = grow_rectangle(seen, (kernel_shape[0] // 2, kernel_shape[1] // 2))
-    if signal.mean() > _SPARSE:
-        return np.zeros(shape, bool)
-    signal[::_SKY_STEP, ::_SKY_STEP] = True
-    return ~signal
+    signal = shows_signal(template.values, template.bad, template.variance, kernel_shape)
+    return np.zeros(shape, bool) if signal.mean() > _SPARSE else ~(signal | sky_lattice(shape))
+
+
+def shows_signal(values: Floats, bad: Mask, variance: Floats, kernel_shape: tuple[int, int]) -> Mask:
+    """Pixels at which a template, its sky subtracted, shows the kernel more than noise."""
+    seen = signal_seen(values, variance, bad, _SIGNAL)
+    return grow_rectangle(seen, (kernel_shape[0] // 2, kernel_shape[1] // 2))
+
+
+def sky_lattice(shape: tuple[int, int], origin: tuple[int, int] = (0, 0)) -> Mask:
+    """Pixels of bare sky that stay in a fit, of an image whose first pixel is (y, x) of the field."""
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    return np.asarray(((y + origin[0]) % _SKY_STEP == 0) & ((x + origin[1]) % _SKY_STEP == 0))
 
 
 def lacking_noise(template: Noisy) -> float:

@@ -49,7 +49,7 @@ class ShiftedSamples:
 
 
 class SplineSamples:
-    """R(p - a + phase(p)) of a well-sampled image by its cubic spline."""
+    """R(p - a + phase(p)) of a well-sampled image by its cubic spline, whose coefficients may be given."""
 
     def __init__(
         self,
@@ -57,13 +57,14 @@ class SplineSamples:
         kernel_shape: tuple[int, int],
         phase_y: ArrayLike,
         phase_x: ArrayLike,
+        coefficients: Array | None = None,
     ) -> None:
         self._kernel_shape, self._shape = kernel_shape, template.shape
         reach = max(kernel_shape) // 2 + 3
         self._reach = reach
-        self._coefficients = np.pad(
-            spline_filter(template.astype(float), 3, mode="mirror"), (reach, reach), mode="reflect"
-        )
+        if coefficients is None:
+            coefficients = spline_filter(template.astype(float), 3, mode="mirror")
+        self._coefficients = np.pad(coefficients, (reach, reach), mode="reflect")
         self._phase_y = np.ascontiguousarray(np.broadcast_to(phase_y, template.shape), float)
         self._phase_x = np.ascontiguousarray(np.broadcast_to(phase_x, template.shape), float)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.fft import irfft2, rfft2
-from scipy.ndimage import binary_dilation, distance_transform_edt
+from scipy.ndimage import binary_dilation
 
 from survey.kernels._zogy_tile import (
     Complex,
@@ -23,6 +23,7 @@ from survey.kernels._zogy_tile import (
     shift_ramp,
     transform_psf,
 )
+from survey.kernels.continuous import fill_holes
 
 # Pixels around a place that neither image shows within which the one cannot tell of the other.
 _NEAR = 4
@@ -71,11 +72,11 @@ def fill_bad(
     near = binary_dilation(bad & reference_bad, iterations=_NEAR, mask=bad | reference_bad)
     shape, dtype = fft_shape(tile), tile.new.dtype
     new = _Side(
-        _nearest(tile.new, bad), tile.new_variance, tile.new_noise,
+        fill_holes(tile.new, bad), tile.new_variance, tile.new_noise,
         transform_psf(tile.new_psf, shape, dtype), bad,
     )  # fmt: skip
     reference = _Side(
-        _nearest(tile.reference, reference_bad), tile.reference_variance, tile.reference_noise,
+        fill_holes(tile.reference, reference_bad), tile.reference_variance, tile.reference_noise,
         transform_psf(tile.reference_psf, shape, dtype), reference_bad,
     )  # fmt: skip
     known = reference_bad & ~near
@@ -117,10 +118,3 @@ def _matched(
 def _through(values: Floats, matched: Complex, shape: tuple[int, int]) -> Floats:
     ny, nx = values.shape
     return np.asarray(irfft2(rfft2(values, shape) * matched, shape)[:ny, :nx])
-
-
-def _nearest(values: Floats, bad: Mask) -> Floats:
-    """Bad pixels set to the nearest good one."""
-    if not bad.any() or bad.all():
-        return values
-    return values[tuple(distance_transform_edt(bad, return_distances=False, return_indices=True))]

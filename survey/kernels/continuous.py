@@ -13,6 +13,13 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
+def fill_holes(values: NDArray[np.floating], bad: Mask) -> NDArray[np.floating]:
+    """Bad pixels set to the value of the nearest good one: a spline rings about a step."""
+    if not bad.any() or bad.all():
+        return values
+    return values[tuple(distance_transform_edt(bad, return_distances=False, return_indices=True))]
+
+
 def spline_at(flux: Array, variance: Array, bad: Mask, at: ArrayLike) -> tuple[Array, Array, Mask]:
     """A well-sampled image at any positions by its cubic spline.
 
@@ -30,13 +37,9 @@ def spline_at(flux: Array, variance: Array, bad: Mask, at: ArrayLike) -> tuple[A
     bad : bool array (...)
         Off the image, or a bad pixel in the spline's reach of two pixels.
     """
-    at, filled = np.asarray(at, float), flux
-    if bad.any() and not bad.all():
-        # The spline rings about a step: holes take the value of the nearest good pixel.
-        filled = flux[tuple(distance_transform_edt(bad, return_distances=False, return_indices=True))]
-    value = map_coordinates(
-        spline_filter(filled, 3, mode="mirror"), at, order=3, mode="mirror", prefilter=False
-    )
+    at = np.asarray(at, float)
+    coefficients = spline_filter(fill_holes(flux, bad), 3, mode="mirror")
+    value = map_coordinates(coefficients, at, order=3, mode="mirror", prefilter=False)
     noise = map_coordinates(np.where(bad, 0.0, variance), at, order=1, mode="nearest")
     spoilt = maximum_filter(bad, size=5, mode="constant", cval=True)
     off = map_coordinates(spoilt.astype(np.uint8), at, order=0, mode="constant", cval=1).astype(bool)

@@ -31,6 +31,7 @@ from survey.kernels._sfft_noise import decorrelated
 from survey.kernels._sfft_pass import Scene, pad_variance
 from survey.kernels._sfft_samples import TemplateFunction
 from survey.kernels._sfft_solve import CLIP_FRACTION, Limits, fit
+from survey.kernels.continuous import fill_holes
 from survey.kernels.masks import grow_rectangle
 from survey.kernels.reference import ReferenceFit
 from survey.kernels.subtraction import MatchingKernel, Subtraction
@@ -194,8 +195,9 @@ def _subtract(
 ) -> Subtraction:
     """Fit the template to the image and take it away."""
     shape = image.values.shape
-    samples, unsampled = make_samples(template.values, template.level, kernel_shape, *phases, given)
     plain = phases[0] is None and phases[1] is None and given is None
+    sampled = template.values if plain else fill_holes(template.values, template.bad)
+    samples, unsampled = make_samples(sampled, template.level, kernel_shape, *phases, given)
     reach = 0 if plain else 2
     half_y, half_x = (k // 2 + reach for k in kernel_shape)
     bad = image.bad | unsampled | _grown(template.bad, (half_y, half_x))
@@ -204,7 +206,7 @@ def _subtract(
     noise = None if template.variance is None else pad_variance(template.variance, kernel_shape)
     variance = np.where(bad, np.asarray(np.inf, values.dtype), image.variance)
     excluded = bad | away_from(*stars, shape, kernel_shape)
-    if plain and stars[0] is None:
+    if given is None and stars[0] is None:
         excluded |= without_signal(template, kernel_shape)
     corrects = noise is not None and plain
     kept = lacking_noise(template) if corrects else 0.0

@@ -15,16 +15,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import maximum_filter
+from scipy.ndimage import maximum_filter, spline_filter
 
 from survey.config import Config
 from survey.io.store import Field, FieldError
 from survey.kernels._sfft_fit import KernelModel
-from survey.kernels._sfft_inputs import make_samples
+from survey.kernels._sfft_inputs import make_samples, shows_signal, sky_lattice
 from survey.kernels._sfft_pass import Planes, Scene, pad_variance, sweep
 from survey.kernels._sfft_samples import Samples, block_side
 from survey.kernels._sfft_solve import CLIP_FRACTION, Solver, add_sums, check_error, check_pixels
 from survey.kernels._sfft_sums import Sums
+from survey.kernels.continuous import fill_holes
 from survey.kernels.pixelmap import n_terms
 from survey.kernels.reference import ReferenceFit
 from survey.stages.calibrated import CalibratedTile, calibrated_frames, psf_widths, read_calibrated
@@ -33,8 +34,10 @@ from survey.stages.template_records import template_looks, template_records
 from survey.stages.template_share import TemplateShare, read_share
 from survey.tiles import Tile, Window
 
-# Pixels beyond the kernel's reach that a cubic spline at a phase looks at.
+# Pixels beyond the kernel's reach that a cubic spline at a phase looks at, and beyond which the coefficients
+# there feel an edge by less than one part in ten million.
 SPLINE_REACH = 3
+SPLINE_TAIL = 12
 # Kernels beyond this are no seeing's.
 _WIDEST = 15
 # Edges of fields, in pixels, from which on a kernel may change linearly, and as a parabola: a PSF hardly does
@@ -64,6 +67,10 @@ class BlockData:
     reference : ReferenceFit or None
         The oversampled reference, where that is the template.
     template, template_bad, template_variance : arrays (y, x)
+    spline : array (y, x) or None
+        The template's spline coefficients, those that more than the window gives.
+    silent : bool array (y, x) or None
+        Where a template of its own noise shows nothing else: that would draw the kernels towards zero.
     share : TemplateShare or None
         What the frames put into the reference, in the tile's core.
     kernels : list of FrameKernel
@@ -79,6 +86,8 @@ class BlockData:
     template: NDArray[np.float64]
     template_bad: NDArray[np.bool_]
     template_variance: NDArray[np.float64] | None
+    spline: NDArray[np.float64] | None = None
+    silent: NDArray[np.bool_] | None = None
     share: TemplateShare | None = None
     kernels: list[FrameKernel] = field(default_factory=list)
 
@@ -151,7 +160,10 @@ def read(field: Field, unit: Unit, config: Config) -> BlockData:
     data = BlockData(
         first, unit.tile, samples, unit.tile.inner(halo), model, *read_template(field, window, config)
     )
-    if data.reference is not None:
+    if data.reference is None:
+        data.spline = template_spline(field, window, config)
+        data.silent = _silent(data)
+    else:
         data.share = read_share(field, (slice(first, last), *unit.tile.core))
     kernels = unit.items[2] if len(unit.items) > 2 else ()
     data.kernels = list(kernels) or [FrameKernel() for _ in range(last - first)]
@@ -193,6 +205,21 @@ def read_template(
     return None, np.where(bad, 0.0, flux).astype(float), bad, variance
 
 
+def template_spline(field: Field, window: Window, config: Config) -> NDArray[np.float64]:
+    """Spline coefficients of a template in a window, the same whatever the window is."""
+    wide, inner = zip(
+        *(
+            (slice(max(part.start - SPLINE_TAIL, 0), min(part.stop + SPLINE_TAIL, size)), part)
+            for part, size in zip(window, field.shape, strict=True)
+        ),
+        strict=True,
+    )
+    _, flux, bad, _ = read_template(field, (wide[0], wide[1]), config)
+    coefficients = spline_filter(fill_holes(flux, bad), 3, mode="mirror")
+    cut = [slice(i.start - w.start, i.stop - w.start) for w, i in zip(wide, inner, strict=True)]
+    return np.asarray(coefficients[cut[0], cut[1]])
+
+
 def check_template(field: Field, config: Config) -> None:
     """Raise `FieldError` if the template that the settings name is not in the field, or not whole."""
     name = config.subtraction.template
@@ -215,7 +242,7 @@ def samples_of(data: BlockData, k: int) -> tuple[Samples, Scene, NDArray[np.bool
     """Template samples of a frame, what is fitted to them, and the pixels that have no difference."""
     model, s = data.model, data.samples
     samples, unsampled = make_samples(
-        data.template, 0.0, model.kernel_shape, s.phase_y[k], s.phase_x[k], data.reference
+        data.template, 0.0, model.kernel_shape, s.phase_y[k], s.phase_x[k], data.reference, data.spline
     )
     reach = 0 if data.reference is not None else 2
     size = tuple(n + 2 * reach for n in model.kernel_shape)
@@ -230,6 +257,16 @@ def samples_of(data: BlockData, k: int) -> tuple[Samples, Scene, NDArray[np.bool
     rows, columns = s.window
     scene = Scene(image, variance, bad, noise, origin=(rows.start, columns.start))
     return samples, scene, bad
+
+
+def _silent(data: BlockData) -> NDArray[np.bool_] | None:
+    """Pixels without signal of the template, but for the field's lattice of bare sky."""
+    variance = data.template_variance
+    if variance is None or not variance.any():
+        return None
+    rows, columns = data.samples.window
+    signal = shows_signal(data.template, data.template_bad, variance, data.model.kernel_shape)
+    return ~(signal | sky_lattice(signal.shape, (rows.start, columns.start)))
 
 
 def _outside(data: BlockData, reach: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -261,7 +298,8 @@ def partial(data: BlockData, config: Config) -> list[Sums | None]:
         if kernel.failed is not None:
             found.append(None)
             continue
-        samples, scene, _ = samples_of(data, k)
+        samples, scene, bad = samples_of(data, k)
+        scene.excluded = bad if data.silent is None else bad | data.silent
         found.append(
             sweep(
                 data.model, samples, scene, kernel.coefficients, model_error=kernel.model_error or 0.0,

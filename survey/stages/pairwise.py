@@ -22,7 +22,7 @@ from survey.kernels.psf import EffectivePSF
 from survey.kernels.reference import ReferenceFit
 from survey.kernels.subtraction import Subtraction
 from survey.stages.calibrated import calibrated_frames, frame_map, psf_widths
-from survey.stages.matching import SPLINE_REACH, read_template
+from survey.stages.matching import SPLINE_REACH, SPLINE_TAIL, read_template
 from survey.stages.nn2_cutouts import Cutouts, pair_grid, read_cutouts
 from survey.stages.protocol import Output, Unit
 from survey.stages.template_records import template_looks
@@ -33,8 +33,6 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 # FWHM of the broadest PSF around a tile that its differences look at.
 REACH_FWHM = 5.0
-# Pixels of a template beyond those looked at: its spline feels an edge so far, to one part in ten million.
-SPLINE_TAIL = 12
 
 
 @dataclass

@@ -12,6 +12,7 @@ from survey.stages import matching, pairwise, sfft
 from survey.stages.calibrated import outlook
 from survey.stages.protocol import STAGES, Unit
 from survey.stages.stack import Choice
+from survey.tiles import Tile
 from tests.run.test_template_surveys import field, stars  # noqa: F401  (fixtures)
 from tests.templates.archives import draw, tan
 
@@ -103,3 +104,31 @@ def test_a_sharper_template_than_steady_frames(tmp_path):
     scaled = np.where(planes["mask"], np.nan, planes["flux"] / planes["error"]) ** 2
     assert max(output.payload["model_errors"]) < 0.05
     assert np.nanmean(scaled[:, star]) < 1.4
+
+
+def test_samples_of_a_template_do_not_depend_on_tiles(field):  # noqa: F811
+    """A star of 1e5 on the row beyond a tile's halo; the bare sky in the fit is the field's, too."""
+    config = stored_config(field.path)
+    config.subtraction.template, config.subtraction.kernel_size = "spike", 3
+    unit = matching.units(field, config)[0]
+    halo = matching.tile_halo(unit.tile, matching.model_of(field, config))
+    everywhere = (slice(0, field.shape[0]), slice(0, field.shape[1]))
+    flux = np.random.default_rng(1).normal(0, 1, field.shape).astype("f4")
+    flux[unit.tile.y1 + halo, 20] = 1e5
+    error, mask = np.ones(field.shape, "f4"), np.zeros(field.shape, bool)
+    field.require_group("template/spike", {"y": field.shape[0], "x": field.shape[1]}, {"made": "1"})
+    field.write("template/spike", {"flux": flux, "error": error, "mask": mask}, everywhere)
+    ledger = field.ledger("template/spike")
+    for tile in field.tiles:
+        ledger.record(tile.name, "1")
+    ledger.flush()
+    data = matching.read(field, unit, config)
+    whole = matching.read(
+        field, Unit("all", Tile(0, 0, field.shape[0], 0, field.shape[1]), unit.items), config
+    )
+    height, width = data.template.shape
+    inner = (slice(0, height), slice(0, width))
+    np.testing.assert_allclose(data.spline, whole.spline[inner], atol=2e-2)
+    core = (slice(0, unit.tile.y1 + 2), slice(0, unit.tile.x1 + 2))
+    np.testing.assert_array_equal(data.silent[core], whole.silent[core])
+    assert 0.5 < data.silent.mean() < 0.95
