@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ _PSF_ERROR = 0.02  # of the flux: PSFs are never known better
 _CLIP = 4.0
 # Star pixels without which there is neither ratio nor shift.
 FEWEST_PIXELS = 20
+# Pixels without which a tile has no shift of its own, and tiles without which there is no scatter of shifts.
+_ENOUGH, _FEWEST_TILES = 200, 5
 
 
 @dataclass
@@ -58,6 +61,25 @@ def match_sums(
         design, target, variance = design[:, keep], target[keep], variance[keep]
     weighted = design / variance
     return Match(weighted @ design.T, weighted @ target, design.shape[1])
+
+
+def scatter(parts: Sequence[Match], *, sky: bool = True) -> tuple[float, float]:
+    """Registration noise (dy, dx): robust scatter of tiles' own shifts, less what their noise explains."""
+    found = []
+    for part in parts:
+        if part.pixels >= _ENOUGH:
+            try:
+                _, moved, solution = solve_match(part, sky=sky)
+            except ValueError:
+                continue
+            variance = np.diag(np.linalg.pinv(part.matrix))[1:3] / solution[0] ** 2
+            found.append((*moved, *variance))
+    if len(found) < _FEWEST_TILES:
+        return 0.0, 0.0
+    table = np.array(found)
+    spread = (1.4826 * np.median(np.abs(table[:, :2] - np.median(table[:, :2], axis=0)), axis=0)) ** 2
+    excess = np.sqrt(np.maximum(spread - np.median(table[:, 2:], axis=0), 0))
+    return float(excess[0]), float(excess[1])
 
 
 def solve_match(match: Match, *, sky: bool = True) -> tuple[float, tuple[float, float], Array]:

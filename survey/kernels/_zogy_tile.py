@@ -206,6 +206,8 @@ def proper_subtraction(
     if any(shift_error):
         gy, gx = np.gradient(s_r)
         variance_s = variance_s + (shift_error[0] * gy) ** 2 + (shift_error[1] * gx) ** 2
+        gy, gx = np.gradient(irfft2(to_reference * r, shape)[:ny, :nx])
+        variance_d = variance_d + (shift_error[0] * gy) ** 2 + (shift_error[1] * gx) ** 2
     psf = np.asarray(irfft2(p_d, shape))
     f_s = f_d**2 * float((psf**2).sum())
     unit, flux_unit = ratio / f_d, ratio / f_s

@@ -17,7 +17,7 @@ from scipy.ndimage import binary_dilation
 
 from survey.kernels._sfft_inputs import as_mask, sky_of, working_type
 from survey.kernels._zogy_fill import fill_bad
-from survey.kernels._zogy_match import Match, match_sums, solve_match
+from survey.kernels._zogy_match import Match, match_sums, scatter, solve_match
 from survey.kernels._zogy_tile import Proper, TilePair, matched_pair, proper_subtraction
 from survey.kernels.background import Background
 from survey.kernels.subtraction import Subtraction
@@ -311,24 +311,8 @@ def _match(
             total = total + part
         found, moved, guess = solve_match(total, sky=fit_sky)
     if shift_error is None:
-        shift_error = _scatter(sums)
+        shift_error = scatter(sums)
     return ZogyMatch(found if ratio is None else ratio, moved if shift is None else shift, shift_error)
-
-
-def _scatter(sums: list[Match]) -> tuple[float, float]:
-    """Robust scatter of the tiles' own shifts, less what their noise explains."""
-    found = []
-    for part in sums:
-        if part.pixels >= 200:
-            _, moved, solution = solve_match(part)
-            variance = np.diag(np.linalg.pinv(part.matrix))[1:3] / solution[0] ** 2
-            found.append((*moved, *variance))
-    if len(found) < 5:
-        return 0.0, 0.0
-    table = np.array(found)
-    spread = (1.4826 * np.median(np.abs(table[:, :2] - np.median(table[:, :2], axis=0)), axis=0)) ** 2
-    excess = np.sqrt(np.maximum(spread - np.median(table[:, 2:], axis=0), 0))
-    return float(excess[0]), float(excess[1])
 
 
 def _store(proper: Proper, cell: _Cell, planes: list[Floats], bad: Mask) -> None:

@@ -15,7 +15,7 @@ from survey.run.executor import Executor
 from survey.run.frame_psfs import ensure_frame_psfs, frame_psf_units, own_pixels, psf_keys
 from survey.run.subtraction import FrameFits, SubtractionDifferences
 from survey.stages import frame_psf, hotpants, psf, zogy
-from survey.stages.difference_psf import template_psf
+from survey.stages.difference_psf import is_of_others, template_psf
 from survey.stages.pairwise import FrameState, Shared
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class PairDifferences(SubtractionDifferences):
             engine = pipeline.engine
             keyed = frame_psf_units(engine, self._images)
             self._psfs = psf_keys(engine.config, self._images, keyed, ensure_frame_psfs(engine, keyed))
+        self.sharpens = pipeline.config.method == "hotpants"
         super().__init__(pipeline)
 
     @property
@@ -94,15 +95,18 @@ class PairDifferences(SubtractionDifferences):
 
     def _psf_of_template(self) -> EffectivePSF | None:
         """The field's for its reference; that of its own stars for another template."""
-        if self.pipeline.config.subtraction.template == "reference" or not self._own_template_psf():
+        if not self._own_template_psf():
             return self._field_psf
         if self._template_psf is None:
             self._template_psf = template_psf(self.pipeline.field, self.pipeline.config)
         return self._template_psf
 
     def _own_template_psf(self) -> bool:
-        """The program is told a template's width; zogy its PSF, unless all frames have the field's."""
-        return self.pipeline.config.method == "hotpants" or self._own_psfs()
+        """The program is told a template's width; zogy its PSF, unless all have the field's."""
+        config = self.pipeline.config
+        if config.subtraction.template == "reference":
+            return False
+        return config.method == "hotpants" or self._own_psfs() or is_of_others(self.pipeline.field, config)
 
     def sizes(self) -> Mapping[str, int]:
         """There are no kernels to keep."""

@@ -16,12 +16,15 @@ from survey.run.worker import function_key
 from survey.stages import matching
 from survey.stages.events import Event
 from survey.stages.protocol import STAGES, Unit
+from survey.stages.template_records import template_looks
 
 if TYPE_CHECKING:
     from survey.run.pipeline import Pipeline
 
 # Sums that may wait at the client at once, beside their totals: tiles times frames times a kernel's matrix.
 _BYTES = 512 * 2**20
+# A frame is sharper than a template whose FWHM, times this, exceeds its own.
+SHARPER = 0.95
 
 
 class FrameFits(Protocol):
@@ -50,6 +53,8 @@ class SubtractionDifferences:
     A tile whose data cannot be read is told and left out: the frames of its block are fitted to the sums of
     the others, by another key. Every later run looks at it again, and makes all anew once it can be read.
     """
+
+    sharpens = True  # the template is convolved to every frame's PSF, whichever is the broader
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
@@ -179,6 +184,7 @@ class SubtractionDifferences:
         for block in wanted:
             block.forget()
         if wanted:
+            self._tell_broad()
             # where earlier differences stand, what was found in them stays out of the reference
             if not self._earlier():
                 self.taken.put_back()
@@ -187,6 +193,18 @@ class SubtractionDifferences:
         self.added.remember(self._searched)
         self._tell_failed()
         return self._lost()
+
+    def _tell_broad(self) -> None:
+        """Warn of a template broader than frames: a kernel would have to sharpen it, noise and all."""
+        pipeline, name = self.pipeline, self.pipeline.config.subtraction.template
+        width = template_looks(pipeline.field, name)[0]
+        frames = pipeline.frames["psf_fwhm"].values
+        sharper = int((frames < SHARPER * width).sum())
+        if self.sharpens and sharper:
+            pipeline.engine.warn(
+                f"{self.stage.name}: template/{name} (FWHM {width:.1f} px) is broader than {sharper} of "
+                f"{len(frames)} frames: sharpened for them, its noise grows; method zogy does without"
+            )
 
     def _stale(self) -> list[Block]:
         """Blocks whose differences are not all there, but for units that failed when they were made."""

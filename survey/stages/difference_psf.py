@@ -126,14 +126,23 @@ def load(field: Field, config: Config) -> DifferencePSF:
         kernels = np.asarray(field.array(group, "kernel")[...], float)
         return DifferencePSF(base, kernels=kernels, shape=field.shape)
     common = psf.load(field)
-    if not frame_psf.own_psfs(config, common):
-        return DifferencePSF(base, common)
-    # a run that was killed may have made room for frames whose PSFs it had not measured
     epochs = np.arange(field.array(group, "flux").shape[0])
-    found = frame_psf.load(field, epochs, partly=True)
+    if frame_psf.own_psfs(config, common):
+        # a run that was killed may have made room for frames whose PSFs it had not measured
+        found = frame_psf.load(field, epochs, partly=True)
+    elif config.method == "zogy" and is_of_others(field, config):
+        found = {int(k): common for k in epochs}
+    else:
+        return DifferencePSF(base, common)
     if config.method == "zogy":
         found = _proper(field, found, base)
     return DifferencePSF(base, common, [found.get(int(k), common) for k in epochs])
+
+
+def is_of_others(field: Field, config: Config) -> bool:
+    """Whether a template is not of the field's frames: then it has a PSF of its own."""
+    name = config.subtraction.template
+    return name != "reference" and field.group_attrs(f"template/{name}").get("source") != "stack"
 
 
 def _proper(field: Field, own: Mapping[int, EffectivePSF], template: EffectivePSF) -> dict[int, EffectivePSF]:

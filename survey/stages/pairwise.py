@@ -42,6 +42,7 @@ class FrameState:
     psf: EffectivePSF | None = None
     ratio: float = 1.0
     shift: tuple[float, float] = (0.0, 0.0)
+    shift_error: tuple[float, float] = (0.0, 0.0)
     guess: Array | None = None
     failed: str | None = None
 

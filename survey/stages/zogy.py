@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from survey.config import Config
-from survey.kernels._zogy_match import FEWEST_PIXELS, Match, match_sums, solve_match
+from survey.kernels._zogy_match import FEWEST_PIXELS, Match, match_sums, scatter, solve_match
 from survey.kernels._zogy_tile import TilePair, matched_pair
 from survey.kernels.masks import grow_square
 from survey.kernels.subtraction import Subtraction
@@ -85,6 +85,7 @@ class FrameMatches:
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
         self._totals: list[Match | None] = [None] * len(shared.frames)
+        self._tiles: list[list[Match]] = [[] for _ in shared.frames]
 
     @property
     def state(self) -> Shared:
@@ -96,6 +97,7 @@ class FrameMatches:
         for k, sums in enumerate(tile):
             total = self._totals[k]
             if sums is not None:
+                self._tiles[k].append(sums)
                 self._totals[k] = sums if total is None else total + sums
 
     def step(self) -> None:
@@ -105,6 +107,7 @@ class FrameMatches:
         the template's stars has failed.
         """
         totals, self._totals = self._totals, [None] * len(self.shared.frames)
+        tiles, self._tiles = self._tiles, [[] for _ in self.shared.frames]
         for k, (state, total) in enumerate(zip(self.shared.frames, totals, strict=True)):
             if total is None or total.pixels < FEWEST_PIXELS:
                 continue
@@ -113,7 +116,8 @@ class FrameMatches:
             except ValueError as problem:
                 self.shared.frames[k] = replace(state, failed=str(problem))
                 continue
-            self.shared.frames[k] = replace(state, ratio=ratio, shift=shift, guess=guess)
+            noise = scatter(tiles[k], sky=False)
+            self.shared.frames[k] = replace(state, ratio=ratio, shift=shift, shift_error=noise, guess=guess)
 
 
 def subtract(data: PairBlock, k: int, pair: Pair) -> Subtraction:
@@ -124,7 +128,8 @@ def subtract(data: PairBlock, k: int, pair: Pair) -> Subtraction:
     found = subtract_zogy(
         pair.image, pair.template, image_psf=psf, template_psf=template_psf, mask=pair.bad,
         template_mask=pair.template_bad, error=pair.error, template_error=template_noise(data, k, pair),
-        flux_ratio=state.ratio, shift=state.shift, sky="given", grow=1, tile=max(pair.image.shape), overlap=0,
+        flux_ratio=state.ratio, shift=state.shift, shift_error=state.shift_error, sky="given", grow=1,
+        tile=max(pair.image.shape), overlap=0,
     )  # fmt: skip
     if data.share is None:
         return found
@@ -148,5 +153,5 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 STAGE = Stage(
-    "zogy", 5, settings, units, read, partial, lambda partials, config: partials, apply, memory=forecast.pairs
+    "zogy", 6, settings, units, read, partial, lambda partials, config: partials, apply, memory=forecast.pairs
 )

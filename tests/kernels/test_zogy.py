@@ -205,12 +205,15 @@ def test_zogy__registration_noise_is_no_detection():
     image, template = field((160, 200), n=60, shift=(0.15, 0.0), transient=(80.0, 100.0, 2e3))
     given = {**PSFS, **NOISE, "flux_ratio": 0.7, "shift": (0, 0)}
     blind = subtract_zogy(image, template, **given).significance
-    told = subtract_zogy(image, template, **given, shift_error=(0.15, 0.0)).significance
+    counted = subtract_zogy(image, template, **given, shift_error=(0.15, 0.0))
+    told = counted.significance
     away = np.hypot(*(np.indices(image.shape) - np.array([80, 100])[:, None, None])) > 12
     away[:15] = away[-15:] = away[:, :15] = away[:, -15:] = False
     assert np.nanmax(np.abs(blind[away])) > 20
     assert np.nanmax(np.abs(told[away])) < 6
     assert told[80, 100] > 20
+    off = np.abs(subtract_zogy(image, template, **given).scaled)[away]
+    assert np.nanmax(np.abs(counted.scaled[away])) < 5 < 10 < np.nanmax(off)
 
 
 def test_zogy__float32_agrees():

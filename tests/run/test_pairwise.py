@@ -132,7 +132,8 @@ def test_zogy(field, tmp_path):
     assert shown.typical is shown.common
     config.subtraction.psf = "field"
     shown = difference_psf.load(target, config)
-    assert shown.frames is None
+    # a template that is not of the frames has a PSF of its own, whoseever the frames have
+    assert all(psf_.fwhm != shown.common.fwhm for psf_ in shown.frames)
     assert shown.common.fwhm == pytest.approx(2.7, abs=0.1)
     assert shown.base.fwhm == pytest.approx(2.1, abs=0.15)
     # whoever makes a method anew makes the frames' PSFs anew
@@ -166,6 +167,16 @@ def test_a_frame_of_other_stars_is_masked_and_told(field):
     assert (kept.ratio, kept.failed) == (0.9, None)
     assert "do not show the same stars; check their WCS" in failed.failed
     assert found.ratio == pytest.approx(0.8)
+    # the noise of registration is what the tiles' own shifts scatter by
+    tiles = [
+        Match(1e6 * np.eye(4), 1e6 * np.array([1, moved, 0, 0]), 500) for moved in (-0.2, -0.1, 0, 0.1, 0.2)
+    ]
+    matches = FrameMatches(Shared([FrameState()]))
+    for tile in tiles:
+        matches.add([tile])
+    matches.step()
+    (state,) = matches.state.frames
+    assert state.shift_error == pytest.approx((0.148, 0.0), abs=1e-3)
     target, config = Field.open(field), settings(field, "zogy")
     unit = zogy.STAGE.units(target, config)[0]
     data = zogy.STAGE.read(target, unit, config)

@@ -1,5 +1,7 @@
 """A template made by `survey template` is what the method sfft subtracts, in it or not."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -7,6 +9,7 @@ from astropy.io import fits
 from survey.config import Config
 from survey.io.store import Field
 from survey.run.api import create_field, run, stored_config
+from survey.run.subtraction import SubtractionDifferences
 from survey.run.template import make_template
 from survey.stages import matching, pairwise, sfft
 from survey.stages.calibrated import outlook
@@ -132,3 +135,19 @@ def test_samples_of_a_template_do_not_depend_on_tiles(field):  # noqa: F811
     core = (slice(0, unit.tile.y1 + 2), slice(0, unit.tile.x1 + 2))
     np.testing.assert_array_equal(data.silent[core], whole.silent[core])
     assert 0.5 < data.silent.mean() < 0.95
+
+
+def test_a_template_broader_than_frames_is_told(field):  # noqa: F811
+    config, told = stored_config(field.path), []
+    config.subtraction.template = "broad"
+    sizes = {"y": field.shape[0], "x": field.shape[1]}
+    field.require_group("template/broad", sizes, {"psf_fwhm": 5.0, "offset": [0.9, -0.8]})
+    differences = object.__new__(SubtractionDifferences)
+    engine = SimpleNamespace(warn=told.append)
+    differences.pipeline = SimpleNamespace(field=field, config=config, frames=field.frames(), engine=engine)
+    differences.stage = STAGES["sfft"]
+    differences._tell_broad()
+    assert "template/broad (FWHM 5.0 px) is broader than 10 of 10 frames" in told[0]
+    differences.sharpens = False
+    differences._tell_broad()
+    assert len(told) == 1
