@@ -64,14 +64,19 @@ def crowded_cube(
             along_y = pixel_psf(grid[:, None] + true_y[k, 0, 0] - ys, fwhm)
             along_x = pixel_psf(grid[:, None] + true_x[k, 0, 0] - xs, fwhm)
             truth[k] = (along_y * flux) @ along_x.T
+    if not rotation:
+        phase_y, phase_x = phase
+    return observe(truth, phase_y, phase_x, rng, errors=errors, sky=sky, read_noise=read_noise)
+
+
+def observe(truth, phase_y, phase_x, rng, *, errors="counts", sky=40.0, read_noise=5.0):
+    """A cube of that truth, its noise drawn anew."""
     observed = rng.poisson(truth + sky) - sky + rng.normal(0, read_noise, truth.shape)
     variance = {
         "counts": np.maximum(observed + sky, 0),
         "cut": sky + np.maximum(observed, 0),
         "true": truth + sky,
     }[errors]
-    if not rotation:
-        phase_y, phase_x = phase
     return CrowdedCube(
         observed, np.sqrt(read_noise**2 + variance), np.zeros(truth.shape, bool), phase_y, phase_x, truth,
         np.sqrt(read_noise**2 + sky + truth),
