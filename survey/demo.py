@@ -6,9 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from astropy.table import Table
+
 from survey.config import Config
 from survey.io.files import write_json
 from survey.io.locations import Location
+from survey.io.store import holds_frames
 from survey.report import compare_field, write_report
 from survey.run.api import run
 from survey.run.record import RunSummary
@@ -38,6 +41,11 @@ def demo(
         Which of the simulated sources were found, and which events are none of them.
     report : Location
         The page to look at.
+
+    Raises
+    ------
+    ValueError
+        If the directory holds a demo of other frames.
     """
     directory = Path(directory)
     images = directory / "frames"
@@ -45,6 +53,8 @@ def demo(
         progress.start("simulate", frames, 0)
     started = time.monotonic()
     events = max(1, min(EVENTS, size // EDGE_AN_EVENT))
+    field = directory / "field"
+    _check_the_same(field, images / "truth.ecsv", {"seed": seed, "frames": frames, "shape": [size, size]})
     simulate_field(
         images,
         size=size,
@@ -57,10 +67,20 @@ def demo(
     )
     if progress is not None:
         progress.message(f"{frames} frames of {size} x {size} pixels in {time.monotonic() - started:.1f} s")
-    field = directory / "field"
     summary = run(field, Config(), frames=[images], client=client, progress=progress)
     comparison = compare(field, images / "truth.ecsv")
     return summary, comparison, write_report(field)
+
+
+def _check_the_same(field: Path, truth: Path, asked: dict[str, Any]) -> None:
+    """A field of other frames would be compared with this demo's truth."""
+    if not holds_frames(field) or not truth.exists():
+        return
+    there = Table.read(truth).meta
+    if other := [name for name, value in asked.items() if there.get(name) != value]:
+        raise ValueError(
+            f"{field.parent} holds a demo of another {', '.join(other)}: remove it, or give another directory"
+        )
 
 
 def compare(field: Path, truth: Path) -> dict[str, Any]:

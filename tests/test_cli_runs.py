@@ -87,12 +87,16 @@ def test_a_demo_of_a_finished_field_compares_and_reports(finished, tmp_path, mon
     shutil.copytree(finished.path, tmp_path / "field")
     monkeypatch.setattr("survey.demo.simulate_field", lambda folder, **options: asked.update(options))
     monkeypatch.setattr("survey.demo.Config", small_config)
-    said = call("demo", "-o", tmp_path, "--size", 64, "--seed", 5)
-    assert (asked["size"], asked["frames"], asked["seed"]) == (64, 96, 5)
-    assert (asked["events"], asked["variables"]) == (3, 1), "no more than a small field has room for"
+    said = call("demo", "-o", tmp_path, "--size", 96, "--frames", 72, "--seed", 4)
+    assert (asked["size"], asked["frames"], asked["seed"]) == (96, 72, 4)
+    assert (asked["events"], asked["variables"]) == (4, 2), "no more than a small field has room for"
     comparison = check_demo(tmp_path, said)
     assert len(comparison["rows"]) == 4
     assert "0 units computed" in said
+    asked.clear()
+    said = call("demo", "-o", tmp_path, "--size", 96, "--frames", 72, "--seed", 5, status=1)
+    assert "holds a demo of another seed: remove it, or give another directory" in said
+    assert not asked, "nothing was written over"
 
 
 @pytest.mark.slow

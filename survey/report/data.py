@@ -18,7 +18,7 @@ from survey.io.locations import Location, files
 from survey.io.store import Field
 from survey.io.tables import FieldError
 from survey.kernels.reference import ReferenceFit
-from survey.stages.calibrated import calibrated_frames, read_calibrated
+from survey.stages.calibrated import differenced_frames, read_calibrated
 from survey.stages.differences import read_difference
 from survey.stages.methods import METHODS, known_method
 from survey.tiles import Window
@@ -109,7 +109,7 @@ def load(path: str | Location, method: str) -> ReportData:
     """
     target = Field.open(path)
     _check_method(target, known_method(method))
-    frames = calibrated_frames(target) if target.has_table("frames") else None
+    frames = differenced_frames(target, method) if target.has_table("frames") else None
     if frames is not None and not frames.sizes.get("time"):
         frames = None
     events = _rows(target.events_path(method))

@@ -14,6 +14,7 @@ from survey.run.engine import Engine, Progress, Silent
 from survey.run.executor import Executor, connect
 from survey.run.holding import held
 from survey.run.ingest import IngestSummary, ingest
+from survey.run.opening import keep_settings
 from survey.run.pairwise import check_program
 from survey.run.pipeline import Pipeline, RunError
 from survey.run.rebuild import begin_rebuild, end_rebuild
@@ -87,7 +88,7 @@ def append_frames(
 
 
 def stored_config(path: str | Location) -> Config:
-    """Settings stored in a field, all but where work runs; the defaults where there is none yet."""
+    """Settings of a field's last run, all but where work runs; the defaults where there is none yet."""
     if not is_field(path):
         return Config()
     return from_store(Field.open(path).attrs["config"], source=f"settings stored in {path}")
@@ -152,12 +153,14 @@ def run(
             if frames:
                 _take_in(path, frames, config, executor, progress, strict, record)
             field = Field.open(path)
+            asked = config
             config, warnings = settle(field, config, progress, rebuild=rebuild)
             holder = (f"difference/{config.method}", summary.run_id)
             engine = Engine(field, config, executor, progress, holder, leases)
             record.follow(engine)
             for warning in warnings:
                 engine.warn(warning)
+            keep_settings(field, asked)
             if rebuild:
                 begin_rebuild(field, config, summary.run_id, progress)
             targets = read_targets(field, config)

@@ -18,7 +18,7 @@ from survey.io.store import Field, holds_frames
 from survey.run.calls import OF_THE_MACHINE, map_calls
 from survey.run.engine import Engine, Failure, Progress, Silent, stage_key
 from survey.run.executor import Executor
-from survey.run.opening import clear_unfinished, open_or_create
+from survey.run.opening import clear_unfinished, open_or_create, other_settings
 from survey.run.pattern import FieldPattern
 from survey.run.progress import describe
 from survey.run.worker import UnitReport
@@ -121,11 +121,13 @@ class _Ingest:
         self.path, self.config, self.executor = path, config, executor
         self.progress, self.strict, self.run_id, self.reports = progress, strict, run_id, reports
         self.exists = holds_frames(path)
+        self.others: list[str] = []
         self.old: xr.Dataset | None = None
         self.held: FrameMeasure | None = None
         if self.exists:
             target = Field.open(path)
             check_calibration(config.input, target.attrs.get("calibration", ()), str(path))
+            self.others = other_settings(target.attrs["config"], config)
             self.old = target.frames()
             self.held = frame_table.stored_reference(target.table("stars"))
         self.summary = self.looked = IngestSummary()
@@ -149,6 +151,11 @@ class _Ingest:
         self.looked = IngestSummary(
             rejected=[(r.source.path, r.reason) for r in found.rejected], warnings=list(found.warnings)
         )
+        if self.others:
+            self.looked.warnings.append(
+                f"the frames in the field were taken in with other settings ({', '.join(self.others)}) and "
+                "stay as they are; make a new field to change them"
+            )
         self.n_files = len(files)
         self.asked = {r.source.path for r in found.rejected if r.kind == "filtered"}
         return found

@@ -15,6 +15,32 @@ from survey.stages.protocol import Unit
 from survey.tiles import choose_tile_size
 
 
+def keep_settings(target: Field, config: Config) -> None:
+    """Keep a run's settings, so that the next one without any goes on with them.
+
+    Those by which the field's images were made stay, and so does the method: it is chosen for a run.
+    """
+    stored = dict(target.attrs["config"])
+    new = {**to_store(config), **{name: stored[name] for name in ("input", "grid", "method")}}
+    offsets = config.registration.refine_offsets
+    new["registration"] = {**stored["registration"], "refine_offsets": offsets}
+    new["calibrate"] = stored["calibrate"]
+    if new != stored:
+        target.root.attrs["config"] = new
+
+
+def other_settings(stored: dict[str, Any], config: Config) -> list[str]:
+    """Names of settings that images are made by and that differ from those of a field's images."""
+    given = to_store(config)
+    names = []
+    for table in ("input", "registration", "calibrate", "grid"):
+        for name, value in given[table].items():
+            live = (table, name) in (("input", "frames"), ("registration", "refine_offsets"))
+            if not live and value != stored.get(table, {}).get(name, value):
+                names.append(f"[{table}] {name}")
+    return names
+
+
 def open_or_create(path: str | Location, config: Config, reference: FrameMeasure, epochs: int) -> Field:
     """The field at a path; made, or made anew where it holds no frame yet.
 

@@ -131,6 +131,15 @@ def calibrated_frames(field: Field) -> xr.Dataset:
     return frames
 
 
+def differenced_frames(field: Field, method: str) -> xr.Dataset:
+    """The calibrated frames that a method's differences hold: others may have come in since."""
+    frames = calibrated_frames(field)
+    group = f"difference/{method}"
+    if field.has(group, "flux"):
+        frames = frames.isel(time=slice(0, field.array(group, "flux").shape[0]))
+    return frames
+
+
 def read_calibrated(
     field: Field,
     window: Window,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from survey.config import Config
 from survey.io.store import Field
 from survey.kernels.aperture import EnsembleLightCurve, aperture_flux, ensemble_light_curve
-from survey.stages.calibrated import calibrated_frames, read_calibrated
+from survey.stages.calibrated import differenced_frames, read_calibrated
 from survey.stages.difference_psf import DifferencePSF
 from survey.stages.photometry import Window3, measure, read_window, with_template_noise
 from survey.tiles import Window
@@ -138,7 +138,7 @@ class _Night:
 
     @classmethod
     def of(cls, field: Field, psf: DifferencePSF, config: Config) -> _Night:
-        frames = calibrated_frames(field)
+        frames = differenced_frames(field, config.method)
         widths = frames["psf_fwhm"].values
         return cls(field, psf, config, frames, np.where(widths > 0, widths, np.nanmedian(widths)))
 
