@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -311,12 +311,14 @@ class PsfSettings(Settings):
 class DetectSettings(Settings):
     """The event search (table `[detect]`)."""
 
-    temporal_sigma: list[float] = [2.0, 4.0, 8.0, 16.0]
+    temporal_sigma: list[Annotated[float, Field(gt=0)]] = Field(
+        [2.0, 4.0, 8.0, 16.0], min_length=1, description="time scales, 1 sigma, in `unit`"
+    )
     unit: Literal["images", "days"] = "images"
     threshold: float | None = Field(None, gt=0, description="S/N; none: from false_alarms")
-    false_alarms: float = Field(0.1, gt=0, description="expected in the whole volume, each scale")
+    false_alarms: float = Field(0.1, gt=0, description="expected in the whole volume, all scales together")
     min_epochs: int = Field(2, ge=1, description="supporting epochs below which it is no event")
-    max_events: int = Field(1000, ge=1)
+    max_events: int = Field(1000, ge=1, description="strongest peaks that are measured and may be events")
     refit: bool = Field(True, description="take found events out of the reference and fit again")
 
 

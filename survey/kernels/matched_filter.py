@@ -79,8 +79,12 @@ def event_centers(time: Array, sigma: float, step: float | None) -> Array:
     cadence = float(np.median(np.diff(ordered))) if len(ordered) > 1 else 1.0
     spacing = max(step * sigma, cadence)
     centers = ordered[0] + spacing * np.arange(int((ordered[-1] - ordered[0]) / spacing + 1e-9) + 1)
-    near = np.abs(ordered[None, :] - centers[:, None]).min(axis=1) <= max(sigma, cadence)
-    return centers[near]
+    after = np.searchsorted(ordered, centers)
+    distance = np.minimum(
+        np.abs(ordered[np.maximum(after - 1, 0)] - centers),
+        np.abs(ordered[np.minimum(after, len(ordered) - 1)] - centers),
+    )
+    return centers[distance <= max(sigma, cadence)]
 
 
 def event_bank(

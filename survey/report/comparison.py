@@ -122,16 +122,16 @@ def truth_table(data: ReportData, rows: list[Row]) -> str:
                 fixed(row.get("position_error"), 3),
                 fixed(row.get("time_error"), 4, sign=True),
                 number(row.get("amplitude_true"), 3),
-                fixed(row.get("amplitude_ratio"), 3),
+                with_error(row.get("peak_ratio"), row.get("peak_ratio_error")),
                 with_error(row.get("flux_ratio"), row.get("flux_ratio_error")),
             )
         )
     head = (
         "source", "", "event", "x", "y", "true S/N", "S/N", "position error (pixel)", "time error (d)",
-        f"true peak ({data.units})", "amplitude / peak", "flux / true",
+        f"true peak ({data.units})", "peak / true", "flux / true",
     )  # fmt: skip
     words = (
-        "<p>Amplitude is that of a Gaussian in time, so it lies below a microlensing peak; flux is the "
+        "<p>Peak is the maximum of a profile of free width fitted to the light curve; flux is the "
         "least-squares factor of the true light curve in the measured one.</p>"
     )
     return table(head, body, left=(0, 1)) + words

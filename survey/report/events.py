@@ -79,6 +79,8 @@ def card(data: ReportData, event: Row, rank: int, match: Row | None) -> str:
         head += f' <span class="tag true">true {match["kind"]}</span>'
     elif data.comparison is not None:
         head += ' <span class="tag false">no true source</span>'
+    if event.get("kind") == "variable":
+        head += ' <span class="tag">variable</span>'
     flags = event_words(event.get("flags"))
     if flags != "none":
         head += f' <span class="tag flag">{flags}</span>'
@@ -167,7 +169,7 @@ def numbers(data: ReportData, event: Row, curve: Row | None, match: Row | None) 
         ("peak", f"MJD {fixed(event['time'], 4)}<br>{date(event['time'])}"),
         ("time scale σ", time_scale(data, event)),
         ("S/N", fixed(event.get("snr"), 1)),
-        ("amplitude", with_error(event.get("amplitude"), event.get("amplitude_error"), data.units)),
+        *_peak(data, event),
     ]
     if curve is not None and curve.get("reference_flux") is not None and np.isfinite(curve["reference_flux"]):
         text = with_error(curve["reference_flux"], curve.get("reference_flux_error"), data.units)
@@ -188,6 +190,16 @@ def numbers(data: ReportData, event: Row, curve: Row | None, match: Row | None) 
         if match.get("flux_ratio") is not None:
             pairs.append(("flux / truth", with_error(match["flux_ratio"], match.get("flux_ratio_error"))))
     return pairs
+
+
+def _peak(data: ReportData, event: Row) -> list[tuple[str, str]]:
+    """Highest flux by the light curve, else what the search's own filter says."""
+    pairs = [("kind", f"{event.get('kind', 'event')}, {count(event.get('n_peaks', 1))} peaks")]
+    if event.get("peak_flux") is not None and np.isfinite(event["peak_flux"]):
+        text = with_error(event["peak_flux"], event.get("peak_flux_error"), data.units)
+        return [*pairs, ("peak flux", text)]
+    text = with_error(event.get("amplitude"), event.get("amplitude_error"), data.units)
+    return [*pairs, ("amplitude of the filter", text)]
 
 
 def _likeness(event: Row) -> str:
@@ -222,6 +234,7 @@ def listing(data: ReportData) -> str:
             (
                 str(i + 1),
                 escape(str(event["object_id"])),
+                escape(str(event.get("kind", "event"))),
                 fixed(event["snr"], 1),
                 fixed(event["x"], 1),
                 fixed(event["y"], 1),
@@ -229,7 +242,7 @@ def listing(data: ReportData) -> str:
                 fixed(event.get("dec"), 5),
                 fixed(event["time"], 3),
                 number(event.get("sigma_days"), 2),
-                number(event.get("amplitude"), 3),
+                number(event.get("peak_flux"), 3),
                 fixed(event.get("psf_likeness"), 2),
                 count(event.get("n_epochs")),
                 event_words(event.get("flags")),
@@ -238,6 +251,7 @@ def listing(data: ReportData) -> str:
     head = (
         "",
         "event",
+        "kind",
         "S/N",
         "x",
         "y",
@@ -245,12 +259,12 @@ def listing(data: ReportData) -> str:
         "Dec",
         "MJD",
         "σ (d)",
-        f"amplitude ({data.units})",
+        f"peak flux ({data.units})",
         "PSF",
         "epochs",
         "flags",
     )
     left = max(len(data.events or []) - LISTED, 0)
     more = f"<p>and {left} more: <code>survey events</code> lists all.</p>" if left else ""
-    body = table(head, rows, left=(1, 12))
+    body = table(head, rows, left=(1, 2, 13))
     return f"<details><summary>Table of {len(rows)} events</summary>{body}{more}</details>"

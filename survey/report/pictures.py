@@ -275,11 +275,11 @@ def short_list(data: ReportData, shown: int) -> str:
             fixed(event.get("y"), 1),
             date(event.get("time")),
             number(event.get("sigma_days"), 2),
-            number(event.get("amplitude"), 3),
+            number(event.get("peak_flux"), 3),
         )
         for i, event in enumerate((data.events or [])[:shown])
     ]
     if not rows:
         return ""
-    when, amplitude = f"peak ({data.time_scale})", f"amplitude ({data.units})"
-    return table(("event", "S/N", "x", "y", when, "σ (d)", amplitude), rows, left=(0, 4))
+    when, peak = f"peak ({data.time_scale})", f"peak flux ({data.units})"
+    return table(("event", "S/N", "x", "y", when, "σ (d)", peak), rows, left=(0, 4))

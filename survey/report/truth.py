@@ -52,7 +52,8 @@ def compare_with_truth(
     dict
         ``rows`` (one a source: id, kind, x, y, time, duration, snr_true, amplitude_true, found, duplicates,
         and for a found one object_id, snr, position_error, offset_x, offset_y, time_error, amplitude,
-        amplitude_ratio, flux_ratio, flux_ratio_error), ``false_alarms`` (rows of events), ``completeness``
+        amplitude_ratio, peak_flux, peak_ratio, peak_ratio_error, flux_ratio, flux_ratio_error),
+        ``false_alarms`` (rows of events), ``completeness``
         (per bin of true S/N: low, high, true, found; microlensing only), ``summary`` (counts and median
         offsets). Plain data, ready for JSON.
 
@@ -171,10 +172,16 @@ def _compare(source: Row, events: list[Row], curves: Mapping[str, Row]) -> Row:
         "offset_x": best["x"] - row["x"],
         "offset_y": best["y"] - row["y"],
         "amplitude": _value(best, "amplitude", np.nan),
+        "peak_flux": _value(best, "peak_flux", np.nan),
     }
     if row["kind"] == "microlensing":
         row["time_error"] = _value(best, "time", np.nan) - row["time"]
         row["amplitude_ratio"] = row["amplitude"] / true_amplitude if true_amplitude else np.nan
+        if all(source.get(name) is not None for name in ("u0", "tE", "flux", "t0")):
+            # At the maximum itself, which may lie between two frames.
+            highest = float(excess(source, source["t0"]))
+            row["peak_ratio"] = row["peak_flux"] / highest
+            row["peak_ratio_error"] = _value(best, "peak_flux_error", np.nan) / highest
         curve = curves.get(str(best.get("object_id")))
         if curve is not None:
             row["flux_ratio"], row["flux_ratio_error"] = flux_ratio(curve, source)

@@ -18,7 +18,7 @@ from survey.run.methods import differences_of
 from survey.run.oversampled import OversampledDifferences
 from survey.run.refinement import refine_frames
 from survey.run.search import Search
-from survey.stages import difference_psf, light_curve_tables, oversampled, photometry, psf
+from survey.stages import candidates, difference_psf, light_curve_tables, oversampled, photometry, psf
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.differences import drift
 from survey.stages.events import Event, touching
@@ -176,8 +176,7 @@ class Pipeline:
         self._photometry(events, refit)
         self.engine.collect()
         self._note_versions()
-        self._gather_light_curves()
-        return events
+        return self._gather_light_curves(events)
 
     def touching(self, events: Sequence[Event], unit: Unit) -> list[Event]:
         """Events that reach closely enough to a tile to bend its reference."""
@@ -343,5 +342,10 @@ class Pipeline:
         version = np.searchsorted(starts, np.arange(self.frames.sizes["time"]), side="right")
         self.field.array(f"difference/{self.config.method}", "version")[:] = version.astype(np.int16)
 
-    def _gather_light_curves(self) -> None:
-        light_curve_tables.gather(self.field, self.config, [unit.name for unit in self.photometry_units])
+    def _gather_light_curves(self, events: list[Event]) -> list[Event]:
+        """Write all light curves as one table; returns the events with the peaks of theirs, written too."""
+        names = [unit.name for unit in self.photometry_units]
+        curves = light_curve_tables.gather(self.field, self.config, names)
+        events = light_curve_tables.with_peaks(events, curves)
+        candidates.write_events(self.field, self.config.method, events)
+        return events

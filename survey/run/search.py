@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -75,6 +75,18 @@ class Search:
                 "reference takes it up; give shorter scales, [detect] temporal_sigma"
             )
 
+    def _tell_cut(self, found: list[dict[str, Any]]) -> None:
+        """Warn where peaks were left out before it was known whether they are events."""
+        most = self.config.detect.max_events
+        if len(self.peaks) >= most:
+            self.engine.warn(
+                f"the field has {most} peaks or more: weaker ones were not measured and may be events; raise "
+                "[detect] max_events"
+            )
+        full = sum(payload["found"] > len(payload["candidates"]) for payload in found)
+        if full:
+            self.engine.warn(f"{full} tiles have more peaks than are kept of one: their weakest are lost")
+
     def candidate_units(self) -> list[tuple[Unit, str]]:
         """Units that measure the merged peaks, with their keys."""
         self.peaks = detect.merged(self.engine.payloads("detect", self.pipeline.units), self.config)
@@ -101,6 +113,7 @@ class Search:
         thresholds = (np.array(found[0]["thresholds"]) * detect.noise_factors(found)).tolist()
         measured = self.engine.payloads("candidates", candidates.units(field, self.peaks))
         events = candidates.combine(measured, thresholds, field, self.config)
+        self._tell_cut(found)
         candidates.write_events(field, self.config.method, events)
         return events
 

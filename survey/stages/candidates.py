@@ -34,6 +34,8 @@ BAD_SHARE = 0.5
 SATURATED_SHARE, SATURATED_EPOCHS = 0.02, 2
 # Peaks closer than this, in pixels, are one source.
 SOURCE_RADIUS = 1.5
+# Sum of two peaks' time scales beyond which they are no wings of each other.
+APART = 4.0
 
 
 @dataclass
@@ -218,7 +220,7 @@ def combine(
     """The list of events, best S/N first, with names and sky positions."""
     rows = [dict(row) for payload in payloads for row in payload["rows"]]
     rows = [row for row in rows if is_event(row, thresholds[row["scale"]], config)]
-    rows.sort(key=lambda row: (-abs(row["snr"]), row["y"], row["x"], row["time"]))
+    rows.sort(key=_rank)
     rows = one_per_source(rows)
     text = field.attrs.get("wcs")
     wcs = parse_wcs(text) if text else None
@@ -234,19 +236,30 @@ def one_per_source(rows: Sequence[dict[str, Any]]) -> list[Event]:
     """The strongest event of every place, with the number of its peaks.
 
     A source that peaks three times or more, or brightens and fades both, is a ``variable``: it has no
-    baseline, and its samples stay in the reference.
+    baseline, and its samples stay in the reference. Of one that peaks twice, far apart in time, both peaks
+    are events.
     """
     kept: list[Event] = []
+    second: dict[int, Event] = {}
     for row in rows:
         same = [k for k in kept if np.hypot(k["y"] - row["y"], k["x"] - row["x"]) <= SOURCE_RADIUS]
         if same:
-            same[0]["n_peaks"] += 1
-            opposite = row["snr"] * same[0]["snr"] < 0
-            if same[0]["n_peaks"] >= 3 or opposite:
-                same[0]["kind"] = "variable"
+            first = same[0]
+            first["n_peaks"] += 1
+            opposite = row["snr"] * first["snr"] < 0
+            if first["n_peaks"] >= 3 or opposite:
+                first["kind"] = "variable"
+            elif abs(row["time"] - first["time"]) > APART * (row["sigma_days"] + first["sigma_days"]):
+                second[id(first)] = {**row, "kind": "event", "n_peaks": 2}
         else:
             kept.append({**row, "kind": "event", "n_peaks": 1})
-    return kept
+    twice = [other for k in kept if k["kind"] == "event" and (other := second.get(id(k))) is not None]
+    return sorted([*kept, *twice], key=_rank)
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, ...]:
+    """Best S/N first, and the same order whatever the tiles."""
+    return (-abs(row["snr"]), row["y"], row["x"], row["time"])
 
 
 EVENT_COLUMNS = (
@@ -263,6 +276,9 @@ EVENT_COLUMNS = (
     "snr",
     "amplitude",
     "amplitude_error",
+    "peak_flux",
+    "peak_flux_error",
+    "peak_time",
     "psf_correlation",
     "psf_chi2",
     "n_epochs",
@@ -275,8 +291,8 @@ EVENT_COLUMNS = (
 
 
 def write_events(field: Field, method: str, events: Sequence[Event]) -> None:
-    """Write ``events/<method>.parquet``."""
-    columns: dict[str, Any] = {name: [event[name] for event in events] for name in EVENT_COLUMNS}
+    """Write ``events/<method>.parquet``; peaks are NaN until the light curves are there."""
+    columns: dict[str, Any] = {name: [event.get(name, np.nan) for event in events] for name in EVENT_COLUMNS}
     if not events:
         columns = {
             name: np.zeros(0, "U1" if name in ("object_id", "kind") else float) for name in EVENT_COLUMNS

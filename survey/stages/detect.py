@@ -29,6 +29,8 @@ MAX_STAMP = 9
 SPREAD = 3
 # A tile with more peaks than this is no search result but a sign that the differences are wrong.
 MAX_PEAKS = 20000
+# Sigma of a lone epoch from which on it is taken for a spike, as the kernel has it.
+SPIKE = 6.0
 # Excess of the S/N's width over 1 that is put down to the model.
 NOISE_TOLERANCE = 0.15
 MAPS = ("significance", "scale_index", "time_index")
@@ -225,6 +227,8 @@ def apply(data: TileDifference, state: Search, config: Config) -> Output:
         bank,
         psf=state.psf,
         size=state.stamp,
+        # A lone high epoch is no event, unless one epoch is asked to suffice.
+        spike=SPIKE if config.detect.min_epochs > 1 else None,
     )
     for i, scale_map in enumerate(maps):
         peaks.append(find_peaks(scale_map, state.thresholds[i], scale=i, core=core, origin=data.origin))
@@ -234,7 +238,7 @@ def apply(data: TileDifference, state: Search, config: Config) -> Output:
         value = np.take_along_axis(snr, at[None], axis=0)[0]
         better = np.abs(value) > np.abs(best)
         best[better], scale_index[better] = value[better], i
-        time_index[better] = np.searchsorted(state.bank.time, scale_map.t0[at])[better]
+        time_index[better] = _nearest_epoch(state.bank.time, scale_map.t0[at])[better]
     every = np.concatenate(peaks) if peaks else np.empty(0, PEAK_DTYPE)
     found = len(every)
     if data.later is not None:
@@ -256,6 +260,12 @@ def apply(data: TileDifference, state: Search, config: Config) -> Output:
         "time_index": time_index,
     }
     return Output({f"search/{config.method}": arrays}, data.tile.core, payload=payload)
+
+
+def _nearest_epoch(time: NDArray[np.float64], t0: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Index of the first epoch at or after each time; epochs need not be in order."""
+    order = np.argsort(time, kind="stable")
+    return np.asarray(order[np.minimum(np.searchsorted(time[order], t0), len(time) - 1)])
 
 
 def _robust_width(snr: NDArray[np.float32]) -> float:
@@ -325,10 +335,15 @@ def memory(unit: Unit, outlook: Outlook, config: Config) -> float:
     return each * around + BYTES["core"] * core + freed + BYTES["least"]
 
 
+def _settings(config: Config) -> dict[str, Any]:
+    settings = config.detect.model_dump(exclude={"refit", "max_events", "min_epochs"})
+    return {**settings, "spikes": True} if config.detect.min_epochs == 1 else settings
+
+
 STAGE = Stage(
     "detect",
     2,
-    lambda config: config.detect.model_dump(exclude={"refit", "max_events", "min_epochs"}),
+    _settings,
     tile_units,
     read,
     apply=apply,

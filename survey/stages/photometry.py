@@ -15,12 +15,19 @@ from survey.config import Config
 from survey.io.files import read_parquet
 from survey.io.store import Field
 from survey.kernels._psf_flux import as_phases
+from survey.kernels.event_peak import Peak, fit_peak
 from survey.kernels.psf import EffectivePSF, fit_psf_flux, refine_position, stamp_psf
 from survey.kernels.psf_shape import fit_flux_and_shape
-from survey.stages.calibrated import CalibratedTile, calibrated_frames, phases, read_calibrated
+from survey.stages.calibrated import (
+    CalibratedTile,
+    calibrated_frames,
+    differenced_frames,
+    phases,
+    read_calibrated,
+)
 from survey.stages.difference_psf import DifferencePSF
 from survey.stages.differences import object_windows, read_difference
-from survey.stages.light_curve_tables import WEIGHT, light_curve_table, part_path
+from survey.stages.light_curve_tables import PEAK_COLUMNS, WEIGHT, light_curve_table, part_path
 from survey.stages.matching import read_template
 from survey.stages.methods import TEMPLATE_METHODS
 from survey.stages.protocol import Output, Stage, Unit
@@ -108,7 +115,7 @@ def read_window(
 
     ``frames`` is the calibrated table and ``calibrated`` the window's images where they are known.
     """
-    frames = calibrated_frames(field) if frames is None else frames
+    frames = differenced_frames(field, config.method) if frames is None else frames
     names = ("flux", "error", "mask", "fit_mask")
     arrays = read_difference(field, window, frames, config, names, start=start)
     template = None
@@ -218,7 +225,8 @@ def measure(
     -------
     dict
         ``y``, ``x`` (refined), ``position_error``, ``reference_flux``, ``reference_flux_error``, the columns
-        ``time``, ``flux``, ``error``, ``flags``, and ``weight``, the stamp's inverse variance in all epochs.
+        ``time``, ``flux``, ``error``, ``flags``, for an event ``peak_flux``, ``peak_flux_error`` and
+        ``peak_time``, and ``weight``, the stamp's inverse variance in all epochs.
     """
     half = config.photometry.size // 2
     rows, columns = data.window
@@ -282,7 +290,18 @@ def measure(
         "reference_flux_error": ref_error,
         "weight": weight,
         **curve,
+        **_peak(item, curve),
     }
+
+
+def _peak(item: dict[str, Any], curve: dict[str, NDArray[Any]]) -> dict[str, float]:
+    """Highest flux of an event and when it was; NaN for a target."""
+    peak = Peak(np.nan, np.nan, np.nan)
+    if "sigma_days" in item:
+        good = (curve["flags"] & ~FLAG_KEPT_OUT_OF_FIT) == 0
+        time, flux, error = (curve[name][good] for name in ("time", "flux", "error"))
+        peak = fit_peak(time, flux, error, float(item["time"]), float(item["sigma_days"]))
+    return dict(zip(PEAK_COLUMNS, peak, strict=True))
 
 
 def _total_weight(error: NDArray[Any], known: dict[str, Any] | None) -> NDArray[np.float64]:
@@ -369,4 +388,4 @@ def _identity(item: dict[str, Any]) -> dict[str, Any]:
     return {"object_id": item["object_id"], "kind": item["kind"]}
 
 
-STAGE = Stage("photometry", 4, lambda config: config.photometry, lambda field, config: [], read, apply=apply)
+STAGE = Stage("photometry", 5, lambda config: config.photometry, lambda field, config: [], read, apply=apply)

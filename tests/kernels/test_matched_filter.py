@@ -7,7 +7,7 @@ from scipy.special import erf
 from survey.kernels._event_model import retained_variance
 from survey.kernels._psf_pass import GaussianPSF
 from survey.kernels.legendre import design_matrix
-from survey.kernels.matched_filter import event_bank, matched_filter, matched_filter_bank
+from survey.kernels.matched_filter import event_bank, event_centers, matched_filter, matched_filter_bank
 from survey.kernels.reference import difference_images
 
 SIGMA = 1.1 / 2.3548
@@ -198,3 +198,11 @@ def test_wrong_shapes_are_refused():
         matched_filter(cube, cube, cube > 0, temporal_sigma=1)
     with pytest.raises(ValueError, match="temporal_sigma must be positive"):
         event_bank([0.0], np.zeros(4), np.zeros(4), spatial_sigma=1)
+
+
+def test_centres_are_near_samples_whatever_the_gaps():
+    time = np.concatenate([np.arange(40) * 0.02, 300 + np.arange(40) * 0.02, [900.0]])
+    centers = event_centers(time, 0.1, 0.5)
+    near = np.abs(time[None] - centers[:, None]).min(axis=1)
+    assert near.max() <= 0.1
+    assert len(centers) == pytest.approx(2 * (0.78 + 0.2) / 0.05 + 2, abs=6)
