@@ -29,6 +29,8 @@ MAX_STAMP = 9
 SPREAD = 3
 # A tile with more peaks than this is no search result but a sign that the differences are wrong.
 MAX_PEAKS = 20000
+# Ratio of an event's two sides, in time, from which on a gap lies in the longer.
+GAP = 3.0
 # Sigma of a lone epoch from which on it is taken for a spike, as the kernel has it.
 SPIKE = 6.0
 # Excess of the S/N's width over 1 that is put down to the model.
@@ -317,7 +319,10 @@ def to_days(frames: xr.Dataset, config: Config, value: float, sigma: float) -> t
         inside = float(np.interp(i, index, ordered))
         return float(inside + cadence * (min(i, 0.0) + max(i - index[-1], 0.0)))
 
-    return at(value), float(at(value + sigma) - at(value - sigma)) / 2
+    middle = at(value)
+    before, after = sorted((middle - at(value - sigma), at(value + sigma) - middle))
+    # Near an evening or a morning one side spans the day between: the other says how long the event takes.
+    return middle, before if after > GAP * before > 0 else (before + after) / 2
 
 
 # Bytes of what is there at once: for a sample of core and halo flux, error, the error with the model's, mask,

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from survey.io.store import Field
 from survey.run.api import run
@@ -68,3 +69,11 @@ def test_scales_longer_than_the_field_are_told(finished, tmp_path):
     (said,) = (w for w in summary.warnings if "[detect]" in w)
     assert said.startswith("no event of 2, 4, 8, 16 days can be found in frames that span 0.74 days: ")
     assert "temporal_sigma" in said
+
+
+def test_an_event_near_a_morning_is_not_as_long_as_the_day_after():
+    config, night = small_config(), np.arange(20) * 0.01
+    frames = xr.Dataset(coords={"time": np.concatenate([night, 1 + night])})
+    for middle in (18.0, 21.0, 10.0):
+        assert detect.to_days(frames, config, middle, 2.0)[1] == pytest.approx(0.02), middle
+    assert detect.to_days(frames, config, 19.5, 16.0)[1] == pytest.approx(0.56), "from night to night"
