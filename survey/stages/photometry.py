@@ -279,7 +279,8 @@ def measure(
     flags |= np.where((mask & core).any(axis=(1, 2)), FLAG_BAD_PIXEL, 0)
     flags |= np.where((fit_mask & core).any(axis=(1, 2)), FLAG_KEPT_OUT_OF_FIT, 0)
     flags |= np.where(data.frame_flags != 0, FLAG_FRAME, 0)
-    curve = {"time": data.time, "flux": values, "error": sigma, "flags": flags.astype(np.int32)}
+    curve: dict[str, NDArray[Any]] = {"time": data.time, "flux": values, "error": sigma}
+    curve["flags"] = flags.astype(np.int32)
     if known is not None:
         curve = {name: np.concatenate([known[name], new]) for name, new in curve.items()}
     return {
