@@ -98,7 +98,8 @@ def flag_table(frames: xr.Dataset) -> xr.Dataset:
     """
     frames = _with_median(frames)
     exposure, scale = frames["exposure"].values, frames["scale"].values
-    relative = exposure / np.nanmedian(exposure) if np.isfinite(exposure).all() else np.ones(len(exposure))
+    known = (np.isfinite(exposure) & (exposure > 0)).all()
+    relative = exposure / np.median(exposure) if known else np.ones(len(exposure))
     if not _is_rate(frames):
         scale = scale / relative
     flags = _flags(frames, scale)
