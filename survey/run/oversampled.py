@@ -11,6 +11,7 @@ from survey.config import Config
 from survey.run.differences import Waiting
 from survey.run.engine import stage_key
 from survey.run.identity import images_key
+from survey.run.undone import note_additions, undo_additions
 from survey.stages import candidates, oversampled
 from survey.stages.events import Event
 from survey.stages.prior import forget_prior
@@ -60,7 +61,9 @@ class OversampledDifferences:
         self.epochs = int(pipeline.frames.sizes["time"])
         self._images = {self.epochs: pipeline.images}
         self._keys: dict[tuple[str, int, tuple[int, ...]], str] = {}
-        self.records = pipeline.engine.ledger("oversampled").records
+        ledger = pipeline.engine.ledger("oversampled")
+        undo_additions(pipeline.field, ledger, "oversampled.oversampled")
+        self.records = ledger.records
         self.history: dict[str, list[int]] = {}
         self.later: dict[str, int] = {}
         for unit in pipeline.units:
@@ -237,13 +240,12 @@ class OversampledDifferences:
         return Unit(unit.name, unit.tile, windows) if windows else unit
 
     def _add_later(self, label: str) -> None:
-        """Add later epochs to tiles, a few at a time: what a kill interrupts has to be fitted as a whole.
+        """Add later epochs to tiles, a few at a time: the sums before are kept until these are recorded.
 
-        So is a tile that they could not be added to, for want of memory in any size, say.
+        A tile that they could not be added to, for want of memory in any size, say, is fitted as a whole.
         """
         engine = self.pipeline.engine
         label = f"{label} (later epochs)"
-        forget_prior(self.pipeline.field)  # of a run that was killed
         units = [unit for unit in self.pipeline.units if unit.name in self.later]
         for first in range(0, len(units), ADDED_AT_ONCE):
             chosen = units[first : first + ADDED_AT_ONCE]
@@ -269,6 +271,7 @@ class OversampledDifferences:
             def excluded_of(unit: Unit, excluded: Mapping[str, list[Event]] = excluded) -> list[Event]:
                 return excluded[unit.name]
 
+            note_additions(self.pipeline.field, records)
             keyed = [(items[unit.name], self.key(unit, self.excluded(unit))) for unit in chosen]
             engine.submit("oversampled", keyed, state_of=excluded_of, label=label, note=note)
             engine.collect()

@@ -8,6 +8,7 @@ from survey.io.locations import Location, folders
 from survey.io.store import Field
 from survey.run.progress import Progress
 from survey.stages.frame_table import flag_table
+from survey.stages.prior import forget_prior
 
 # Ledgers that all methods share; frames' PSFs are of images alone, made anew with any method.
 SHARED = ("refine", "psf", "oversampled.frame_psf")
@@ -21,6 +22,7 @@ def begin_rebuild(field: Field, config: Config, owner: str, progress: Progress) 
     if _mark(field, config).is_file():
         progress.message("a rebuild was begun and did not end: it goes on")
         return
+    forget_prior(field)  # of an addition that did not end, which is not gone on with
     with field.lease("frame_psf", owner):
         field.write_table("frames", flag_table(field.frames()))
         for folder in folders(field.path / "ledger"):

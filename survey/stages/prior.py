@@ -29,12 +29,18 @@ def prior_reference(field: Field, tile: Tile, before: str) -> Arrays:
     Whoever comes first, and has written nothing yet, keeps them for those who come after; bands of rows
     apart, so that row blocks of any height find theirs and none needs more memory than its own rows take.
     """
-    whole = field.tiles[tile.index]
-    first = whole.y0 + (tile.y0 - whole.y0) // CELL * CELL
-    bands = [replace(whole, y0=y, y1=min(y + CELL, whole.y1)) for y in range(first, tile.y1, CELL)]
+    bands = _bands(field, tile)
     found = [_band(field, band, before) for band in bands]
-    rows = slice(tile.y0 - first, tile.y1 - first)
+    rows = slice(tile.y0 - bands[0].y0, tile.y1 - bands[0].y0)
     return {name: np.concatenate([arrays[name] for arrays in found])[rows] for name in NAMES}
+
+
+def restore_prior(field: Field, tile: Tile, before: str) -> None:
+    """Write back what is kept of a tile; where nothing is kept, nothing was written."""
+    for band in _bands(field, tile):
+        kept = _load(_place(field, band, before))
+        if kept is not None:
+            field.write("reference", kept, band.core)
 
 
 def forget_prior(field: Field) -> None:
@@ -42,8 +48,19 @@ def forget_prior(field: Field) -> None:
     remove(field.path / FOLDER)
 
 
+def _bands(field: Field, tile: Tile) -> list[Tile]:
+    """The bands that a tile's rows lie in."""
+    whole = field.tiles[tile.index]
+    first = whole.y0 + (tile.y0 - whole.y0) // CELL * CELL
+    return [replace(whole, y0=y, y1=min(y + CELL, whole.y1)) for y in range(first, tile.y1, CELL)]
+
+
+def _place(field: Field, band: Tile, before: str) -> Location:
+    return field.path / FOLDER / f"{band.name}-rows-{band.y0:05d}-{before}.npz"
+
+
 def _band(field: Field, band: Tile, before: str) -> Arrays:
-    place = field.path / FOLDER / f"{band.name}-rows-{band.y0:05d}-{before}.npz"
+    place = _place(field, band, before)
     kept = _load(place)
     if kept is not None:
         return kept
@@ -52,8 +69,7 @@ def _band(field: Field, band: Tile, before: str) -> Arrays:
     kept = _load(place)
     if kept is not None:
         return kept
-    # A host without power loses the run with it, and the tile is fitted as a whole.
-    write_atomic(place, _packed(stored), synced=False)
+    write_atomic(place, _packed(stored))
     return stored
 
 

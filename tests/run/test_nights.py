@@ -17,6 +17,7 @@ from survey.run.engine import Engine
 from survey.run.executor import InlineExecutor
 from survey.run.pipeline import Pipeline
 from survey.run.results import list_events
+from survey.run.undone import note_additions, undo_additions
 from survey.run.verify import verify
 from survey.run.worker import execute, execute_batch
 from survey.stages.oversampled import Later
@@ -205,3 +206,48 @@ def test_a_night_whose_workers_died_after_they_wrote_is_the_undisturbed_one(
     assert_same_bits(base / "later", path)
     assert not (path / "adding").exists()
     assert verify(path).problems == []
+
+
+def test_an_addition_that_did_not_end_is_undone_with_its_record(nights, tmp_path):
+    base, _, _, _ = nights
+    path, config = tmp_path / "field", make_config(Field.open(base / "later").attrs["config"])
+    shutil.copytree(base / "later", path)
+    field = Field.open(path)
+    ledger, tile = field.ledger("oversampled.oversampled"), field.tiles[0]
+    record = ledger.records[tile.name]
+    note_additions(field, {tile.name: record})
+    ledger.invalidate([tile.name])
+    later = Unit(tile.name, tile, (Later(FIRST, record.key),))
+    execute(str(path), "oversampled", "apply", later, config, None, "another-key")
+    assert not np.array_equal(cube(path, "reference", "normal"), cube(base / "later", "reference", "normal"))
+    undo_additions(field, field.ledger("oversampled.oversampled"), "oversampled.oversampled")
+    for name in NAMES:
+        assert cube(path, "reference", name).tobytes() == cube(base / "later", "reference", name).tobytes()
+    assert field.ledger("oversampled.oversampled").records[tile.name] == record
+    assert not (path / "adding").exists()
+
+
+@pytest.mark.slow
+def test_an_addition_that_is_killed_between_tiles_is_taken_up_to_the_same_bits(
+    nights, frames, tmp_path, monkeypatch
+):
+    base, _, _, _ = nights
+    path, files, done = tmp_path / "field", sorted(frames[0].glob("*.fits*"))[FIRST:], []
+    shutil.copytree(base / "early", path)
+
+    def killed(where, stage, step, sent, calls, holder=None):
+        result = execute_batch(where, stage, step, sent, calls, holder)
+        if any(isinstance(item, Later) for unit, *_ in calls for item in unit.items):
+            done.append(calls[0][0].name)
+            if len(done) == 3:
+                raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr("survey.run.engine.execute_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(path, frames=files, client="synchronous")
+    monkeypatch.undo()
+    assert (path / "adding" / "records.json").exists()
+    again = run(path, frames=files, client="synchronous")
+    assert again.ok, again.failures
+    assert_same_bits(base / "later", path)
