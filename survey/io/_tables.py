@@ -49,7 +49,10 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "amplitude": (FLUX, "of the search's Gaussian in time, before the event left the reference's fit"),
     "amplitude_error": (FLUX, "1-sigma error of amplitude"),
     "peak_flux": (FLUX, "difference flux at the maximum, from the light curve"),
-    "peak_flux_error": (FLUX, "1-sigma error of peak_flux"),
+    "peak_flux_error": (
+        FLUX,
+        "1-sigma error of peak_flux by the light curve's own noise, without the reference's",
+    ),
     "peak_time": ("d", "MJD of the maximum, from the light curve"),
     "n_peaks": ("", "peaks of the search at this place"),
     "reference_flux": (FLUX, "flux in the reference"),

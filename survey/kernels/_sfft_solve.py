@@ -27,7 +27,7 @@ _ENOUGH_BLOCKS = 256
 _SAME_MATRIX = 1e-3
 # Part of the template's noise that stays in the normal matrix at least.
 _NOISE_KEPT = 0.05
-# A model error that changes by less than this fraction, or this much, leaves the weights as they are.
+# A model error that falls by less than this fraction, or this much, leaves the weights as they are.
 _SAME_ERROR = (1.0, 0.003)
 # A flux scale of fewer errors than this is none.
 _LEAST_FLUX = 5.0

@@ -82,7 +82,7 @@ def subtract_sfft(
     error, template_error : array (y, x), optional
         1-sigma errors. Without ``error`` the noise is measured in the sky and, with ``image_gain``, the
         photons that the model predicts are added. Without ``template_error`` and ``template_gain`` the
-        template has no noise.
+        template has no noise, unless the image is convolved: then its sky's is measured.
     image_gain, template_gain : float, optional
         Electrons per unit.
     kernel_shape : tuple of odd int

@@ -178,8 +178,8 @@ def subtract_zogy(
     margin = overlap if overlap is not None else reach
     new, reference = new.padded(margin), reference.padded(margin)
     cells = _cells(shape, tile or (96 if varies else 512), margin)
-    # a first guess fills bad pixels well enough to fit the match, which then fills them for good
-    tiles = [_tile(new, reference, cell, flux_ratio or 1.0) for cell in cells]
+    # bad pixels stay out of the match, which then says how to fill them
+    tiles = [_tile(new, reference, cell) for cell in cells]
     match = _match(tiles, cells, new, reference, flux_ratio, shift, shift_error, fit_sky=sky == "measured")
     inside = slice(margin, shape[0] + margin), slice(margin, shape[1] + margin)
     bad = (new.bad | reference.bad)[inside]
@@ -270,7 +270,7 @@ def _prepare(
     return _Side(np.where(bad, 0, values), np.where(bad, level, variance).astype(dtype), bad, psf)
 
 
-def _tile(new: _Side, reference: _Side, cell: _Cell, ratio: float) -> TilePair:
+def _tile(new: _Side, reference: _Side, cell: _Cell) -> TilePair:
     """Both images in a window."""
     w = cell.window
     return TilePair(

@@ -132,7 +132,8 @@ def truth_table(data: ReportData, rows: list[Row]) -> str:
     )  # fmt: skip
     words = (
         "<p>Peak is the maximum of a profile of free width fitted to the light curve; flux is the "
-        "least-squares factor of the true light curve in the measured one.</p>"
+        "least-squares factor of the true light curve in the measured one. "
+        "Errors are the light curve's own, without the reference's.</p>"
     )
     return table(head, body, left=(0, 1)) + words
 

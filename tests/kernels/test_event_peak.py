@@ -1,4 +1,4 @@
-"""The highest flux of an event: right for point lenses of any width and for Gaussians, with honest errors."""
+"""The highest flux of an event: right for point lenses of any width and Gaussians; errors of white noise."""
 
 import numpy as np
 import pytest
