@@ -11,7 +11,7 @@ from survey.config import Config
 from survey.run.differences import Waiting
 from survey.run.engine import stage_key
 from survey.run.identity import images_key
-from survey.run.undone import note_additions, undo_additions
+from survey.run.undone import note_additions
 from survey.stages import candidates, oversampled
 from survey.stages.events import Event
 from survey.stages.prior import forget_prior
@@ -61,9 +61,7 @@ class OversampledDifferences:
         self.epochs = int(pipeline.frames.sizes["time"])
         self._images = {self.epochs: pipeline.images}
         self._keys: dict[tuple[str, int, tuple[int, ...]], str] = {}
-        ledger = pipeline.engine.ledger("oversampled")
-        undo_additions(pipeline.field, ledger, "oversampled.oversampled")
-        self.records = ledger.records
+        self.records = pipeline.engine.ledger("oversampled").records
         self.history: dict[str, list[int]] = {}
         self.later: dict[str, int] = {}
         for unit in pipeline.units:

@@ -18,6 +18,7 @@ from survey.run.methods import differences_of
 from survey.run.oversampled import OversampledDifferences
 from survey.run.refinement import refine_frames
 from survey.run.search import Search
+from survey.run.undone import undo_additions
 from survey.stages import candidates, difference_psf, light_curve_tables, oversampled, photometry, psf
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.differences import drift
@@ -109,6 +110,8 @@ class Pipeline:
         """Refine the calibration, place what the method needs and make the arrays that the stages write."""
         self.base: Pipeline | None = None
         if self.config.method == "oversampled":
+            # Before the refinement, which lays later frames on this reference, or all anew without one.
+            undo_additions(self.field, self.engine.ledger("oversampled"), "oversampled.oversampled")
             refine_frames(self.engine)
         else:
             # Which refines the frames: once a run, before anybody reads them.

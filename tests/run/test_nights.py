@@ -23,7 +23,7 @@ from survey.run.worker import execute, execute_batch
 from survey.stages.oversampled import Later
 from survey.stages.prior import NAMES
 from survey.stages.protocol import Unit
-from tests.run.conftest import FIRST, assert_same_bits
+from tests.run.conftest import FIRST, assert_same_bits, night_config
 
 
 def cube(path, group, name):
@@ -225,6 +225,23 @@ def test_an_addition_that_did_not_end_is_undone_with_its_record(nights, tmp_path
         assert cube(path, "reference", name).tobytes() == cube(base / "later", "reference", name).tobytes()
     assert field.ledger("oversampled.oversampled").records[tile.name] == record
     assert not (path / "adding").exists()
+
+
+def test_a_killed_addition_with_one_more_frame_leaves_the_old_calibration(nights, frames, tmp_path):
+    """All tiles of the field were under way; what is refined leans on the reference that is put back."""
+    base, _, _, _ = nights
+    path, config = tmp_path / "field", night_config(frames[0])
+    shutil.copytree(base / "early", path)
+    field = Field.open(path)
+    ledger = field.ledger("oversampled.oversampled")
+    note_additions(field, ledger.records)
+    ledger.invalidate([tile.name for tile in field.tiles])
+    before = field.table("registration")["scale"].values
+    append_frames(path, sorted(frames[0].glob("*.fits*"))[FIRST : FIRST + 1], config, client="synchronous")
+    pipeline = pipeline_of(path, config)
+    pipeline.prepare()
+    assert np.array_equal(Field.open(path).table("registration")["scale"].values[:FIRST], before)
+    assert pipeline.reference.later == dict.fromkeys((tile.name for tile in field.tiles), FIRST)
 
 
 @pytest.mark.slow
