@@ -18,7 +18,7 @@ from survey.io.store import Field
 from survey.run.executor import Executor
 from survey.run.progress import Failure, Progress, Silent, StoppedError, describe
 from survey.run.tickets import Pace, Ticket, Tickets
-from survey.run.turns import forget_turns
+from survey.run.turns import LostTurnError, forget_turns
 from survey.run.worker import Holder, UnitReport, execute_batch, function_key, row_blocks
 from survey.run.written import patch_written
 from survey.stages.calibrated import outlook
@@ -27,6 +27,8 @@ from survey.stages.protocol import STAGES, Outlook, Unit
 # Row blocks into which a unit is cut when its worker dies or runs out of memory, step by step.
 SPLIT = 4
 MAX_PARTS = 64
+# Times that a unit is begun again because a cut-off worker began it after the one it was given to.
+MAX_OVERTAKEN = 3
 # Share of a worker's limit that a unit may be forecast to need beside what the process holds already.
 MEMORY_SHARE = 0.7
 WORKER_BASELINE = 440 * 2**20
@@ -310,23 +312,31 @@ class Engine:
         self._give_up(ticket, describe(error))
 
     def _try_again(self, ticket: Ticket, error: BaseException) -> bool:
-        """Whether a unit that had no memory, or whose worker died, gets another chance."""
+        """Whether a unit that had no memory, whose worker died or lost its turn, gets another chance."""
         if isinstance(error, KilledWorker) and not ticket.alone:
             # It may only have stood beside the culprit; whose worker dies while nothing else runs is one.
             ticket.alone = True
             self._suspects.append(ticket)
             self.progress.message(f"{ticket.name}: {describe(error)}; again when it can be alone")
             return True
+        if isinstance(error, LostTurnError) and ticket.overtaken < MAX_OVERTAKEN:
+            # Who took the turn may be cut off: then what it writes is never recorded.
+            ticket.overtaken += 1
+            self._put_back(ticket, f"{describe(error)}; again")
+            return True
         whole = ticket.step != "apply" or STAGES[ticket.stage].merge is None
         if not isinstance(error, MemoryError | KilledWorker) or whole or ticket.parts >= MAX_PARTS:
             return False
         ticket.parts *= SPLIT
-        self.progress.message(f"{ticket.name}: {describe(error)}; again in {ticket.parts} row blocks")
+        self._put_back(ticket, f"{describe(error)}; again in {ticket.parts} row blocks")
+        return True
+
+    def _put_back(self, ticket: Ticket, reason: str) -> None:
+        self.progress.message(f"{ticket.name}: {reason}")
         if ticket.alone:
             self._suspects.appendleft(ticket)
         else:
             self._tickets.again(ticket)
-        return True
 
     def _acquit(self, ticket: Ticket) -> None:
         """A suspect is done, in so many row blocks: those of its stage are let out to run so, together."""

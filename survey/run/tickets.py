@@ -22,6 +22,8 @@ class Ticket:
         Row blocks in which the unit is done; more than one where a whole one does not fit into memory.
     alone : bool
         Whether it runs while nothing else does, because its worker died.
+    overtaken : int
+        Times that another execution began after the one that was waited for.
     status : str
         ``waiting``, ``running``, ``done`` or ``failed``.
     """
@@ -36,6 +38,7 @@ class Ticket:
     note: Mapping[str, Any] = field(default_factory=dict)
     parts: int = 1
     alone: bool = False
+    overtaken: int = 0
     status: Literal["waiting", "running", "done", "failed"] = "waiting"
     order: int = 0
     missing: int = 0

@@ -88,6 +88,7 @@ def execute(
         target = Field.open(path)
         turn = None
         if step == "apply" and unit.tile is not None:
+            _check_rights(target, holder, None)  # who may not write takes nobody's turn
             turn = Turn(target, f"{config.method}.{stage_name}", unit.name)
         payloads = [
             _piece(target, stage, step, piece, config, state, report, (holder, turn), unit.tile)

@@ -16,7 +16,7 @@ from survey.run.engine import Engine, StoppedError
 from survey.run.executor import DaskExecutor, InlineExecutor
 from survey.run.progress import Silent
 from survey.run.tickets import Pace, Ticket, Tickets
-from survey.run.turns import LostTurnError
+from survey.run.turns import LostTurnError, Turn
 from survey.run.upkeep import unlock
 from survey.run.worker import execute
 from survey.stages.protocol import Unit
@@ -94,6 +94,34 @@ def test_an_execution_that_was_given_to_another_worker_meanwhile_writes_nothing(
     tiny.run_tiny(field.path, InlineExecutor())
     tiny.assert_undisturbed(field.path)
     assert not list((field.path / "turns").glob("*"))
+
+
+def test_a_run_that_lost_its_lease_takes_nobodys_turn(field):
+    unit, key = tiny.keyed(field)[0]
+    with field.lease(tiny.GROUP, "second"):
+        living = Turn(field, "oversampled.tiny", unit.name)
+        with pytest.raises(LostLeaseError):
+            execute(str(field.path), "tiny", "apply", unit, Config(), None, key, 1, (tiny.GROUP, "first"))
+        living.check()
+
+
+@pytest.mark.parametrize(("times", "failed"), [(1, []), (99, ["tile-00003"])])
+def test_a_unit_that_a_cut_off_worker_began_meanwhile_is_begun_again(field, monkeypatch, times, failed):
+    taken = []
+
+    class Overtaken(Turn):
+        def __init__(self, target, stage, unit):
+            super().__init__(target, stage, unit)
+            if unit == "tile-00003" and len(taken) < times:
+                taken.append(Turn(target, stage, unit))
+
+    monkeypatch.setattr("survey.run.worker.Turn", Overtaken)
+    engine = tiny.run_tiny(field.path, InlineExecutor())
+    assert [f.unit for f in engine.failures] == failed
+    assert tiny.executions(field.path)["tile-00003"] == min(times, 3) + 1
+    monkeypatch.undo()
+    tiny.run_tiny(field.path, InlineExecutor())
+    tiny.assert_undisturbed(field.path)
 
 
 def test_undisturbed_run_is_what_the_tests_compare_with(field):
