@@ -34,8 +34,8 @@ _SIGNAL = 5.0
 _SPARSE = 0.5
 _SKY_STEP = 4
 
-# Saturated: so near the highest pixel, by the share of its height; so many of nine neighbours at least, which
-# a star of FWHM up to 15 px never has; and not a large part of the image.
+# Saturated: so near a height, by its share; so many of nine neighbours at least, which a star of FWHM up to
+# 11 px never has; and not a large part of the image.
 _FLAT = 0.02
 _LEAST_PLATEAU = 5
 _MOST_SATURATED = 0.01
@@ -145,22 +145,37 @@ def prepare_template(
 
 
 def plateaus(image: Floats, bad: Mask) -> Mask:
-    """Pixels at a level at which stars are cut off.
+    """Pixels at a level at which stars are cut off, and above.
 
-    A star's peak is one pixel, or a few that share it: where more lie together as high as the highest, the
-    detector was full. One such star tells the level for all.
+    A star's peak is one pixel, or a few that share it: where more lie together at one height, and hardly any
+    pixel is higher (hot ones, cosmic rays), the detector was full. One such star tells the level for all.
     """
-    good = ~bad
-    top = float(np.max(image, where=good, initial=-np.inf))
     level = _level(image, bad)
-    flat = (image >= level + (1 - _FLAT) * (top - level)) & good
-    count = np.count_nonzero(flat)
-    if not _LEAST_PLATEAU <= count <= _MOST_SATURATED * flat.size:
-        return np.zeros_like(flat)
-    y, x = np.nonzero(flat)
-    inside = np.pad(flat, 1)
-    near = sum(inside[y + dy, x + dx].astype(int) for dy in range(3) for dx in range(3))
-    return flat if np.max(near) >= _LEAST_PLATEAU else np.zeros_like(flat)
+    full = _full_level(image, bad, level)
+    flat = (image >= level + (1 - _FLAT) * (full - level)) & ~bad
+    return flat if np.count_nonzero(flat) <= _MOST_SATURATED * flat.size else np.zeros_like(flat)
+
+
+def _full_level(image: Floats, bad: Mask, level: float) -> float:
+    """Highest level of a plateau that has more pixels than what is above it; infinite if there is none."""
+    step = max(min(image.shape) // _SKY_PIXELS, 1)
+    some = image[::step, ::step][~bad[::step, ::step]]
+    if not some.size:
+        return np.inf
+    y, x = np.nonzero((image > np.quantile(some, 1 - _MOST_SATURATED, method="lower")) & ~bad)
+    height = image[y, x] - level
+    near = np.zeros(len(y), int)
+    for dy, dx in np.ndindex(3, 3):
+        at_y, at_x = y + dy - 1, x + dx - 1
+        inside = (at_y >= 0) & (at_y < image.shape[0]) & (at_x >= 0) & (at_x < image.shape[1])
+        at_y, at_x = at_y[inside], at_x[inside]
+        other = image[at_y, at_x] - level
+        # none that is higher: on a slope half the neighbours are
+        equal = (other >= (1 - _FLAT) * height[inside]) & (other <= height[inside])
+        near[inside] += equal & ~bad[at_y, at_x]
+    top = float(np.max(height[near >= _LEAST_PLATEAU], initial=-np.inf))
+    above = np.count_nonzero(height * (1 - _FLAT) > top)
+    return level + top if np.count_nonzero(height >= (1 - _FLAT) * top) > 2 * above else np.inf
 
 
 def _level(image: Floats, bad: Mask) -> float:

@@ -37,8 +37,25 @@ def test_plateaus__of_cut_off_stars_and_none_else(pair):
     full = np.sort(image, axis=None)[-60]
     cut = np.minimum(image, full)
     np.testing.assert_array_equal(plateaus(cut, none), cut >= full - 0.02 * (full - np.median(cut)))
+    # hot pixels above that level do not hide it, nor does a flat galaxy that stars outshine tell one
+    hot = cut.copy()
+    hot[40::90, 50::90] = full * np.linspace(1.5, 9, 9).reshape(3, 3)
+    expected = plateaus(cut, none)
+    expected[40::90, 50::90] = True
+    np.testing.assert_array_equal(plateaus(hot, none), expected)
+    galaxy = image.copy()
+    galaxy[100:103, 100:103] = np.sort(image, axis=None)[-100]
+    assert not plateaus(galaxy, none).any()
     # those that are known to be bad tell nothing
     assert not plateaus(cut, plateaus(cut, none)).any()
+
+
+@pytest.mark.parametrize("at", [(0, 0), (0.25, 0.25), (0.5, 0), (0.5, 0.5), (0.3, 0.1)])
+def test_plateaus__a_broad_star_is_none(at):
+    y, x = np.mgrid[-20:21, -20:21]
+    star = 1e4 * np.exp(-((y - at[0]) ** 2 + (x - at[1]) ** 2) / 2 / (11 / 2.355) ** 2)
+    wide = np.pad(star, 80)
+    assert not plateaus(wide, np.zeros(wide.shape, bool)).any()
 
 
 def test_sfft__cut_off_stars_do_not_bend_the_flux_scale(pair):
