@@ -14,7 +14,7 @@ from survey.run.engine import Engine, Progress, Silent
 from survey.run.executor import Executor, connect
 from survey.run.holding import held
 from survey.run.ingest import IngestSummary, ingest
-from survey.run.opening import keep_settings
+from survey.run.opening import keep_settings, kept_settings, other_settings
 from survey.run.pairwise import check_program
 from survey.run.pipeline import Pipeline, RunError
 from survey.run.rebuild import begin_rebuild, end_rebuild
@@ -153,7 +153,10 @@ def run(
             if frames:
                 _take_in(path, frames, config, executor, progress, strict, record)
             field = Field.open(path)
-            asked = config
+            others = other_settings(field.attrs["config"], config)
+            if others and not frames:  # an ingest has said so
+                progress.message(f"{', '.join(others)}: as the field's images were made, not as given")
+            asked = config = kept_settings(field, config)
             config, warnings = settle(field, config, progress, rebuild=rebuild)
             holder = (f"difference/{config.method}", summary.run_id)
             engine = Engine(field, config, executor, progress, holder, leases)

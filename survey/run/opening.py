@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from survey.config import Config, to_store
-from survey.io.calibration import calibration_identity
+from survey.config import Config, from_store, to_store
+from survey.io.calibration import KINDS, calibration_identity
 from survey.io.locations import Location
 from survey.io.store import Field, holds_frames, is_field
 from survey.stages import place, register
@@ -15,16 +16,41 @@ from survey.stages.protocol import Unit
 from survey.tiles import choose_tile_size
 
 
-def keep_settings(target: Field, config: Config) -> None:
-    """Keep a run's settings, so that the next one without any goes on with them.
+def kept_settings(target: Field, config: Config) -> Config:
+    """A run's settings, with those by which the field's images were made as the field has them.
 
-    Those by which the field's images were made stay, and so does the method: it is chosen for a run.
+    Who asks with others gets what is there: all that is made of the images would be made anew for every one
+    who asks otherwise. Calibration files that are gone are those given, whose contents are the same.
+    """
+    stored = from_store(target.attrs["config"], source=f"settings stored in {target.path}")
+    found = stored.input
+    moved = {
+        kind: getattr(config.input, kind)
+        for kind in KINDS
+        if getattr(config.input, kind) and not _is_there(getattr(found, kind))
+    }
+    offsets = config.registration.refine_offsets
+    changes = {
+        "input": found.model_copy(update=moved),
+        "grid": stored.grid,
+        "calibrate": stored.calibrate,
+        "registration": stored.registration.model_copy(update={"refine_offsets": offsets}),
+    }
+    return config.model_copy(update=changes)
+
+
+def _is_there(file: str | None) -> bool:
+    """Whether there is nothing to miss."""
+    return file is None or Path(file).is_file()
+
+
+def keep_settings(target: Field, config: Config) -> None:
+    """Keep a run's settings, `kept_settings`, so that the next one without any goes on with them.
+
+    The method stays: it is chosen for a run.
     """
     stored = dict(target.attrs["config"])
-    new = {**to_store(config), **{name: stored[name] for name in ("input", "grid", "method")}}
-    offsets = config.registration.refine_offsets
-    new["registration"] = {**stored["registration"], "refine_offsets": offsets}
-    new["calibrate"] = stored["calibrate"]
+    new = {**to_store(config), "method": stored["method"]}
     if new != stored:
         target.root.attrs["config"] = new
 

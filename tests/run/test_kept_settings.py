@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from survey.config import to_store
 from survey.io.files import read_parquet
 from survey.io.store import Field
 from survey.report import residuals
 from survey.report.data import load
 from survey.report.quality import quality
 from survey.run.api import append_frames, run, stored_config
+from survey.run.opening import kept_settings
+from survey.run.progress import Silent
 from survey.run.results import light_curve, list_events
 from survey.stages.calibrated import calibrated_frames, differenced_frames
 from tests.run.conftest import small_config
@@ -52,6 +55,39 @@ def test_settings_of_the_images_are_not_changed_silently(field, finished):
     assert "refine_offsets" not in words
     assert stored_config(field).input.saturation is None
     assert not [t for t in append_frames(field, files, client="synchronous").warnings if "other" in t]
+
+
+def test_settings_of_the_images_hold_for_a_run_too(field):
+    """Whoever asks with others finds everything done."""
+    told = []
+
+    class Listener(Silent):
+        def message(self, text):
+            told.append(text)
+
+    config = small_config()
+    config.input.frames = ["night2/*.fits"]
+    config.calibrate.scale = "unit"
+    summary = run(field, config, client="synchronous", progress=Listener())
+    assert (summary.computed, summary.ok) == (0, True)
+    assert [text for text in told if text.startswith("[calibrate] scale: as the field's images were made")]
+    assert stored_config(field).calibrate.scale == "stars"
+
+
+def test_detector_grids_are_placed_by_the_kept_settings(field, tmp_path):
+    """Their keys hold all of [input]: frames of another night, and calibration files that have moved."""
+    target, given = Field.open(field), small_config()
+    given.input.frames, given.input.flat = ["night2/*.fits"], str(tmp_path / "flat.fits")
+    given.registration.refine_offsets = True
+    kept = kept_settings(target, given)
+    assert kept.input == small_config().input
+    assert kept.registration.refine_offsets
+    old = small_config()
+    old.input.flat = str(tmp_path / "gone.fits")
+    target.root.attrs["config"] = to_store(old)
+    assert kept_settings(Field.open(field), given).input.flat == given.input.flat
+    (tmp_path / "gone.fits").touch()
+    assert kept_settings(Field.open(field), given).input == old.input
 
 
 @pytest.fixture
