@@ -27,6 +27,8 @@ from survey.stages.measure import FrameMeasure, measure_frame
 
 logger = logging.getLogger(__name__)
 
+# What placing is called in progress and among failures.
+INGEST = "ingest"
 # Files a scanning task opens: a header takes milliseconds, a task's overhead about two.
 FILES_A_TASK = 16
 
@@ -274,7 +276,7 @@ class _Ingest:
         engine.submit(
             "place",
             [(u, stage_key("place", config, u.name, {"frames": place.unit_identity(u)})) for u in units],
-            label="ingest",
+            label=INGEST,
         )
         engine.collect()
         if damaged := {

@@ -14,6 +14,7 @@ from survey.io.frames import find_files
 from survey.io.locations import Location, locate
 from survey.run.api import run, stored_config
 from survey.run.clusters import cluster_client
+from survey.run.ingest import INGEST, IngestError
 from survey.run.progress import Progress, Silent, describe
 from survey.run.record import RunSummary
 
@@ -153,8 +154,9 @@ def watch(
     Raises
     ------
     Exception
-        What kept the last frames from being worked on, if ``idle`` ended it meanwhile. Until then whatever
-        fails is told and tried again after a pause, `MOST_PAUSE` seconds at most.
+        What kept the last frames from being worked on, if ``idle`` ended it, or the client is closed,
+        as it closes itself when its cluster stays away. Until then whatever fails is told and tried again
+        after a pause, `MOST_PAUSE` seconds at most.
     """
     config = config or stored_config(path)
     if client is None:
@@ -176,6 +178,8 @@ def watch(
         try:
             batch = _work(path, config, ready, client, progress)
         except Exception as error:  # a night's frames go on coming, whatever one run met with
+            if getattr(client, "status", None) == "closed":
+                raise  # nothing runs on it ever again; whoever started this can start it anew
             failed, pause = error, min(2 * pause, max(MOST_PAUSE, interval))
             progress.message(f"{describe(error)}; {len(ready)} frames wait, again in {pause:.0f} s")
             time.sleep(pause)
@@ -200,11 +204,20 @@ def _taken(path: str | Location) -> set[str]:
 
 
 def _work(path: str | Location, config: Config, files: list[str], client: Any, progress: Progress) -> Batch:
-    """Ingest and run one batch; its latencies go into the run's record."""
+    """Ingest and run one batch; its latencies go into the run's record.
+
+    Raises
+    ------
+    IngestError
+        If blocks could not be placed, so that the field has none of these frames.
+    """
     states = {name: _state(name) for name in files}
     arrived = {name: state[1] for name, state in states.items() if state is not None}
     summary = run(path, config, frames=files, client=client, progress=progress)
     ended = time.time()
+    unplaced = [failure for failure in summary.failures if failure.stage == INGEST]
+    if unplaced and not summary.inputs:
+        raise IngestError(f"{len(unplaced)} blocks could not be placed: {unplaced[0].reason}")
     unusable = {name for name, _ in summary.rejected}
     latency = {name: ended - since for name, since in arrived.items() if name not in unusable}
     write_json(locate(path) / "runs" / summary.run_id / "latency.json", latency)

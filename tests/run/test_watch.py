@@ -4,12 +4,15 @@ import json
 import shutil
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from survey.io.ledger import FieldBusyError
 from survey.io.store import Field
+from survey.run.clusters import ClusterError
+from survey.run.engine import Failure
 from survey.run.progress import Silent
 from survey.run.record import RunSummary
 from survey.run.watch import Arrivals, Batch, watch
@@ -74,6 +77,43 @@ def test_what_fails_is_told_and_tried_again(tmp_path, monkeypatch):
     outcomes[:] = [OSError("lost")]
     with pytest.raises(OSError, match="lost"):
         watch([tmp_path], tmp_path / "field", small_config(), idle=0.2, **options)
+
+
+def test_a_closed_client_ends_it(tmp_path, monkeypatch):
+    """Its cluster was lost for good; one that connects again is waited for."""
+    (tmp_path / "a.fits").write_bytes(b"1")
+    client, tried = SimpleNamespace(status="connecting"), []
+
+    def work(*_):
+        tried.append(client.status)
+        if len(tried) == 2:
+            client.status = "closed"
+        raise ClusterError("the cluster was lost")
+
+    monkeypatch.setattr("survey.run.watch._work", work)
+    options = {"interval": 0.01, "settle": 0, "first": 1, "idle": 1.0, "client": client}
+    with pytest.raises(ClusterError):
+        watch([tmp_path], tmp_path / "field", small_config(), **options)
+    assert tried == ["connecting", "connecting"]
+
+
+def test_frames_that_could_not_be_placed_are_tried_again(tmp_path, monkeypatch):
+    """The field has none of them, and the run says so by its failures alone."""
+    (tmp_path / "a.fits").write_bytes(b"1")
+    lost = RunSummary("r", "", "", "failed", failures=[Failure("ingest", "b", "OSError: no space")])
+    outcomes, told = [lost, RunSummary("r", "", "", "done", inputs=1)], []
+
+    class Listener(Silent):
+        def message(self, text):
+            told.append(text)
+
+    monkeypatch.setattr("survey.run.watch.run", lambda *_, **__: outcomes.pop(0))
+    options = {"interval": 0.01, "settle": 0, "first": 1, "idle": 0.2, "client": "synchronous"}
+    (batch,) = watch([tmp_path], tmp_path / "field", small_config(), progress=Listener(), **options)
+    assert batch.summary.inputs == 1
+    assert [text.partition(";")[0] for text in told] == [
+        "IngestError: 1 blocks could not be placed: OSError: no space"
+    ]
 
 
 def test_a_directory_that_is_not_there_yet_has_no_files(tmp_path):
