@@ -61,6 +61,10 @@ class SubtractionDifferences:
         matching.check_template(pipeline.field, pipeline.config)
         self.stage = STAGES[pipeline.config.method]
         self.images = self._image_keys()
+        name = pipeline.config.subtraction.template
+        # whoever writes a template anew gives it other attributes
+        self._template = None if name == "reference" else pipeline.field.group_attrs(f"template/{name}")
+        self._standing: dict[Any, str] = {}
         self.added = Additions(pipeline)
         self._take_units()
         if self._is_old(self._earlier()):
@@ -122,13 +126,11 @@ class SubtractionDifferences:
 
     def _inputs(self, span: Span) -> dict[str, Any]:
         """Keys of what the differences of some epochs are made of."""
-        pipeline, name = self.pipeline, self.pipeline.config.subtraction.template
         inputs: dict[str, Any] = {"images": self.images[slice(*span)]}
-        if name == "reference":
+        if self._template is None:
             inputs["reference"] = self.added.reference(span[1])
         else:
-            # whoever writes a template anew gives it other attributes
-            inputs["template"] = pipeline.field.group_attrs(f"template/{name}")
+            inputs["template"] = self._template
         return inputs
 
     def key(self, unit: Unit, events: Sequence[Event] = ()) -> str:
@@ -163,7 +165,15 @@ class SubtractionDifferences:
     def stands(self, unit: Unit, events: Sequence[Event], *, before: bool = False) -> str | None:
         """Keys of all units: where an event was taken out of the reference, these change."""
         end = self.added.start if before else self.added.count
-        return function_key([self._unit_key(u) for u in self.units if u.items[1] <= end]) if end else None
+        if not end:
+            return None
+        # asked for by every tile's neighbours: one hash of all units as long as these are what they are
+        lacking = tuple((span, tuple(block.without)) for span, block in self.blocks.items())
+        state = end, self.pipeline.reference_key(), lacking
+        if state not in self._standing:
+            keys = [self._unit_key(unit) for unit in self.units if unit.items[1] <= end]
+            self._standing[state] = function_key(keys)
+        return self._standing[state]
 
     def additions(self) -> list[int]:
         """First epochs of what was added."""

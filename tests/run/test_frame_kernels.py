@@ -9,7 +9,7 @@ from survey.config import Config
 from survey.kernels._sfft_fit import KernelModel
 from survey.kernels._sfft_sums import Sums
 from survey.run import subtraction
-from survey.run.blocks import Block
+from survey.run.blocks import Block, blocks_of
 from survey.run.differences import RunError
 from survey.run.engine import Engine
 from survey.stages import matching
@@ -122,3 +122,30 @@ def test_a_kernel_hardly_changes_over_a_few_pixels():
     ]
     assert orders == [0, 1, 2, 2]
     assert matching.kernel_order((39, 39), Config(subtraction={"kernel_order": 3})) == 3
+
+
+def test_what_stands_is_hashed_once_for_all_tiles_until_it_changes(monkeypatch):
+    """A survey's light curves ask for it once for each of a tile's neighbours."""
+    pipeline = pipeline_of(None)
+    pipeline.reference_key = lambda: "reference"
+    found = differences_of(pipeline)
+    found.units = [Unit(f"{k}-{a}", None, (a, a + 2)) for a in (0, 2) for k in range(20)]
+    found.blocks, found._standing = blocks_of(found.units), {}
+    found.added = SimpleNamespace(start=2, count=4)
+    hashed = []
+
+    def key(unit):
+        hashed.append(unit.name)
+        return f"{unit.name} {pipeline.reference_key()} {found.blocks[unit.items[:2]].without}"
+
+    monkeypatch.setattr(found, "_unit_key", key)
+    whole, earlier = ({found.stands(u, [], before=b) for u in found.units} for b in (False, True))
+    assert len(hashed) == 40 + 20
+    assert len(whole | earlier) == 2
+    found.blocks[2, 4].without.append("3-2")
+    assert found.stands(found.units[0], []) not in whole
+    assert found.stands(found.units[0], [], before=True) == found.stands(found.units[1], [], before=True)
+    pipeline.reference_key = lambda: "without an event"
+    assert found.stands(found.units[0], [], before=True) not in earlier
+    found.added.start = 0
+    assert found.stands(found.units[0], [], before=True) is None
