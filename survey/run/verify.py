@@ -19,6 +19,7 @@ from survey.io.locations import Location
 from survey.io.store import Field
 from survey.run.upkeep import all_leases, ledgers
 from survey.stages import frame_table, place
+from survey.stages.prior import forget_prior
 from survey.stages.template_records import template_records
 
 TABLES = ("frames", "stars", "pattern", "registration", "psf")
@@ -142,6 +143,9 @@ def _repair(target: Field, found: Verification) -> None:
         for name in ledgers(target):
             if name not in ("place", "pattern") and not name.startswith("template."):
                 wanted[name] = set(target.ledger(name).records)
+    if "oversampled.oversampled" in wanted:
+        # What is kept of an addition that did not end would put the struck records back.
+        forget_prior(target)
     for name, units in wanted.items():
         target.ledger(name).invalidate(sorted(units))
         found.repaired += [(name, unit) for unit in sorted(units)]

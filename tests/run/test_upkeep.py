@@ -17,6 +17,7 @@ from survey.io.files import write_json
 from survey.io.ledger import FieldBusyError
 from survey.io.store import Field, FieldError
 from survey.run.api import run
+from survey.run.undone import note_additions, undo_additions
 from survey.run.upkeep import prune, unlock
 from survey.run.verify import verify
 from survey.stages.methods import MethodError
@@ -89,6 +90,17 @@ def test_a_corrupt_tile_is_found_and_made_again_with_the_same_bits(finished, cop
     assert run(copy, client="synchronous").ok
     assert verify(copy).problems == []
     assert_same_bits(finished.path, copy)
+
+
+def test_what_is_struck_is_not_put_back_as_an_addition_that_did_not_end(copy):
+    """A run was killed when the tile was recorded already, before it forgot that it was adding to it."""
+    field = Field.open(copy)
+    records = field.ledger("oversampled.oversampled").records
+    note_additions(field, {"tile-00002": records["tile-00002"]})
+    spoil(copy, "difference/oversampled", "flux", 2, 1e9)
+    assert ("oversampled.oversampled", "tile-00002") in verify(copy, repair=True).repaired
+    undo_additions(field, field.ledger("oversampled.oversampled"), "oversampled.oversampled")
+    assert set(field.ledger("oversampled.oversampled").records) == set(records) - {"tile-00002"}
 
 
 @pytest.mark.slow
