@@ -85,11 +85,12 @@ def finish(summary: Any) -> None:
 
 def run_arguments(sources: tuple[str, ...], field: Location | None) -> tuple[Location, Any, list[str]]:
     """Tell a field, a settings file and frames apart."""
-    from survey.config import Config, load_config
+    from survey.config import load_config
+    from survey.io.store import is_field
     from survey.run.api import stored_config
 
     first = locate(sources[0])
-    if len(sources) == 1 and (first / "cube.zarr").exists():
+    if len(sources) == 1 and is_field(first):
         if field is not None and field != first:
             raise click.UsageError("a field is run where it is: leave -o out")
         return first, stored_config(first), []
@@ -99,8 +100,7 @@ def run_arguments(sources: tuple[str, ...], field: Location | None) -> tuple[Loc
         return target, config, list(config.input.frames)
     if field is None:
         raise click.UsageError("say where the field shall be: -o FIELD")
-    config = stored_config(field) if (field / "cube.zarr").exists() else Config()
-    return field, config, list(sources)
+    return field, stored_config(field), list(sources)
 
 
 def print_table(table: Any, form: str, output: Path | None) -> None:

@@ -148,6 +148,8 @@ def run(
     ):
         if executor.dashboard:
             progress.message(f"dashboard: {executor.dashboard}")
+        if not frames:
+            Field.open(path)  # where there is none, nothing is left behind
         check_program(config, executor)
         with held(Field(path), summary.run_id, *_groups(config)) as leases:
             if frames:

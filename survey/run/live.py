@@ -11,6 +11,7 @@ import time
 from types import TracebackType
 from typing import Any
 
+from survey.config import SlurmSettings
 from survey.io.files import write_json
 from survey.io.ledger import process_lives, this_process
 from survey.io.locations import Location, folders, locate
@@ -107,8 +108,9 @@ def run_state(folder: str | Location) -> dict[str, Any]:
     folder = locate(folder)
     job, live, record = (_load(folder / f"{name}.json") for name in ("job", "live", "run"))
     found = {"run_id": folder.name, **job, **record, "live": live}
-    # Jobs' setup lines may hold what nobody else should read.
-    ((found.get("settings", {}).get("cluster") or {}).get("slurm") or {}).pop("setup", None)
+    slurm = (found.get("settings", {}).get("cluster") or {}).get("slurm") or {}
+    for name in SlurmSettings.PRIVATE:  # of records of earlier versions
+        slurm.pop(name, None)
     ended = record.get("status", "running")
     if live.get("state", "running") != "running":
         found["state"] = live["state"]

@@ -8,7 +8,7 @@ from astropy.io import fits
 
 from survey.config import to_store
 from survey.io.files import read_parquet
-from survey.io.store import Field
+from survey.io.store import Field, FieldError
 from survey.report import residuals
 from survey.report.data import load
 from survey.report.quality import quality
@@ -123,3 +123,9 @@ def test_peaks_beyond_the_limit_are_told(field):
     config.detect.max_events = 3
     summary = run(field, config, client="synchronous")
     assert any("raise [detect] max_events" in text for text in summary.warnings)
+
+
+def test_a_run_of_no_field_leaves_nothing_behind(tmp_path):
+    with pytest.raises(FieldError, match="not a field"):
+        run(tmp_path / "typo", client="synchronous")
+    assert not (tmp_path / "typo").exists()

@@ -265,7 +265,8 @@ def test_workers_under_slurm_ask_for_certificates():
 def test_no_field_says_where_work_runs_or_by_which_program(tmp_path):
     """Whoever made it: a scheduler runs code, a job's setup is code, and may hold a secret."""
     config = small_config()
-    config.cluster = ClusterSettings(scheduler="tcp://10.0.0.1:8786", slurm={"setup": ["export SECRET=1"]})
+    slurm = {"setup": ["export SECRET=1"], "directives": ["--export=SECRET=2"]}
+    config.cluster = ClusterSettings(scheduler="tcp://10.0.0.1:8786", slurm=slurm)
     config.subtraction.hotpants = "/tmp/anything"
     for text in (json.dumps(to_store(config)), json.dumps(to_show(config))):
         assert "SECRET" not in text
