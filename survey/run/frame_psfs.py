@@ -89,10 +89,11 @@ def ensure_frame_psfs(engine: Engine, keyed: list[tuple[Unit, str]]) -> list[str
         return [key for _, key in keyed]
     config = engine.config.model_copy(update={"method": frame_psf.KEPT_BY})
     owner = engine.holder[1] if engine.holder else new_run_id()
-    with field.lease(frame_psf.FOLDER, owner):
+    with field.lease(frame_psf.FOLDER, owner) as lease:
         maker = Engine(field, config, engine.executor, engine.progress, (frame_psf.FOLDER, owner))
         # One list of reports and failures for the whole run.
         maker.reports, maker.failures = engine.reports, engine.failures
+        maker.leases = [lease]
         maker.ledger("frame_psf").invalidate(again)
         maker.submit("frame_psf", keyed, label="psf of frames", note=lambda unit: {"sharp": unit.items[2]})
         maker.collect()

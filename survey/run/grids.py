@@ -26,10 +26,11 @@ def place_grid(engine: Engine, grid: Grid) -> None:
         engine.skip(len(wanted))
         return
     owner = engine.holder[1] if engine.holder else new_run_id()
-    with field.lease("images", owner):
+    with field.lease("images", owner) as lease:
         placer = Engine(field, engine.config, engine.executor, engine.progress, ("images", owner))
         # One list of reports and failures for the whole run.
         placer.reports, placer.failures = engine.reports, engine.failures
+        placer.leases = [lease]
         failed = len(engine.failures)
         frames = field.frames()
         height, width = field.shape

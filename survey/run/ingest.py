@@ -12,7 +12,7 @@ import xarray as xr
 from survey.config import Config
 from survey.io.calibration import check_calibration
 from survey.io.frames import FrameHeader, FrameSource, Scan, combine_scans, find_files, scan_file
-from survey.io.ledger import FieldBusyError
+from survey.io.ledger import FieldBusyError, Lease
 from survey.io.locations import Location, locate
 from survey.io.store import Field, holds_frames
 from survey.run.calls import OF_THE_MACHINE, map_calls
@@ -235,11 +235,11 @@ class _Ingest:
         self.pattern.check(new, reference.header.shape)
         headers = frame_table.stored_headers(new)
         # A field has the reference of whoever holds the lease when it is made.
-        with Field(locate(self.path)).lease("images", self.run_id):
+        with Field(locate(self.path)).lease("images", self.run_id) as lease:
             _check_unchanged(self.path, self.old)
             target = open_or_create(self.path, self.config, reference, new.sizes["time"])
             self.pattern.keep(target)
-            damaged = self._write(target, new, headers, reference)
+            damaged = self._write(target, new, headers, reference, lease)
         if damaged:
             self.progress.message(
                 f"{len(damaged)} frames are damaged and left out; the others are placed again"
@@ -257,7 +257,12 @@ class _Ingest:
         return True
 
     def _write(
-        self, target: Field, new: xr.Dataset, headers: list[FrameHeader], reference: FrameMeasure
+        self,
+        target: Field,
+        new: xr.Dataset,
+        headers: list[FrameHeader],
+        reference: FrameMeasure,
+        lease: Lease,
     ) -> dict[FrameSource, str]:
         """Write the new frames' blocks, then the table: the moment from which they belong to the field.
 
@@ -270,8 +275,9 @@ class _Ingest:
         units = place.place_units(target, table, headers, start, config)
         clear_unfinished(target, start, table.sizes["time"], units)
         target.require_group("images/sky", {"time": table.sizes["time"], "y": height, "x": width})
+        holder = ("images", self.run_id)
         engine = Engine(
-            target, config, self.executor, self.progress, ("images", self.run_id), reports=self.reports
+            target, config, self.executor, self.progress, holder, leases=[lease], reports=self.reports
         )
         engine.submit(
             "place",

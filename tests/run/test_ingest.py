@@ -5,7 +5,7 @@ import pytest
 
 from survey.config import Config
 from survey.io.ledger import FieldBusyError
-from survey.io.store import Field
+from survey.io.store import Field, holds_frames
 from survey.run import ingest as module
 from survey.run.api import append_frames, run
 from survey.run.engine import Engine
@@ -13,7 +13,8 @@ from survey.run.executor import InlineExecutor, connect
 from survey.run.grids import place_grid
 from survey.run.ingest import IngestError, ingest
 from survey.run.pipeline import Pipeline
-from survey.run.progress import Silent
+from survey.run.progress import Silent, StoppedError
+from survey.run.upkeep import unlock
 from survey.run.verify import verify
 from survey.simulate import simulate_field
 from survey.stages import place
@@ -53,6 +54,26 @@ def test_an_ingest_that_another_overtook_writes_nothing_and_says_so(few, tmp_pat
     assert take_in(path, few[6:]) == 2
     frames = Field.open(path).frames()["frame_id"].values.tolist()
     assert len(set(frames)) == there + 4
+
+
+@pytest.mark.parametrize("there", [0, 2])
+def test_an_ingest_that_lost_its_lease_after_its_last_block_writes_no_table(few, tmp_path, there):
+    path, stolen = tmp_path / "field", []
+
+    class Thief(Silent):
+        def advance(self, stage, report, failed=False):
+            if stage == "ingest":
+                unlock(path, force=True)
+                stolen.append(stage)
+
+    if there:
+        take_in(path, few[:there])
+    with pytest.raises(StoppedError, match="no longer holds images"):
+        ingest(path, few[there : there + 2], small_config(), InlineExecutor(), progress=Thief())
+    assert stolen == ["ingest"]
+    assert holds_frames(path) == bool(there)
+    assert not there or Field.open(path).frames().sizes["time"] == there
+    assert take_in(path, few[there : there + 2]) == 2
 
 
 SLOW = pytest.mark.slow
