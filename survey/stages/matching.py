@@ -353,10 +353,14 @@ class FrameFits:
             error = None if kernel.coefficients is None else total.model_error()
             try:
                 check_pixels(self.model, total.pixels)
+                found = self._solvers[k].step(total)
                 if not self._passes_left:
                     check_error(error or 0.0)
-                self.kernels[k] = FrameKernel(self._solvers[k].step(total), error)
-            except ValueError as problem:  # too little of the frame is good, or nothing fits: it stays masked
+                    self._solvers[k].check_flux()
+                self.kernels[k] = FrameKernel(found, error)
+            except (
+                ValueError
+            ) as problem:  # too little is good, nothing fits, no star in common: it stays masked
                 self.kernels[k] = replace(kernel, failed=str(problem))
 
 

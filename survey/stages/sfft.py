@@ -58,7 +58,7 @@ def finish(data: BlockData, arrays: dict[str, Any], group: str) -> Output:
 
 STAGE = Stage(
     "sfft",
-    7,
+    8,
     settings,
     units,
     read,

@@ -18,10 +18,11 @@ from survey.stages.protocol import Unit
 MODEL = KernelModel((3, 3), 0, 0, 0, (96, 96))
 
 
-def sums_of(seed, missed=0.0):
-    """Sums of a tile of which bright stars are missed by a part of their flux."""
+def sums_of(seed, missed=0.0, light=3.0):
+    """Sums of a tile of which bright stars are missed by a part of their flux, of a flux scale."""
     rng = np.random.default_rng(seed)
-    rows, image = rng.normal(size=(10, 500)), rng.normal(size=500)
+    rows = rng.normal(size=(10, 500))
+    image = light * rows[4] + rng.normal(size=500)
     bright = np.array([[1e4 * missed, 1.0, 1e4]] * 9)
     return Sums(rows @ rows.T, rows @ image, 500, 0, bright)
 
@@ -87,13 +88,16 @@ def test_kernels_know_nothing_of_a_tile_that_fails_in_any_pass(plain_model, fail
         assert kernel.coefficients.tobytes() == other.coefficients.tobytes()
 
 
-def test_a_frame_whose_bright_stars_are_missed_has_no_kernel():
+def test_a_frame_whose_bright_stars_are_missed_or_not_there_has_no_kernel():
     config = Config()
-    fits = matching.FrameFits(MODEL, 2, config)
+    fits = matching.FrameFits(MODEL, 4, config)
     for _ in range(config.subtraction.passes):
-        fits.add([sums_of(0, 0.1), sums_of(1, 0.9)])
+        fits.add([sums_of(0, 0.1), sums_of(1, 0.9), sums_of(2, light=0), sums_of(3, light=-3)])
         fits.step()
-    good, lost = fits.kernels
+    good, lost, starless, negative = fits.kernels
+    assert good.coefficients is not None
+    assert "the template's light is not in the image" in starless.failed
+    assert "flux scale -" in negative.failed
     assert good.failed is None
     assert good.model_error == pytest.approx(0.15, abs=0.01)
     assert "misses bright stars by" in lost.failed
