@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from survey.config import Config
-from survey.kernels._zogy_match import FEWEST_PIXELS, Match, match_sums, scatter, solve_match
+from survey.kernels._zogy_match import (
+    FEWEST_PIXELS,
+    Match,
+    match_parts,
+    noise_correlation,
+    scatter,
+    solve_match,
+)
 from survey.kernels._zogy_tile import TilePair, matched_pair
 from survey.kernels.masks import grow_square
 from survey.kernels.subtraction import Subtraction
@@ -56,9 +63,9 @@ def _share(data: PairBlock, k: int) -> float:
     return float(np.median(leverage[leverage > 0])) if (leverage > 0).any() else 0.0
 
 
-def partial(data: PairBlock, config: Config) -> list[Match | None]:
-    """Sums of every frame over the tile's stars, for ratio and shift."""
-    found: list[Match | None] = []
+def partial(data: PairBlock, config: Config) -> list[list[Match] | None]:
+    """Sums of every frame over the stars of the tile's parts, for ratio and shift."""
+    found: list[list[Match] | None] = []
     for k, state in enumerate(data.shared.frames):
         if state.failed is not None:
             found.append(None)
@@ -75,7 +82,8 @@ def partial(data: PairBlock, config: Config) -> list[Match | None]:
             1.0, 1.0, psf, template_psf,
         )  # fmt: skip
         good = pair.core & ~grow_square(bad, max(psf.shape[0], template_psf.shape[0]) // 2)
-        found.append(match_sums(*matched_pair(tile), good, state.guess))
+        shared = noise_correlation(psf, template_psf)
+        found.append(match_parts(*matched_pair(tile), good, state.guess, shared))
     return found
 
 
@@ -84,21 +92,17 @@ class FrameMatches:
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
-        self._totals: list[Match | None] = [None] * len(shared.frames)
-        self._tiles: list[list[Match]] = [[] for _ in shared.frames]
+        self._parts: list[list[Match]] = [[] for _ in shared.frames]
 
     @property
     def state(self) -> Shared:
         """Frames as they are known so far."""
         return Shared(list(self.shared.frames), self.shared.template_psf)
 
-    def add(self, tile: list[Match | None]) -> None:
+    def add(self, tile: list[list[Match] | None]) -> None:
         """Sums of one more tile, in the tiles' order."""
         for k, sums in enumerate(tile):
-            total = self._totals[k]
-            if sums is not None:
-                self._tiles[k].append(sums)
-                self._totals[k] = sums if total is None else total + sums
+            self._parts[k] += sums or []
 
     def step(self) -> None:
         """What the sums say of every frame.
@@ -106,17 +110,17 @@ class FrameMatches:
         One with too few stars keeps what was found before, at first its calibration; one that does not show
         the template's stars has failed.
         """
-        totals, self._totals = self._totals, [None] * len(self.shared.frames)
-        tiles, self._tiles = self._tiles, [[] for _ in self.shared.frames]
-        for k, (state, total) in enumerate(zip(self.shared.frames, totals, strict=True)):
-            if total is None or total.pixels < FEWEST_PIXELS:
+        of_frames, self._parts = self._parts, [[] for _ in self.shared.frames]
+        for k, (state, parts) in enumerate(zip(self.shared.frames, of_frames, strict=True)):
+            total = sum(parts, Match(np.zeros((4, 4)), np.zeros(4), 0))
+            if total.pixels < FEWEST_PIXELS:
                 continue
             try:
                 ratio, shift, guess = solve_match(total, sky=False)
             except ValueError as problem:
                 self.shared.frames[k] = replace(state, failed=str(problem))
                 continue
-            noise = scatter(tiles[k], sky=False)
+            noise = scatter(parts, sky=False)
             self.shared.frames[k] = replace(state, ratio=ratio, shift=shift, shift_error=noise, guess=guess)
 
 
@@ -153,5 +157,5 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 STAGE = Stage(
-    "zogy", 6, settings, units, read, partial, lambda partials, config: partials, apply, memory=forecast.pairs
+    "zogy", 7, settings, units, read, partial, lambda partials, config: partials, apply, memory=forecast.pairs
 )

@@ -161,7 +161,7 @@ def test_a_frame_of_other_stars_is_masked_and_told(field):
     shared = Shared([FrameState(ratio=0.9), FrameState(ratio=0.9), FrameState(ratio=0.9)])
     matches = FrameMatches(shared)
     few, other, good = (Match(np.eye(4), g * np.ones(4), n) for g, n in ((-1, 19), (-1, 99), (0.8, 99)))
-    matches.add([few, other, good])
+    matches.add([[few], [other], [good]])
     matches.step()
     kept, failed, found = matches.state.frames
     assert (kept.ratio, kept.failed) == (0.9, None)
@@ -173,7 +173,7 @@ def test_a_frame_of_other_stars_is_masked_and_told(field):
     ]
     matches = FrameMatches(Shared([FrameState()]))
     for tile in tiles:
-        matches.add([tile])
+        matches.add([[tile]])
     matches.step()
     (state,) = matches.state.frames
     assert state.shift_error == pytest.approx((0.148, 0.0), abs=1e-3)
