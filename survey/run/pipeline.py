@@ -220,11 +220,15 @@ class Pipeline:
         self.prepare()
         chosen = [u for u in self.units if tile is None or u is self.units[tile]]
         names = {unit.name for unit in chosen}
-        keyed, state = self._alone(stage, chosen)
-        keyed = [(unit, key) for unit, key in keyed if unit.name in names]
+        every, state = self._alone(stage, chosen)
+        keyed = [(unit, key) for unit, key in every if unit.name in names]
         self.engine.ledger(stage).invalidate(unit.name for unit, _ in keyed)
         self.engine.submit(stage, keyed, state=state)
         self.engine.collect()
+        if stage == "photometry":
+            # the list of events has been written without the light curves' peaks
+            self.photometry_units = [unit for unit, _ in every]
+            self._gather_light_curves(self.search.events())
         return self.engine.payloads(stage, [unit for unit, _ in keyed])
 
     def _alone(self, stage: str, chosen: Sequence[Unit]) -> tuple[list[tuple[Unit, str]], Any]:

@@ -1,9 +1,12 @@
 """What a run says of its events' highest flux, and of two events at one place."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from survey.report.truth import compare_field
+from survey.run.api import run_stage
 from survey.run.results import list_events
 from survey.stages.candidates import one_per_source
 
@@ -37,3 +40,15 @@ def test_what_peaks_often_or_both_ways_is_a_variable():
     for rows in ([peak(5.0, 12.0), peak(8.0), peak(9.0, 9.0)], [peak(5.0, 12.0), peak(8.0, -10.0)]):
         (only,) = one_per_source(rows)
         assert (only["kind"], only["n_peaks"]) == ("variable", len(rows))
+
+
+def test_photometry_alone_keeps_the_peaks_of_the_events(finished, tmp_path):
+    """Of all of them, though one tile is measured."""
+    path = tmp_path / "field"
+    shutil.copytree(finished.path, path)
+    before = list_events(path)
+    run_stage(path, "photometry", 0)
+    after = list_events(path)
+    assert np.isfinite(before["peak_flux"]).any()
+    for name in before.colnames:
+        np.testing.assert_array_equal(after[name], before[name])
