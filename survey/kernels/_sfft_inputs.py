@@ -18,6 +18,7 @@ from survey.kernels._sfft_samples import (
     TemplateFunction,
     sample_function,
 )
+from survey.kernels._sfft_sums import NORMAL_SQUARED
 from survey.kernels.background import Background, measure_background
 from survey.kernels.masks import grow_rectangle
 from survey.kernels.reference import ReferenceFit
@@ -27,7 +28,6 @@ Mask = NDArray[np.bool_]
 # Pixels of an image from which its sky is measured; more add nothing.
 _SKY_PIXELS = 512
 _NOISE_PIXELS = 1024  # and of which the noise's correlation is
-_NORMAL_SQUARED = 0.4549  # median square of a standard normal number
 # S/N of a mean over 3 x 3 pixels that is signal; the share of the field up to which signal is sparse; and
 # the step between sky pixels that stay in the fit of a sparse field.
 _SIGNAL = 5.0
@@ -297,7 +297,7 @@ def lacking_noise(template: Noisy) -> float:
     good = ~(bad[corners[0]] | bad[corners[1]] | bad[corners[2]] | bad[corners[3]]) & (variance > 0)
     if not good.any():
         return 0.0
-    ratio = np.median(checker[good] ** 2 / variance[good]) / _NORMAL_SQUARED
+    ratio = np.median(checker[good] ** 2 / variance[good]) / NORMAL_SQUARED
     return float(np.clip(1 - ratio, 0, 1))
 
 

@@ -11,7 +11,7 @@ from numba import njit
 
 from survey.kernels._simd import fma, load, splat, store, total
 
-TILE = 4  # kernel pixels at once: sixteen accumulators
+TILE = 4  # kernel pixels at once: sixteen accumulators, which the loops below name one by one
 
 
 def padded(n: int) -> int:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dgemm
 
 Array = NDArray[np.float64]
-_HALF_NORMAL_MEDIAN = 0.4549  # median of chi2 with one degree of freedom
+NORMAL_SQUARED = 0.4549  # median square of a standard normal number
 
 
 @dataclass
@@ -73,12 +73,12 @@ class Sums:
             return 0.0
         residual, variance, flux = self.bright.T
         low, high = 0.0, 1.0
-        if np.median(residual**2 / variance) <= _HALF_NORMAL_MEDIAN:
+        if np.median(residual**2 / variance) <= NORMAL_SQUARED:
             return 0.0
         for _ in range(30):
             middle = (low + high) / 2
             chi2 = np.median(residual**2 / (variance + (middle * flux) ** 2))
-            low, high = (middle, high) if chi2 > _HALF_NORMAL_MEDIAN else (low, middle)
+            low, high = (middle, high) if chi2 > NORMAL_SQUARED else (low, middle)
         return high
 
 

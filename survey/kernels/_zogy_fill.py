@@ -37,7 +37,7 @@ _DEEP = tuple(10.0**k for k in range(-8, 0))
 
 
 @dataclass
-class _Side:
+class _Image:
     """One image of a tile with its holes, the nearest good pixel in them; ``psf`` is a transform."""
 
     values: Floats
@@ -71,11 +71,11 @@ def fill_bad(
         return tile
     near = binary_dilation(bad & reference_bad, iterations=_NEAR, mask=bad | reference_bad)
     shape, dtype = fft_shape(tile), tile.new.dtype
-    new = _Side(
+    new = _Image(
         fill_holes(tile.new, bad), tile.new_variance, tile.new_noise,
         transform_psf(tile.new_psf, shape, dtype), bad,
     )  # fmt: skip
-    reference = _Side(
+    reference = _Image(
         fill_holes(tile.reference, reference_bad), tile.reference_variance, tile.reference_noise,
         transform_psf(tile.reference_psf, shape, dtype), reference_bad,
     )  # fmt: skip
@@ -83,12 +83,12 @@ def fill_bad(
     values, off = reference.values, np.where(reference_bad, _UNKNOWN * reference.light(reference.values), 0)
     if known.any():
         back, missed = _matched(new, reference, 1 / ratio, (-shift[0], -shift[1]), shape)
-        told = _through(new.values, back, shape)
+        told = _filtered(new.values, back, shape)
         values, off = np.where(known, told, values), np.where(known, missed * reference.light(told), off)
     filled, new_off = new.values, np.zeros(bad.shape)
     if bad.any():
         there, missed = _matched(reference, new, ratio, shift, shape)
-        told, doubt = _through(values, there, shape), _through(off, there, shape)
+        told, doubt = _filtered(values, there, shape), _filtered(off, there, shape)
         filled = np.where(bad, told, filled)
         # light that begins at the edge of what neither image shows, as of a new source
         more = np.where(near, new.light(np.maximum(new.values - told - doubt, 0)), 0)
@@ -101,7 +101,7 @@ def fill_bad(
 
 
 def _matched(
-    source: _Side, target: _Side, ratio: float, shift: tuple[float, float], shape: tuple[int, int]
+    source: _Image, target: _Image, ratio: float, shift: tuple[float, float], shape: tuple[int, int]
 ) -> tuple[Complex, float]:
     """Filter that makes of one image the other, and the share of a star's peak that it misses."""
     power = np.abs(source.psf) ** 2
@@ -115,6 +115,6 @@ def _matched(
     return ratio * matched * shift_ramp(shape, *shift), float(lost / irfft2(target.psf, shape).max())
 
 
-def _through(values: Floats, matched: Complex, shape: tuple[int, int]) -> Floats:
+def _filtered(values: Floats, matched: Complex, shape: tuple[int, int]) -> Floats:
     ny, nx = values.shape
     return np.asarray(irfft2(rfft2(values, shape) * matched, shape)[:ny, :nx])

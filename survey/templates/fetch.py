@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,7 +54,10 @@ def discarded_if_damaged(*paths: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (FrameError, OSError) as problem:
+    except (FrameError, OSError, EOFError, zlib.error) as problem:
+        if isinstance(problem, OSError) and problem.errno is not None:
+            # too many open files, no permission: the system's fault, not the file's
+            raise ArchiveError(f"{problem}: try again") from problem
         named = [path for path in paths if str(path) == getattr(problem, "path", None)]
         for path in named or paths:
             path.unlink(missing_ok=True)
