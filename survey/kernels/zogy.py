@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import binary_dilation
 
 from survey.kernels._sfft_inputs import as_mask, sky_of, working_type
-from survey.kernels._zogy_fill import fill_bad
+from survey.kernels._zogy_fill import fill_alike, fill_bad
 from survey.kernels._zogy_match import Match, match_parts, noise_correlation, scatter, solve_match
 from survey.kernels._zogy_tile import Proper, TilePair, matched_pair, proper_subtraction
 from survey.kernels.background import Background
@@ -107,6 +107,7 @@ def subtract_zogy(
     tile: int | None = None,
     overlap: int | None = None,
     grow: int = 2,
+    fill: Literal["matched", "alike"] = "matched",
 ) -> Subtraction:
     """Subtract two images whose PSFs are known.
 
@@ -139,6 +140,10 @@ def subtract_zogy(
         with 0, what lies at an edge leaks to the other side.
     grow : int
         Pixels by which bad areas are grown in the result at least.
+    fill : {'matched', 'alike'}
+        What stands in bad pixels while filters look at them: the other image matched to this one's PSF, and
+        what that may be wrong by is masked; or its pixels as they are, in the ratio of the PSFs' peaks, and
+        nothing more is masked: for PSFs that are narrower than two pixels, and cannot be matched.
 
     Returns
     -------
@@ -191,7 +196,10 @@ def subtract_zogy(
     match = replace(match, noise=(tiles[middle].new_noise, tiles[middle].reference_noise))
     for index, cell in enumerate(cells):
         holes = new.bad[cell.window], reference.bad[cell.window]
-        pair = fill_bad(tiles[index], *holes, match.ratio, match.shift)
+        if fill == "matched":
+            pair = fill_bad(tiles[index], *holes, match.ratio, match.shift)
+        else:
+            pair = fill_alike(tiles[index], *holes, match.ratio)
         proper = proper_subtraction(pair, match.ratio, match.shift, match.shift_error)
         _store(proper, cell, planes, bad)
         psf = proper.psf if index == middle else psf

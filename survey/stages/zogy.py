@@ -7,7 +7,7 @@ stars of all tiles together, after which every tile is subtracted alone.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from survey.kernels.masks import grow_square
 from survey.kernels.subtraction import Subtraction
 from survey.kernels.zogy import subtract_zogy
 from survey.stages import forecast, pairwise
+from survey.stages.frame_psf import SAMPLED
 from survey.stages.matching import units
 from survey.stages.pairwise import Pair, PairBlock, Shared, read
 from survey.stages.protocol import Output, Stage
@@ -128,12 +129,15 @@ def subtract(data: PairBlock, k: int, pair: Pair) -> Subtraction:
     """Proper difference of one frame; its error is without the share of a template that holds the frame."""
     state = data.shared.frames[k]
     psf, template_psf = stamps(data, k)
+    # Undersampled frames and the template at their places have one PSF; what matching would make of such
+    # stars is so much in doubt that most pixels near bright ones were masked, frame by frame others.
+    fill: Literal["matched", "alike"] = "matched" if data.fwhm[k] >= SAMPLED else "alike"
     # a leak from the cutout's edge to the other side stays out of the core: no filter looks that far
     found = subtract_zogy(
         pair.image, pair.template, image_psf=psf, template_psf=template_psf, mask=pair.bad,
         template_mask=pair.template_bad, error=pair.error, template_error=template_noise(data, k, pair),
         flux_ratio=state.ratio, shift=state.shift, shift_error=state.shift_error, sky="given", grow=1,
-        tile=max(pair.image.shape), overlap=0,
+        tile=max(pair.image.shape), overlap=0, fill=fill,
     )  # fmt: skip
     if data.share is None:
         return found
@@ -157,5 +161,5 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 STAGE = Stage(
-    "zogy", 7, settings, units, read, partial, lambda partials, config: partials, apply, memory=forecast.pairs
+    "zogy", 8, settings, units, read, partial, lambda partials, config: partials, apply, memory=forecast.pairs
 )

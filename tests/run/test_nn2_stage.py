@@ -437,7 +437,13 @@ def test_failed_pairs_are_counted(small, monkeypatch):
         assert summary.failed_pairs == 2
     record = json.loads((path / "runs" / summary.run_id / "run.json").read_text())
     assert record["failed_pairs"] == 2
-    assert len(nn2_light_curves(path)[0]["pair_flux"]) == 28
+    (row,) = nn2_light_curves(path)[:1]
+    shown = set(zip(row["pair_template"], row["pair_image"], strict=True))
+    every = {(a, b) for a in range(6) for b in range(6) if a != b}
+    lost = every - shown
+    assert {(1, 4), (4, 1)} <= lost
+    # Others have none where a bad pixel's filling is in doubt at the object (zogy masks that): a few.
+    assert len(lost) <= 5, lost
 
 
 def test_a_stopped_run_goes_on_where_it_was__on_a_cluster_with_the_same_bits(small, tmp_path, monkeypatch):
