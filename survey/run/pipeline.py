@@ -23,9 +23,9 @@ from survey.stages import candidates, difference_psf, light_curve_tables, oversa
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.differences import drift
 from survey.stages.events import Event, touching
-from survey.stages.matching import template_looks
 from survey.stages.methods import TEMPLATE_METHODS, method_of
 from survey.stages.protocol import STAGES, Unit, tile_units
+from survey.stages.template_records import template_looks
 from survey.tiles import Tile
 
 __all__ = ["Pipeline", "RunError", "neighbours"]

@@ -8,7 +8,8 @@ from survey.config import Config
 from survey.io.store import Field
 from survey.run.progress import Progress
 from survey.stages.differences import star_motion
-from survey.stages.matching import kernel_size, template_looks
+from survey.stages.kernel_model import kernel_size
+from survey.stages.template_records import template_looks
 
 # RMS motion of stars across the detector's pixels, in widths of the PSF, up to which prediction does better
 # there than on the sky grid (measured: equal at 0.55, four times worse at 1.4; deploy/ARCHITECTURE.md).

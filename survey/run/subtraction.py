@@ -15,6 +15,7 @@ from survey.run.tickets import Ticket
 from survey.run.worker import function_key
 from survey.stages import matching
 from survey.stages.events import Event
+from survey.stages.kernel_model import model_of
 from survey.stages.protocol import STAGES, Unit
 from survey.stages.template_records import template_looks
 
@@ -97,7 +98,7 @@ class SubtractionDifferences:
 
     def sizes(self) -> Mapping[str, int]:
         """Those of the kernels, which are kept with the differences."""
-        model = matching.model_of(self.pipeline.field, self.pipeline.config)
+        model = model_of(self.pipeline.field, self.pipeline.config)
         return matching.kernel_sizes(model)
 
     @property
@@ -108,7 +109,7 @@ class SubtractionDifferences:
     def _fits(self, span: Span) -> FrameFits:
         """What is fitted to the frames of a block."""
         field, config = self.pipeline.field, self.pipeline.config
-        return matching.FrameFits(matching.model_of(field, config), span[1] - span[0], config)
+        return matching.FrameFits(model_of(field, config), span[1] - span[0], config)
 
     def _frame_bytes(self) -> int:
         """What one frame's sums of one tile take."""
@@ -321,7 +322,7 @@ class SubtractionDifferences:
 
     def _keep(self, span: Span, fit: FrameFits) -> None:
         """Write what was fitted to the frames of a block beside their differences."""
-        model = matching.model_of(self.pipeline.field, self.pipeline.config)
+        model = model_of(self.pipeline.field, self.pipeline.config)
         for name, values in matching.kernel_arrays(model, fit.state).items():
             self.pipeline.field.array(self.groups()[0], name)[slice(*span)] = values
 

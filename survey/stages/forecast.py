@@ -6,7 +6,8 @@ Measured by tests/benchmarks/test_memory.py, in bytes, above what a worker holds
 from __future__ import annotations
 
 from survey.config import Config
-from survey.stages.matching import SPLINE_REACH, kernel_edge
+from survey.stages.kernel_model import kernel_edge
+from survey.stages.matching import SPLINE_REACH
 from survey.stages.pairwise import reach
 from survey.stages.protocol import Outlook, Unit
 

@@ -10,7 +10,8 @@ from survey.config import Config
 from survey.hotpants import HotpantsError, find_hotpants, subtract_hotpants
 from survey.kernels.subtraction import Subtraction
 from survey.stages import forecast, pairwise
-from survey.stages.matching import kernel_order, units
+from survey.stages.kernel_model import kernel_order
+from survey.stages.matching import units
 from survey.stages.pairwise import Pair, PairBlock, Shared, read
 from survey.stages.protocol import Output, Stage
 

@@ -21,6 +21,7 @@ from survey.run.worker import execute
 from survey.simulate import simulate_field
 from survey.stages import detect, frame_table, matching, place, psf
 from survey.stages.calibrated import outlook
+from survey.stages.kernel_model import model_of
 from survey.stages.pairwise import FrameState, Shared
 from survey.stages.protocol import STAGES, tile_units
 from survey.tiles import Tile
@@ -71,7 +72,7 @@ def child(path, name, step):
         state = known
     if name == "sfft" and step == "apply":
         # A kernel of one pixel for every frame.
-        model = matching.model_of(field, config)
+        model = model_of(field, config)
         unity = np.zeros((model.n_kernel + 1, model.n_poly))
         unity[model.n_kernel // 2, 0] = 1.0
         state = [matching.FrameKernel(unity, 0.0) for _ in range(unit.items[1] - unit.items[0])]

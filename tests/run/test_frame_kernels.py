@@ -13,6 +13,7 @@ from survey.run.blocks import Block, blocks_of
 from survey.run.differences import RunError
 from survey.run.engine import Engine
 from survey.stages import matching
+from survey.stages.kernel_model import kernel_order
 from survey.stages.protocol import Unit
 
 MODEL = KernelModel((3, 3), 0, 0, 0, (96, 96))
@@ -41,7 +42,7 @@ def pipeline_of(partials):
 @pytest.fixture
 def plain_model(monkeypatch):
     monkeypatch.setattr(matching, "bytes_of_sums", lambda field, config: 800)
-    monkeypatch.setattr(matching, "model_of", lambda field, config: MODEL)
+    monkeypatch.setattr(subtraction, "model_of", lambda field, config: MODEL)
 
 
 def block_of(count):
@@ -121,11 +122,9 @@ def test_frames_without_a_kernel_are_told_and_a_run_of_none_but_such_ends():
 
 
 def test_a_kernel_hardly_changes_over_a_few_pixels():
-    orders = [
-        matching.kernel_order(shape, Config()) for shape in ((39, 500), (64, 64), (80, 90), (4096, 4096))
-    ]
+    orders = [kernel_order(shape, Config()) for shape in ((39, 500), (64, 64), (80, 90), (4096, 4096))]
     assert orders == [0, 1, 2, 2]
-    assert matching.kernel_order((39, 39), Config(subtraction={"kernel_order": 3})) == 3
+    assert kernel_order((39, 39), Config(subtraction={"kernel_order": 3})) == 3
 
 
 def test_what_stands_is_hashed_once_for_all_tiles_until_it_changes(monkeypatch):

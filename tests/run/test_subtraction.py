@@ -9,7 +9,7 @@ from survey.io.store import Field, FieldError
 from survey.run.api import run
 from survey.run.results import list_events
 from survey.simulate import simulate_field
-from survey.stages import matching
+from survey.stages import kernel_model, matching
 from survey.stages.calibrated import read_calibrated
 from survey.stages.protocol import STAGES
 from tests.run.conftest import small_config
@@ -79,7 +79,7 @@ def test_a_template_of_the_field(ground):
     field = Field.open(path)
     bad = np.asarray(field.array("difference/sfft", "mask")[...])
     # the kernel and the two pixels beyond it that a cubic spline needs
-    size = matching.kernel_size(field, config)
+    size = kernel_model.kernel_size(field, config)
     assert 3 <= size <= 9
     reach = maximum_filter(mask, size=size + 4, mode="constant", cval=True)
     samples = read_calibrated(field, everywhere)

@@ -11,7 +11,7 @@ from survey.io.store import Field
 from survey.run.api import create_field, run, stored_config
 from survey.run.subtraction import SubtractionDifferences
 from survey.run.template import make_template
-from survey.stages import matching, pairwise, sfft
+from survey.stages import kernel_model, matching, pairwise, sfft
 from survey.stages.calibrated import outlook
 from survey.stages.protocol import STAGES, Unit
 from survey.stages.stack import Choice
@@ -48,17 +48,17 @@ def test_frames_outside_a_stack_have_differences_of_unit_variance(field):  # noq
 
 def test_the_kernel_reaches_from_the_template_to_every_frame(field):  # noqa: F811
     """The template's width and place decide its size, too, and what is forecast and read around a tile."""
-    assert matching.kernel_edge((3.98, 4.02)) == 3
-    assert matching.kernel_edge((np.nan, np.nan), 2.0) == 7
-    assert matching.kernel_edge((3.9, 4.1), 2.0) == matching.kernel_edge((2.0, 2.0), 4.1) == 11
-    assert matching.kernel_edge((3.98, 4.02), 4.0, 0.3) == 3
-    assert matching.kernel_edge((3.98, 4.02), 4.0, 1.2) == 5
+    assert kernel_model.kernel_edge((3.98, 4.02)) == 3
+    assert kernel_model.kernel_edge((np.nan, np.nan), 2.0) == 7
+    assert kernel_model.kernel_edge((3.9, 4.1), 2.0) == kernel_model.kernel_edge((2.0, 2.0), 4.1) == 11
+    assert kernel_model.kernel_edge((3.98, 4.02), 4.0, 0.3) == 3
+    assert kernel_model.kernel_edge((3.98, 4.02), 4.0, 1.2) == 5
     config = stored_config(field.path)
-    own = matching.kernel_size(field, config)
+    own = kernel_model.kernel_size(field, config)
     config.subtraction.template = "broad"
     group, sizes = "template/broad", {"y": field.shape[0], "x": field.shape[1]}
     field.require_group(group, sizes, {"psf_fwhm": 5.0, "offset": [0.9, -0.8]})
-    assert matching.kernel_size(field, config) > own + 2
+    assert kernel_model.kernel_size(field, config) > own + 2
     seen = outlook(field, "broad")
     assert seen.template == pytest.approx((5.0, np.hypot(0.9, 0.8)))
     for method in ("sfft", "zogy"):
