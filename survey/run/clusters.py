@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dask
 import distributed
 from distributed.comm import connect
 
@@ -110,6 +111,7 @@ def _local(settings: ClusterSettings) -> Any:
         host="tls://127.0.0.1" if settings.tls else "127.0.0.1",
         security=security(settings),
         env=THREADS,
+        preload=[*dask.config.get("distributed.worker.preload"), "survey.run.interrupts"],
         silence_logs=logging.CRITICAL,
     )
 
