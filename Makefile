@@ -17,7 +17,7 @@ demo: $(STAMP)  ## simulated field through the whole pipeline; opens nothing, wr
 	$(BIN)/survey demo -o demo
 
 test: $(STAMP)  ## the default tests: under ten minutes on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15
 
 test-slow: $(STAMP)  ## the long ones
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -46,6 +46,8 @@ def shared(tmp_path_factory, name, make) -> Path:
     with (base / f"shared-{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "made").exists():
+            # What is left where making it failed in another process.
+            shutil.rmtree(folder, ignore_errors=True)
             make(folder)
             (folder / "made").touch()
     return folder

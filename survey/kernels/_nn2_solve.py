@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from survey.kernels._inner import inner
+
 # An epoch's variance from E_ij^2 = e_i^2 + e_j^2 can come out negative; it is not let below this part of
 # the smallest pair variance the epoch takes part in (an error of one per cent of that pair's).
 VARIANCE_FLOOR = 1e-4
@@ -13,7 +15,7 @@ VARIANCE_FLOOR = 1e-4
 _EQUAL_SHARE = 1e-9
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _symmetric(a, e, s, pairs, variance, within):
     """Fill one object's differences, pair variances and their internal part; 0 where a pair is missing."""
     n = a.shape[0]
@@ -34,7 +36,7 @@ def _symmetric(a, e, s, pairs, variance, within):
             within[i, j] = within[j, i] = inside / count
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _largest_set(variance, chosen):
     """Epochs of the connected set with most chosen epochs, and whether that is all of them."""
     n = variance.shape[0]
@@ -74,7 +76,7 @@ def _cholesky(matrix, low):
             low[i, j] = np.sqrt(s) if i == j else s / low[j, j]
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _cholesky_solve(low, x):
     """Replace x by the solution of (L L^T) x = x."""
     n = low.shape[0]
@@ -88,7 +90,7 @@ def _cholesky_solve(low, x):
             x[k] -= low[i, k] * x[i]
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _cholesky_inverse(matrix, low, half, inverse):
     """Inverse of a small symmetric positive definite matrix."""
     n = matrix.shape[0]
@@ -109,7 +111,7 @@ def _cholesky_inverse(matrix, low, half, inverse):
             inverse[j, i] = s
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _epoch_variances(variance, within, typical, m, low, out):
     """e_i^2 from the part of E_ij^2 that is not internal, ``e_i^2 + e_j^2`` (paper: M e^2 = z)."""
     n = variance.shape[0]
@@ -133,7 +135,7 @@ def _epoch_variances(variance, within, typical, m, low, out):
         out[i] = max(out[i] * typical, VARIANCE_FLOOR * smallest)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _change_gauge(flux, covariance, g):
     """Let g @ flux be 0, for weights g that sum to 1."""
     n = len(g)
@@ -145,7 +147,7 @@ def _change_gauge(flux, covariance, g):
             covariance[i, j] += shift_variance - shift[i] - shift[j]
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _solve_one(d, variance, weighted, separate, gauge, chosen, work):
     """Flux, covariance, e^2, chi2 and dof of one connected object; ``weighted`` is 1/weight of each pair."""
     n = d.shape[0]

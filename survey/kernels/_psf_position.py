@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
 from survey.kernels._epsf import EffectivePSF
+from survey.kernels._inner import inner
 from survey.kernels._psf_flux import as_phases, epoch_psf, fit_psf_flux, inverse_variance, stamp_psf
 
 Array = NDArray[np.float64]
@@ -157,7 +158,7 @@ def measure_motion(
     return Motion(first, second, float(shift[0]), float(shift[1]), significance)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _moments(data, weight, p, py, px, background, m):
     """Weighted second moments of one epoch, about the weighted mean where a background is fitted.
 
@@ -199,7 +200,7 @@ def _moments(data, weight, p, py, px, background, m):
         m[8] -= s2 * s2 / w0
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _add_flux(m, sums):
     """Add one free flux's share, from its moments, to the sums of `_objective`."""
     a = m[0]
@@ -220,7 +221,7 @@ def _add_flux(m, sums):
     sums[8] += squared * ixx
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _objective(stars, psf, y, x, background, use, light_curve, work, sums):
     """sums = (Q, gradient y, x, curvature yy, yx, xx, gradient's variance yy, yx, xx) at (y, x).
 

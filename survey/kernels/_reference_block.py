@@ -6,20 +6,21 @@ import numpy as np
 from numba import njit
 
 from survey.kernels import _reference_rows as _rows
+from survey.kernels._inner import inner
 from survey.kernels._reference_gather import MEAN, PENALTY, WIDTH, gather_own_phases, gather_shared
 from survey.kernels._reference_moments import PANEL, contract, expand, multiply
 from survey.kernels._reference_solve import apply_inverse, factor, inverse_pairs, invert_factor
 from survey.kernels._simd import fma, load, splat, store
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def gather(cube, pixels, plan, rows):
     if plan.shared:
         return gather_shared(cube, pixels, plan.own_ok, plan.extra, plan.gain_slope, rows)
     return gather_own_phases(cube, pixels, plan.extension, plan.gain_slope, rows)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _panels(n):
     return (n + PANEL - 1) // PANEL
 
@@ -40,7 +41,7 @@ def _legendre(rows, plan, i, work):
             old, now = now, new
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _sum_rows(rows, plan, n_rows, n_used, work):
     """Moments of the weights and right-hand sides of a block."""
     n, degrees = plan.n, 2 * plan.n - 1
@@ -71,7 +72,7 @@ def _sum_rows(rows, plan, n_rows, n_used, work):
                         store(work.right, j, fma(zy, x, load(work.right, j)))
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def evaluate(rows, plan, n_rows, n_used, work, n, coefficients, out, packed):
     """Sum of coefficients times P_a(y) P_b(x), a, b < n, at every row of a block."""
     if plan.shared:
@@ -93,7 +94,7 @@ def evaluate(rows, plan, n_rows, n_used, work, n, coefficients, out, packed):
             store(out, i, total)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _solve(rows, plan, n_used, work, with_inverse):
     """Coefficients, and where asked for the moments of N^-1, from a block's sums."""
     lanes = 64 // rows.flux.itemsize
@@ -111,7 +112,7 @@ def _solve(rows, plan, n_used, work, with_inverse):
             contract(work.pairs, WIDTH, s, n, plan.products, work.half, work.inverse)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _add_prior(rows, plan, pixels, work):
     """Sums of the images seen before; right-hand sides are about the block's mean fluxes."""
     n, degrees = plan.n, 2 * plan.n - 1
@@ -127,7 +128,7 @@ def _add_prior(rows, plan, pixels, work):
             out_right[i * WIDTH + s] += right[p, i] - mean * moment
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def load_surface(rows, plan, n_rows, pixels, theta, work):
     """Model from coefficients kept for each pixel; the mean flux where there are none."""
     for s in range(len(pixels)):
@@ -138,7 +139,7 @@ def load_surface(rows, plan, n_rows, pixels, theta, work):
     evaluate(rows, plan, n_rows, len(pixels), work, plan.n, work.theta, rows.model, plan.surface)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def start(rows, plan, n_rows, n_used, work, own):
     """Model at equal weights: one shared matrix where every row is in use, else (`own`) each its solve."""
     lanes = 64 // rows.flux.itemsize
@@ -164,7 +165,7 @@ def start(rows, plan, n_rows, n_used, work, own):
     evaluate(rows, plan, n_rows, n_used, work, n, work.theta, rows.model, plan.surface)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def one_pass(rows, plan, n_rows, n_time, pixels, work):
     """Weights, solve, leave-one-out differences of a block; True where rows may change state."""
     lanes, n_used = 64 // rows.flux.itemsize, len(pixels)

@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 from survey.kernels import _reference_rows as _rows
+from survey.kernels._inner import inner
 from survey.kernels._reference_block import gather, load_surface, one_pass, start
 from survey.kernels._reference_gather import (
     BAD,
@@ -36,7 +37,7 @@ STEEPER = 5.0  # by which one polynomial more per axis lets a surface be steeper
 IMAGES_PER_COEFFICIENT = 1.5
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _write(rows, plan, pixels, skip, n_time, work, out):
     """Results of a block into the tile's arrays."""
     n, degrees = len(pixels), 2 * plan.n - 1
@@ -85,7 +86,7 @@ def _write(rows, plan, pixels, skip, n_time, work, out):
             out.fit_mask[k, p] = state in (HELD, CLIPPED)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _write_run(rows, first, n_time, out, leave_one_out):
     """Differences of a whole block of neighbouring pixels."""
     lanes = 64 // rows.flux.itemsize
@@ -106,49 +107,7 @@ def _write_run(rows, first, n_time, out, leave_one_out):
             store_row(out.fit_mask, k, p, where_greater(state, one, one, zero))
 
 
-@njit(cache=True, nogil=True)
-def _first_pass(cube, plan, rows, work, out, queue, n_queue, own, kept):
-    """First pass over `queue`; pixels with changed rows go to its front, their states to `kept`.
-
-    Without `own`, pixels that miss a row are left for later: they go to the front with kept[:, 0] = LATE.
-    """
-    n_time, n_pending = cube.flux.shape[0], 0
-    lanes = 64 // rows.flux.itemsize
-    skip, block = np.zeros(WIDTH, np.bool_), np.empty(WIDTH, np.int64)
-    for first in range(0, n_queue, WIDTH):
-        n = min(WIDTH, n_queue - first)
-        for s in range(n):
-            block[s] = queue[first + s]
-        pixels = block[:n]
-        n_rows = gather(cube, pixels, plan, rows)
-        for s in range(0, n, lanes):
-            _rows.summarise(rows, n_rows, s)
-            _rows.centre(rows, n_rows, s)
-        missing = 0
-        for s in range(n):
-            skip[s] = not own and rows.lane[N_ROWS * WIDTH + s] < n_rows
-            missing += skip[s]
-        suspect = False
-        if missing < n:
-            if plan.prior.n_used.size:
-                load_surface(rows, plan, n_rows, pixels, plan.prior.theta, work)
-            else:
-                start(rows, plan, n_rows, n, work, own)
-            suspect = one_pass(rows, plan, n_rows, n_time, pixels, work) and plan.iterations > 0
-            _write(rows, plan, pixels, skip, n_time, work, out)
-        for s in range(n):
-            if skip[s]:
-                queue[n_pending] = pixels[s]
-                kept[n_pending, 0] = LATE
-                n_pending += 1
-            elif suspect and rows.lane[WORST * WIDTH + s] > plan.clip**2:
-                _rows.clip_rows(rows, n_rows, s, plan.clip)
-                _keep(rows, n_rows, s, pixels[s], queue, kept, n_pending, n > 0)
-                n_pending += 1
-    return n_pending
-
-
-@njit(cache=True, nogil=True)
+@inner()
 def _keep(rows, n_rows, s, pixel, queue, kept, slot, changed):
     """Put a pixel and its rows' states into a slot of the queue; kept[:, 0] says whether they changed."""
     queue[slot] = pixel
@@ -157,11 +116,26 @@ def _keep(rows, n_rows, s, pixel, queue, kept, slot, changed):
         kept[slot, 1 + r] = int(rows.state[r * WIDTH + s])
 
 
-@njit(cache=True, nogil=True)
-def _next_pass(cube, plan, rows, work, out, queue, n_queue, kept, last):
-    """One more pass over the queue; a pixel leaves it when its rows and its weights have settled."""
+@inner()
+def _restore(rows, n_rows, s, kept, slot):
+    """A pixel's rows' states out of a slot of the queue."""
+    for r in range(n_rows):
+        # Beyond a pixel's own rows `kept` may hold what was there before.
+        if rows.state[r * WIDTH + s] != BAD:
+            rows.state[r * WIDTH + s] = kept[slot, 1 + r]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _pass(cube, plan, rows, work, out, step, queue, n_queue, kept):
+    """One pass over `queue`; pixels to see again go to its front, their rows' states to `kept`.
+
+    Step 0 starts from the matrix that all pixels share, those that miss a row are left for later:
+    kept[:, 0] = LATE. Step 1 starts from a pixel's own rows. In later ones a pixel leaves the queue when its
+    rows and its weights have seen.
+    """
     n_time, n_pending = cube.flux.shape[0], 0
     lanes = 64 // rows.flux.itemsize
+    prior, again = plan.prior.n_used.size > 0, plan.iterations > 0 and step <= plan.iterations
     skip, block = np.zeros(WIDTH, np.bool_), np.empty(WIDTH, np.int64)
     changed_before = np.zeros(WIDTH, np.bool_)
     for first in range(0, n_queue, WIDTH):
@@ -172,25 +146,47 @@ def _next_pass(cube, plan, rows, work, out, queue, n_queue, kept, last):
         n_rows = gather(cube, pixels, plan, rows)
         for s in range(0, n, lanes):
             _rows.summarise(rows, n_rows, s)
+            if step < 2:
+                _rows.centre(rows, n_rows, s)
+        missing = 0
         for s in range(n):
-            changed_before[s] = kept[first + s, 0] == 1
-            for r in range(n_rows):
-                # Beyond a pixel's own rows `kept` may hold what was there before.
-                if rows.state[r * WIDTH + s] != BAD:
-                    rows.state[r * WIDTH + s] = kept[first + s, 1 + r]
-        load_surface(rows, plan, n_rows, pixels, out.theta, work)
-        one_pass(rows, plan, n_rows, n_time, pixels, work)
-        _write(rows, plan, pixels, skip, n_time, work, out)
-        if last:
-            continue
+            skip[s] = step == 0 and rows.lane[N_ROWS * WIDTH + s] < n_rows
+            missing += skip[s]
+            if step > 1:
+                changed_before[s] = kept[first + s, 0] == 1
+                _restore(rows, n_rows, s, kept, first + s)
+        suspect = False
+        if missing < n:
+            if prior or step > 1:
+                theta = out.theta if step > 1 else plan.prior.theta
+                load_surface(rows, plan, n_rows, pixels, theta, work)
+            else:
+                start(rows, plan, n_rows, n, work, step > 0)
+            suspect = one_pass(rows, plan, n_rows, n_time, pixels, work)
+            _write(rows, plan, pixels, skip, n_time, work, out)
         for s in range(n):
-            changed = _rows.clip_rows(rows, n_rows, s, plan.clip)
-            if changed or changed_before[s]:
-                _keep(rows, n_rows, s, pixels[s], queue, kept, n_pending, changed)
+            if skip[s]:
+                queue[n_pending] = pixels[s]
+                kept[n_pending, 0] = LATE
                 n_pending += 1
+            elif again and (step > 1 or (suspect and rows.lane[WORST * WIDTH + s] > plan.clip**2)):
+                changed = _rows.clip_rows(rows, n_rows, s, plan.clip) or step < 2
+                if changed or changed_before[s]:
+                    _keep(rows, n_rows, s, pixels[s], queue, kept, n_pending, changed)
+                    n_pending += 1
     return n_pending
 
 
+@inner()
+def _move(source, source_kept, i, target, target_kept, slot):
+    """A pixel and its rows' states from slot `i` of one queue to a slot of another."""
+    target[slot] = source[i]
+    for r in range(source_kept.shape[1]):
+        target_kept[slot, r] = source_kept[i, r]
+
+
+# One function for all passes, called in one place: numba optimises all that a function calls anew for each
+# function that calls it, and this one calls all the others.
 @njit(cache=True, nogil=True)
 def fit_tile(cube, plan, rows, work, out, chosen):
     """All passes over the chosen pixels of a tile."""
@@ -198,36 +194,28 @@ def fit_tile(cube, plan, rows, work, out, chosen):
     n_rows = rows.flux.size // WIDTH
     size = min(CHUNK, n_pixels)
     queue, kept = np.empty(size, np.int64), np.empty((size, n_rows + 1), np.uint8)
-    late, late_kept = np.empty(size, np.int64), np.empty((size, n_rows + 1), np.uint8)
+    seen, seen_kept = np.empty(size, np.int64), np.empty((size, n_rows + 1), np.uint8)
+    first_step = 0 if plan.shared and not plan.prior.n_used.size else 1
     for first in range(0, n_pixels, CHUNK):
         n = min(CHUNK, n_pixels - first)
         for i in range(n):
             queue[i] = chosen[first + i]
-        n_late, n_pending = n, 0
-        if plan.shared and not plan.prior.n_used.size:
-            n = _first_pass(cube, plan, rows, work, out, queue, n, n < 0, kept)
-            n_late = n_pending = 0
-            for i in range(n):
+        n_seen = n - n
+        for step in range(first_step, plan.iterations + 2):
+            n = _pass(cube, plan, rows, work, out, step, queue, n, kept)
+            if step > 1:
+                continue
+            n_found, n = n, n - n
+            for i in range(n_found):
                 if kept[i, 0] == LATE:
-                    late[n_late] = queue[i]
-                    n_late += 1
+                    _move(queue, kept, i, queue, kept, n)
+                    n += 1
                 else:
-                    queue[n_pending] = queue[i]
-                    for r in range(n_rows + 1):
-                        kept[n_pending, r] = kept[i, r]
-                    n_pending += 1
-        else:
-            for i in range(n):
-                late[i] = queue[i]
-        n = _first_pass(cube, plan, rows, work, out, late, n_late, n >= 0, late_kept)
-        for i in range(n):
-            queue[n_pending] = late[i]
-            for r in range(n_rows + 1):
-                kept[n_pending, r] = late_kept[i, r]
-            n_pending += 1
-        for iteration in range(1, plan.iterations + 1):
-            last = iteration == plan.iterations
-            n_pending = _next_pass(cube, plan, rows, work, out, queue, n_pending, kept, last)
+                    _move(queue, kept, i, seen, seen_kept, n_seen)
+                    n_seen += 1
+            if step == 1:
+                queue, seen, kept, seen_kept = seen, queue, seen_kept, kept
+                n = n_seen
 
 
 def fit(cube: Cube, plan: Plan, dtype, keep_normal: bool) -> Result:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from survey.kernels._inner import inner
 from survey.kernels._simd import load_row, splat, store, where_greater
 
 WIDTH = 64
@@ -50,7 +50,7 @@ class Rows(NamedTuple):
     lane: NDArray[np.floating]  # (LANE_ARRAYS, WIDTH): see the constants below
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def sample_state(flux, error, bad, held):
     """State of one sample as given."""
     if bad or not (error > 0 and error < np.inf and abs(flux) < np.inf):
@@ -58,13 +58,13 @@ def sample_state(flux, error, bad, held):
     return HELD if held else USED
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _inside(shape, p, oy, ox):
     y, x = p // shape[1] + oy, p % shape[1] + ox
     return 0 <= y < shape[0] and 0 <= x < shape[1]
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def gather_shared(cube, pixels, own_ok, extra, gain_slope, rows):
     """Rows where one phase serves a frame: own samples, then the list `extra` (epoch, oy, ox)."""
     n_time, n = cube.flux.shape[0], len(pixels)
@@ -91,7 +91,7 @@ def gather_shared(cube, pixels, own_ok, extra, gain_slope, rows):
     return n_rows
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _gather_run(cube, start, own_ok, extra, inside, rows):
     """A whole block of neighbouring pixels."""
     lanes = 64 // rows.flux.itemsize
@@ -121,7 +121,7 @@ def _gather_run(cube, start, own_ok, extra, inside, rows):
             store(rows.state, i, good)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _gather_scattered(cube, pixels, own_ok, extra, inside, rows):
     """Any pixels, one by one."""
     # An attribute in an inner loop counts a reference each time: all arrays get a name first.
@@ -147,7 +147,7 @@ def _gather_scattered(cube, pixels, own_ok, extra, inside, rows):
             out_state[i] = state
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _clear(rows, first, n):
     for i in range(first, first + n):
         rows.flux[i] = 0.0
@@ -155,7 +155,7 @@ def _clear(rows, first, n):
         rows.state[i] = BAD
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def gather_own_phases(cube, pixels, extension, gain_slope, rows):
     """Rows where every sample has its own phase; each pixel lists the neighbours' samples it can use."""
     n_time, n = cube.flux.shape[0], len(pixels)

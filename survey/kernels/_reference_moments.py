@@ -16,6 +16,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from survey.kernels._inner import inner
 from survey.kernels._simd import fma, load, splat, store
 from survey.kernels.legendre import product_table
 
@@ -68,7 +69,7 @@ def pack(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.ascontiguousarray(padded.reshape(-1, PANEL, columns).transpose(0, 2, 1)).ravel()
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def multiply(packed, n_panels, columns, x, out, width, used):
     """out (n_panels * PANEL, width) = packed matrix @ x (columns, width), for the first `used` pixels."""
     lanes = 64 // x.itemsize
@@ -112,7 +113,7 @@ def _store4(out, i, lanes, v0, v1, v2, v3):
     store(out, i + 3 * lanes, v3)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def expand(moments, width, s, n, products, half, pairs):
     """Pair products (p_y, p_x) of two vectors of pixels from their moments; into `pairs`.
 
@@ -147,7 +148,7 @@ def expand(moments, width, s, n, products, half, pairs):
                 store(pairs, i + lanes, v)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def contract(pairs, width, s, n, products, half, moments):
     """Transpose of `expand`: moments of two vectors of pixels from pair sums."""
     lanes = 64 // moments.itemsize

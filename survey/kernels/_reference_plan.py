@@ -134,7 +134,7 @@ def make_plan(phase_y, phase_x, n_time, settings: Settings, slope, prior, dtype)
         products=make_products(n),
         own_ok=own_ok,
         extra=extra,
-        gain_slope=np.zeros(0, dtype) if slope is None else np.ascontiguousarray(slope, dtype),
+        gain_slope=np.zeros(0, dtype) if slope is None else np.array(slope, dtype),
         prior=Prior(arrays[0], arrays[1], arrays[2], counts),
         recurrence=recurrence.astype(dtype),
         **matrices,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from survey.kernels._inner import inner
 from survey.kernels._reference_gather import (
     ABOVE,
     BELOW,
@@ -23,7 +24,7 @@ from survey.kernels._reference_gather import (
 from survey.kernels._simd import any_greater, fma, fnma, load, splat, sqrt, store, where_equal, where_greater
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def summarise(rows, n_rows, s):
     """Mean flux and variance, least variance and number of the rows in use, one vector of pixels."""
     zero, one = splat(rows.flux, 0.0), splat(rows.flux, 1.0)
@@ -46,7 +47,7 @@ def summarise(rows, n_rows, s):
     store(rows.lane, N_ROWS * WIDTH + s, count)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def centre(rows, n_rows, s):
     """Equal weights on the rows in use: `weight` and `weighted` of one vector of pixels."""
     zero, one = splat(rows.flux, 0.0), splat(rows.flux, 1.0)
@@ -58,7 +59,7 @@ def centre(rows, n_rows, s):
         store(rows.weighted, i, used * (load(rows.flux, i) - mean))
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def measure_slopes(rows, n_rows, s, tiny):
     """How far the given variance follows the noise in the flux, above and below zero flux.
 
@@ -118,7 +119,7 @@ def _model_variance(rows, i, f, m, v, above, below, floor, zero, given):
     return where_greater(s2, floor, s2, floor)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def weigh(rows, n_rows, s, ridge):
     """Weights from the model's variance; `weight`, `weighted` and the penalty of one vector of pixels."""
     zero, one = splat(rows.flux, 0.0), splat(rows.flux, 1.0)
@@ -140,7 +141,7 @@ def weigh(rows, n_rows, s, ridge):
     store(rows.lane, PENALTY * WIDTH + s, splat(rows.flux, ridge) * total / count)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def judge(rows, n_rows, n_time, s, positive_only, clip):
     """Leave-one-out differences of one vector of pixels; True where a row's state may change.
 
@@ -189,7 +190,7 @@ def judge(rows, n_rows, n_time, s, positive_only, clip):
     return any_greater(worst, splat(rows.flux, clip * clip)) or any_greater(returned, zero)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def clip_rows(rows, n_rows, pixel, clip):
     """New states of one pixel's rows, the worst half of its outliers first; True where one changed.
 

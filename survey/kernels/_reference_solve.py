@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from numba import njit
 
+from survey.kernels._inner import inner
 from survey.kernels._simd import fma, fnma, load, splat, sqrt, store
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def factor(pairs, n, products, penalty, s, matrix):
     """Cholesky factor of N, packed lower triangle, with 1 / L_ii on the diagonal.
 
@@ -77,7 +78,7 @@ def _store2(out, i, lanes, u, v):
     store(out, i + lanes, v)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def invert_factor(size, matrix):
     """Inverse of the factor in place: row i, column j of L^-1 at i (i + 1) / 2 + j."""
     lanes = 64 // matrix.itemsize
@@ -120,7 +121,7 @@ def invert_factor(size, matrix):
             _store2(matrix, r + 3 * step, lanes, a3 * p, b3 * q)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def apply_inverse(size, inverse, rhs, width, s, work, theta):
     """theta = L^-T L^-1 rhs for two vectors of pixels."""
     lanes = 64 // inverse.itemsize
@@ -143,7 +144,7 @@ def apply_inverse(size, inverse, rhs, width, s, work, theta):
         _store2(theta, i * width + s, lanes, a0, b0)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def inverse_pairs(n, products, inverse, pairs):
     """Entries of N^-1 = L^-T L^-1 summed over those that share a pair of polynomials in y and in x."""
     lanes = 64 // inverse.itemsize

@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from survey.kernels._inner import inner
 from survey.kernels._sfft_products import combine, combine_by_u, products, squares, weighted_sums
 from survey.kernels._simd import prefetch_row
 
@@ -85,7 +86,7 @@ class Found(NamedTuple):
     peaks: NDArray[np.float64]
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def terms_at(order, u, v, out):
     """Monomials u^i v^j by total degree."""
     out[0] = 1.0
@@ -114,7 +115,7 @@ def _fold(theta, order, v, out):
             power *= v
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _model_line(rows, start, work, order, u, width):
     """Flux and sky of a line: lines 0 and 1; line 2 is scratch, 3 u."""
     flux, sky, part, n = work.lines[0], work.lines[1], work.lines[2], len(rows.offsets)
@@ -133,7 +134,7 @@ def _model_line(rows, start, work, order, u, width):
             sky[j] = sky[j] * u[j] + constant
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _weigh_line(frame, y, x0, length, rules, lines, weights, counts, peak):
     """Residual, noise and weight of a line; counts, and the brightest star pixel so far."""
     flux, sky, extra, residual, noise = lines[0], lines[1], lines[2], lines[4], lines[5]
@@ -162,7 +163,7 @@ def _weigh_line(frame, y, x0, length, rules, lines, weights, counts, peak):
                 break
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _right_line(order, u, v, residual, weights, right, first):
     """Polynomials times residual, from flat pixel ``first`` on; zero where nothing weighs."""
     length = len(weights)
@@ -193,7 +194,7 @@ def _square(theta, central, known, out):
         out[a] = value * value
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _add_gradient(sums, work, width, height, n, nb, found):
     """Gradient of samples and of the background's constant."""
     for a in range(n):
@@ -206,7 +207,7 @@ def _add_gradient(sums, work, width, height, n, nb, found):
         found.gradient[n, b] += total
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _centre_of_light(rows, start, work, height, width, n):
     """Centroid of what a block weighs: where its brightest star is, if it has one.
 
@@ -227,7 +228,7 @@ def _centre_of_light(rows, start, work, height, width, n):
     return (along_y / whole, along_x / whole) if whole > 0 else (0.0, 0.0)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _fetch_line(frame, planes, filling, y, x0, side):
     """Ask for a line of the next block: its lines lie on many pages, where no processor looks ahead."""
     step = 64 // frame.image.itemsize

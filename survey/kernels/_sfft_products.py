@@ -9,6 +9,7 @@ four; whoever calls gives coefficients of zero, or drops the results, for those.
 import numpy as np
 from numba import njit
 
+from survey.kernels._inner import inner
 from survey.kernels._simd import fma, load, splat, store, total
 
 TILE = 4  # kernel pixels at once: sixteen accumulators, which the loops below name one by one
@@ -35,7 +36,7 @@ def combine(values, start, offsets, coefficients, out, width):
         store(out, j, (s0 + s1) + (s2 + s3))
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def combine_by_u(values, start, offsets, coefficients, u, out, width):
     """`combine` with a parabola of u for each kernel pixel: coefficients (3, n), u a line."""
     lanes = 64 // values.itemsize
@@ -69,7 +70,7 @@ def squares(values, start, offsets, count, out, width):
         store(out, j, s)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _weigh(values, start, stride, offsets, weights, width, out):
     """Four samples of all pixels times the weights, in out (4 * height * width)."""
     lanes = 64 // weights.itemsize
@@ -107,7 +108,7 @@ def _tile(a, b, start, stride, offsets, width, out):
     out[3, 0], out[3, 1], out[3, 2], out[3, 3] = total(c30), total(c31), total(c32), total(c33)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def weighted_sums(values, start, stride, offsets, weights, width, out):
     """``sum_p weights(p) R_a(p)`` for every a."""
     lanes = 64 // weights.itemsize

@@ -10,6 +10,7 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import spline_filter
 
+from survey.kernels._inner import inner
 from survey.kernels.legendre import design_matrix
 from survey.kernels.reference import ReferenceFit
 
@@ -192,7 +193,7 @@ def _reference_block(coefficients, basis, y0, x0, out):
                     out[r, c, i, j] = s
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _weights(t, w):
     """Cubic B-spline weights at fraction t between the second and the third node."""
     w[0] = (1 - t) ** 3 / 6

@@ -14,6 +14,8 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy.linalg import solveh_banded
 
+from survey.kernels._inner import inner
+
 Array = NDArray[np.float64]
 
 PAD = 3  # nodes on either side that a cubic spline's four taps may reach beyond the table
@@ -53,7 +55,7 @@ def pad_table(coefficients: Array) -> Array:
     return np.ascontiguousarray(np.pad(coefficients, width))
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def spline_weights(t, w, d):
     """Cubic B-spline weights `w` and their derivatives `d` (per node spacing) at fraction t."""
     s = 1.0 - t

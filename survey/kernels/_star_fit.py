@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from survey.kernels._inner import inner
+
 # Three-point Gauss-Legendre nodes and weights on a pixel: for a FWHM of 1.1 px the integral over the
 # pixel is right to 2e-4 of the peak, with 9 exponentials a pixel and any orientation of the ellipse.
 _NODES = np.array([-0.5 * np.sqrt(0.6), 0.0, 0.5 * np.sqrt(0.6)])
@@ -14,7 +16,7 @@ N_PARAMETERS = 7  # x, y, flux, sky, then the inverse covariance qxx, qyy, qxy
 _Q_MIN, _Q_MAX = 1.0 / 8.0**2, 1.0 / 0.12**2
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _pixel(dx, dy, qxx, qyy, qxy, out):
     """Unit-flux elliptical Gaussian integrated over a pixel, and its derivatives by x, y and the shape."""
     out[:] = 0.0
@@ -69,7 +71,7 @@ def _normal_equations(image, variance, p, cx, cy, radius, n_free, normal, gradie
     return chi2, n
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _bounded(p):
     """Keep the ellipse positive definite and its axes between 0.12 and 8 px."""
     p[4] = min(max(p[4], _Q_MIN), _Q_MAX)
@@ -78,7 +80,7 @@ def _bounded(p):
     p[6] = min(max(p[6], -limit), limit)
 
 
-@njit(cache=True, nogil=True)
+@inner()
 def _fit_one(image, variance, p, cx, cy, radius, n_free, iterations, covariance):
     """Levenberg-Marquardt from p (changed in place); returns (chi2, dof, converged)."""
     normal = np.zeros((n_free, n_free))
