@@ -3,12 +3,14 @@
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from survey.io.store import Field
 from survey.run.api import run
+from tests.small_field import shared
 from tests.small_field import small_config as small_config
 
 FAKE = Path(__file__).parents[1] / "fake_hotpants.py"
@@ -28,19 +30,27 @@ def night_config(frames: Path):
 
 @pytest.fixture(scope="session")
 def nights(frames, tmp_path_factory):
-    """A field of 60 frames, the same with 12 more, and the field of all 72 at once."""
+    """A field of 60 frames, the same with 12 more, and the field of all 72 at once.
+
+    This process's own copies, and what the record says of the run of the 12.
+    """
     folder, truth = frames
     files = sorted(folder.glob("*.fits*"))
-    base = tmp_path_factory.mktemp("nights")
     config = night_config(folder)
-    early = run(base / "early", config, frames=files[:FIRST], client="synchronous")
-    shutil.copytree(base / "early", base / "later")
-    later = run(base / "later", config, frames=files[FIRST:], client="synchronous")
-    whole = run(base / "whole", config, frames=files, client="synchronous")
-    assert early.ok
-    assert later.ok, later.failures
-    assert whole.ok
-    return base, later, whole, truth
+
+    def make(place):
+        early = run(place / "early", config, frames=files[:FIRST], client="synchronous")
+        assert early.ok, early.failures
+        shutil.copytree(place / "early", place / "later")
+        later = run(place / "later", config, frames=files[FIRST:], client="synchronous")
+        assert later.ok, later.failures
+        whole = run(place / "whole", config, frames=files, client="synchronous")
+        assert whole.ok, whole.failures
+
+    base = tmp_path_factory.mktemp("nights")
+    shutil.copytree(shared(tmp_path_factory, "nights", make), base, dirs_exist_ok=True)
+    *_, record = Field.open(base / "later").runs()
+    return base, SimpleNamespace(**record), truth
 
 
 @pytest.fixture

@@ -259,7 +259,7 @@ def test_new_differences_are_as_good_as_a_full_runs(cpm_nights):
 def test_the_same_events_are_found(cpm_nights, nights):
     base, _ = cpm_nights
     added, whole = (list_events(base / name, "cpm") for name in ("later", "whole"))
-    for source in nights[3].truth:
+    for source in nights[2].truth:
         if source["kind"] == "microlensing":
             for table in (added, whole):
                 cosine = np.cos(np.radians(source["dec"]))

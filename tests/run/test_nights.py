@@ -31,7 +31,7 @@ def cube(path, group, name):
 
 
 def test_only_the_new_frames_are_worked_on(nights):
-    _, later, _, _ = nights
+    _, later, _ = nights
     assert later.inputs == 12
     assert later.stages["refine_later (partial)"]["units"] > 0
     assert "refine (partial)" not in later.stages
@@ -39,7 +39,7 @@ def test_only_the_new_frames_are_worked_on(nights):
 
 
 def test_old_differences_stay_but_where_events_are(nights):
-    base, _, _, _ = nights
+    base, _, _ = nights
     before, after = (
         cube(base / name, "difference/oversampled", "flux")[:FIRST] for name in ("early", "later")
     )
@@ -56,7 +56,7 @@ def test_old_differences_stay_but_where_events_are(nights):
 
 
 def test_the_reference_is_that_of_all_frames(nights):
-    base, _, _, _ = nights
+    base, _, _ = nights
     added, whole = (cube(base / name, "reference", "coefficients")[..., 0, 0] for name in ("later", "whole"))
     error = cube(base / "whole", "difference/oversampled", "error")[FIRST] / np.sqrt(72)
     known = np.isfinite(error) & (cube(base / "whole", "reference", "n_used") > 65)
@@ -69,7 +69,7 @@ def test_the_reference_is_that_of_all_frames(nights):
 
 
 def test_new_differences_scatter_as_their_errors_say(nights):
-    base, _, _, _ = nights
+    base, _, _ = nights
     flux, error, mask, fit_mask = (
         cube(base / "later", "difference/oversampled", name)[FIRST:]
         for name in ("flux", "error", "mask", "fit_mask")
@@ -81,7 +81,7 @@ def test_new_differences_scatter_as_their_errors_say(nights):
 
 
 def test_the_same_events_are_found(nights):
-    base, _, _, truth = nights
+    base, _, truth = nights
     added, whole = (list_events(base / name) for name in ("later", "whole"))
     for source in truth.truth:
         cosine = np.cos(np.radians(source["dec"]))
@@ -98,7 +98,7 @@ def test_the_same_events_are_found(nights):
 
 
 def test_rebuild_equals_a_full_run(nights, tmp_path):
-    base, _, _, _ = nights
+    base, _, _ = nights
     shutil.copytree(base / "later", tmp_path / "field")
     settings = make_config(Field.open(base / "whole").attrs["config"])
     summary = run(tmp_path / "field", settings, client="synchronous", rebuild=True)
@@ -111,7 +111,7 @@ def pipeline_of(path, config):
 
 
 def test_a_reference_of_other_polynomials_is_made_anew(nights, tmp_path):
-    base, _, _, _ = nights
+    base, _, _ = nights
     shutil.copytree(base / "early", tmp_path / "field")
     config = make_config(Field.open(base / "early").attrs["config"])
     config.reference.n_basis = 4
@@ -124,7 +124,7 @@ def test_a_reference_of_other_polynomials_is_made_anew(nights, tmp_path):
 
 
 def test_nothing_is_added_where_no_sums_were_kept(nights, tmp_path):
-    base, _, _, _ = nights
+    base, _, _ = nights
     shutil.copytree(base / "early", tmp_path / "field")
     field = Field.open(tmp_path / "field")
     ledger = field.ledger("oversampled.oversampled")
@@ -155,7 +155,7 @@ def has_come(path: Path, moment: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["frames", "registration", "tile"])
 def test_a_killed_addition_is_taken_up_to_the_same_bits(nights, frames, tmp_path, moment):
-    base, _, _, _ = nights
+    base, _, _ = nights
     path, files = tmp_path / "field", sorted(frames[0].glob("*.fits*"))[FIRST:]
     shutil.copytree(base / "early", path)
     call = "run(sys.argv[1], frames=sys.argv[2:], client='synchronous')"
@@ -173,7 +173,7 @@ def test_a_killed_addition_is_taken_up_to_the_same_bits(nights, frames, tmp_path
 
 def test_epochs_are_added_once_whoever_executes_the_unit_again(nights, tmp_path):
     """Dask runs a dead worker's task again; some or all of the arrays stored hold the epochs then."""
-    base, _, _, _ = nights
+    base, _, _ = nights
     path, config = tmp_path / "field", make_config(Field.open(base / "later").attrs["config"])
     shutil.copytree(base / "later", path)
     tile = Field.open(path).tiles[0]
@@ -191,7 +191,7 @@ def test_epochs_are_added_once_whoever_executes_the_unit_again(nights, tmp_path)
 def test_a_night_whose_workers_died_after_they_wrote_is_the_undisturbed_one(
     nights, frames, tmp_path, monkeypatch
 ):
-    base, _, _, _ = nights
+    base, _, _ = nights
     path = tmp_path / "field"
     shutil.copytree(base / "early", path)
 
@@ -209,7 +209,7 @@ def test_a_night_whose_workers_died_after_they_wrote_is_the_undisturbed_one(
 
 
 def test_an_addition_that_did_not_end_is_undone_with_its_record(nights, tmp_path):
-    base, _, _, _ = nights
+    base, _, _ = nights
     path, config = tmp_path / "field", make_config(Field.open(base / "later").attrs["config"])
     shutil.copytree(base / "later", path)
     field = Field.open(path)
@@ -229,7 +229,7 @@ def test_an_addition_that_did_not_end_is_undone_with_its_record(nights, tmp_path
 
 def test_a_killed_addition_with_one_more_frame_leaves_the_old_calibration(nights, frames, tmp_path):
     """All tiles of the field were under way; what is refined leans on the reference that is put back."""
-    base, _, _, _ = nights
+    base, _, _ = nights
     path, config = tmp_path / "field", night_config(frames[0])
     shutil.copytree(base / "early", path)
     field = Field.open(path)
@@ -248,7 +248,7 @@ def test_a_killed_addition_with_one_more_frame_leaves_the_old_calibration(nights
 def test_an_addition_that_is_killed_between_tiles_is_taken_up_to_the_same_bits(
     nights, frames, tmp_path, monkeypatch
 ):
-    base, _, _, _ = nights
+    base, _, _ = nights
     path, files, done = tmp_path / "field", sorted(frames[0].glob("*.fits*"))[FIRST:], []
     shutil.copytree(base / "early", path)
 
