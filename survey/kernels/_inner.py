@@ -12,7 +12,7 @@ from numba.core.registry import CPUDispatcher
 class _Inner(CPUDispatcher):
     # Without the wrapper there is nothing to jump to: the plain dispatcher would end the process.
     def __call__(self, *args, **kwargs):
-        raise TypeError(f"{self.__name__} is for compiled functions only: decorate it with njit to call it")
+        raise TypeError(f"{self.py_func.__name__} is for compiled functions only: decorate it with njit to call it")
 
 
 def inner(**options: Any) -> Callable[[Callable], Any]:
@@ -26,7 +26,8 @@ def inner(**options: Any) -> Callable[[Callable], Any]:
     **options
         More options of `numba.njit`.
     """
-    compile_ = njit(cache=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
+    settings: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **options}
+    compile_: Any = njit(cache=True, nogil=True, **settings)
 
     def decorate(function: Callable) -> Any:
         compiled = compile_(function)
