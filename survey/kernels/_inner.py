@@ -12,7 +12,7 @@ from numba.core.registry import CPUDispatcher
 class _Inner(CPUDispatcher):
     # Without the wrapper there is nothing to jump to: the plain dispatcher would end the process.
     def __call__(self, *args, **kwargs):
-        raise TypeError(f"{self.py_func.__name__} is for compiled functions only: njit makes one for Python too")
+        raise TypeError(f"{self.py_func.__name__} is for compiled functions only; njit makes others")
 
 
 def inner(**options: Any) -> Callable[[Callable], Any]:
