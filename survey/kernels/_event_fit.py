@@ -111,6 +111,31 @@ class EventStamp:
         """Covariance (n, n) of the filters' sums."""
         return np.einsum("akyx,kyx,bkyx->ab", u, self.variance, u)
 
+    def pixels(self, template: Array) -> tuple[Array, Array, Array]:
+        """Filters of one template (time, y, x) in each of the stamp's pixels alone.
+
+        Returns
+        -------
+        sums, covariance, response : arrays (n,), (n, n), (n,)
+            The response is to the whole template.
+        """
+        if self.n_basis == 0:
+            return self._pixels_apart(template)
+        pixels = np.argwhere(self.inside)
+        templates = np.zeros((len(pixels), *template.shape))
+        for a, (j, i) in enumerate(pixels):
+            templates[a, :, j, i] = template[:, j, i]
+        sums, u = self.apply(templates)
+        return sums, self.covariance(u), np.einsum("akyx,kyx->a", u, template)
+
+    def _pixels_apart(self, template: Array) -> tuple[Array, Array, Array]:
+        """`pixels` where no reference ties one pixel's samples to another's."""
+        at = (slice(None), self.inside)
+        s, weight = template[at], self.weight[at]
+        u = s * weight / np.where(self.fitted[at], 1 - self.leverage[at], 1.0)
+        sums, noise = (s * weight * self.flux[at]).sum(0), (u * self.variance[at] * u).sum(0)
+        return sums, np.diag(noise), (u * s).sum(0)
+
     @cached_property
     def variance(self) -> Array:
         """The samples' own variance, without the reference's; zero where bad."""

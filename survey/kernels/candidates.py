@@ -291,13 +291,7 @@ def _support(
 
 def _likeness(stamp: EventStamp, template: Array) -> tuple[float, float]:
     """Correlation and reduced chi2 of the stamp's pixels, each filtered alone, with the PSF's response."""
-    pixels = np.argwhere(stamp.inside)
-    templates = np.zeros((len(pixels), *template.shape))
-    for a, (j, i) in enumerate(pixels):
-        templates[a, :, j, i] = template[:, j, i]
-    sums, u = stamp.apply(templates)
-    covariance = stamp.covariance(u)
-    response = np.einsum("akyx,kyx->a", u, template)
+    sums, covariance, response = stamp.pixels(template)
     noise = np.sqrt(np.diag(covariance))
     known = noise > 1e-6 * noise.max(initial=0)
     if np.count_nonzero(known) < 3:
