@@ -13,7 +13,7 @@ from survey.report.data import Row
 from survey.report.markup import number
 from survey.report.theme import BLUE, GREEN, INK, MUTED, ORANGE, RED, light_grid, new_figure, to_svg
 from survey.report.truth import excess
-from survey.stages.photometry import FLAG_BAD_PIXEL, FLAG_FRAME, FLAG_KEPT_OUT_OF_FIT, FLAG_NO_DATA
+from survey.stages.object_stamp import FLAG_BAD_PIXEL, FLAG_FRAME, FLAG_KEPT_OUT_OF_FIT, FLAG_NO_DATA
 
 # A light curve longer than this many time scales gets a second panel about its event.
 LONG, CLOSE = 30.0, 6.0

@@ -16,7 +16,7 @@ from survey.kernels.psf import psf_magnitudes
 from survey.run.targets import TargetError, pixel_to_sky, sky_to_pixel
 from survey.stages import difference_psf, photometry
 from survey.stages.methods import known_method
-from survey.stages.photometry import FLAG_KEPT_OUT_OF_FIT
+from survey.stages.object_stamp import FLAG_KEPT_OUT_OF_FIT
 from survey.stages.relative import RelativeLightCurve, relative_light_curve
 from survey.tiles import Window
 

@@ -24,7 +24,7 @@ from survey.stages import nn2_pairs
 from survey.stages.calibrated import calibrated_frames
 from survey.stages.light_curve_tables import light_curve_table
 from survey.stages.nn2_plan import Group
-from survey.stages.photometry import FLAG_FRAME, FLAG_NO_DATA
+from survey.stages.object_stamp import FLAG_FRAME, FLAG_NO_DATA
 from survey.stages.protocol import Outlook, Output, Stage, Unit
 
 Array = NDArray[np.float64]

@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from survey.config import Config
 from survey.io.files import read_parquet
 from survey.io.store import Field
-from survey.kernels._psf_flux import as_phases
 from survey.kernels.event_peak import Peak, fit_peak
-from survey.kernels.psf import EffectivePSF, fit_psf_flux, refine_position, stamp_psf
-from survey.kernels.psf_shape import fit_flux_and_shape
+from survey.kernels.psf import EffectivePSF, fit_psf_flux, stamp_psf
 from survey.stages.calibrated import (
     CalibratedTile,
     calibrated_frames,
@@ -30,17 +28,10 @@ from survey.stages.differences import object_windows, read_difference
 from survey.stages.light_curve_tables import PEAK_COLUMNS, WEIGHT, light_curve_table, part_path
 from survey.stages.matching import read_template
 from survey.stages.methods import TEMPLATE_METHODS
+from survey.stages.object_stamp import FLAG_KEPT_OUT_OF_FIT, ObjectStamp
 from survey.stages.protocol import Output, Stage, Unit
 from survey.tiles import Window
 
-# Bits of a light curve's flags.
-FLAG_NO_DATA = 1
-FLAG_BAD_PIXEL = 2
-FLAG_KEPT_OUT_OF_FIT = 4
-FLAG_FRAME = 8
-# Of a bright star's light, what kernels leave in each term of its shape: sampling and seeing are never
-# matched better (measured by the comparison stars of HAT-P-32, whose scatter is least at 0.06 to 0.1).
-SHAPE_ERROR = 0.1
 # Sigma from its centre at which an event is over: epochs beyond, where it has 3e-4 of its height, do not
 # tell where it is.
 EVENT_REACH = 4.0
@@ -228,59 +219,15 @@ def measure(
         ``time``, ``flux``, ``error``, ``flags``, for an event ``peak_flux``, ``peak_flux_error`` and
         ``peak_time``, and ``weight``, the stamp's inverse variance in all epochs.
     """
-    half = config.photometry.size // 2
-    rows, columns = data.window
-    height, width = data.arrays["flux"].shape[1:]
-    cy, cx = round(item["y"]) - rows.start, round(item["x"]) - columns.start
-    # Near the image's edge the stamp is cut; what the PSF has outside is simply not seen.
-    y0, y1 = max(cy - half, 0), min(cy + half + 1, height)
-    x0, x1 = max(cx - half, 0), min(cx + half + 1, width)
-    cut = (slice(None), slice(y0, y1), slice(x0, x1))
-    flux, mask, fit_mask = (data.arrays[name][cut] for name in ("flux", "mask", "fit_mask"))
     psf = psf.since(data.start)
-    error = with_template_noise(data, psf, (float(item["y"]), float(item["x"])), cut)
-    py, px = data.phase_y, data.phase_x
-    if py.ndim == 3:
-        py, px = py[cut], px[cut]
-    origin = (float(rows.start + y0), float(columns.start + x0))
-    y, x = float(item["y"]), float(item["x"])
-    position_error = np.nan
-    if known is not None:
-        y, x, position_error = known["y"], known["x"], known["position_error"]
-    elif config.photometry.refine_position and item.get("refine", True):
-        fit = refine_position(
-            flux,
-            error,
-            mask,
-            psf.typical,
-            py,
-            px,
-            (y, x),
-            origin=origin,
-            light_curve=event_profile(item, data.time),
-            background=config.photometry.background,
-        )
-        if fit.converged:
-            y, x = float(fit.y), float(fit.x)
-            position_error = float(np.sqrt(np.trace(fit.covariance) / 2))
-    model = psf.stamps(py, px, y, x, (flux.shape[1], flux.shape[2]), origin)
-    weight = _total_weight(error, known)
-    ref_flux, ref_error = _reference_flux(data, psf.base, (y, x), cut, origin, weight)
-    if fwhm is not None and np.isfinite(ref_flux):
-        offsets = _offsets(py, px, (y, x), origin, flux.shape)
-        shape_error = SHAPE_ERROR * abs(ref_flux)
-        values, sigma = fit_flux_and_shape(
-            flux, error, mask, model, *offsets, fwhm=fwhm, amplitude=shape_error
-        )
-    else:
-        values, sigma = fit_psf_flux(flux, error, mask, model, background=config.photometry.background)
-    core = model >= 0.1 * model.max(axis=(1, 2), keepdims=True)
-    flags = np.where(np.isfinite(values), 0, FLAG_NO_DATA)
-    flags |= np.where((mask & core).any(axis=(1, 2)), FLAG_BAD_PIXEL, 0)
-    flags |= np.where((fit_mask & core).any(axis=(1, 2)), FLAG_KEPT_OUT_OF_FIT, 0)
-    flags |= np.where(data.frame_flags != 0, FLAG_FRAME, 0)
+    stamp = _stamp(data, psf, item, config)
+    y, x, position_error = _position(stamp, psf, item, data.time, config, known)
+    model = psf.stamps(stamp.phase_y, stamp.phase_x, y, x, stamp.flux.shape[1:], stamp.origin)
+    weight = stamp.total_weight(known)
+    ref_flux, ref_error = _reference_flux(data, psf.base, (y, x), stamp, weight)
+    values, sigma = stamp.fluxes(model, (y, x), config, fwhm, ref_flux)
     curve: dict[str, NDArray[Any]] = {"time": data.time, "flux": values, "error": sigma}
-    curve["flags"] = flags.astype(np.int32)
+    curve["flags"] = stamp.flags(model, values, data.frame_flags)
     if known is not None:
         curve = {name: np.concatenate([known[name], new]) for name, new in curve.items()}
     return {
@@ -295,6 +242,40 @@ def measure(
     }
 
 
+def _stamp(data: Window3, psf: DifferencePSF, item: dict[str, Any], config: Config) -> ObjectStamp:
+    """The window's samples around an object."""
+    half = config.photometry.size // 2
+    rows, columns = data.window
+    height, width = data.arrays["flux"].shape[1:]
+    y, x = float(item["y"]), float(item["x"])
+    cy, cx = round(y) - rows.start, round(x) - columns.start
+    y0, y1 = max(cy - half, 0), min(cy + half + 1, height)
+    x0, x1 = max(cx - half, 0), min(cx + half + 1, width)
+    cut = (slice(None), slice(y0, y1), slice(x0, x1))
+    flux, mask, fit_mask = (data.arrays[name][cut] for name in ("flux", "mask", "fit_mask"))
+    error = with_template_noise(data, psf, (y, x), cut)
+    phase_y, phase_x = (p[cut] if p.ndim == 3 else p for p in (data.phase_y, data.phase_x))
+    origin = (float(rows.start + y0), float(columns.start + x0))
+    return ObjectStamp(cut, origin, flux, error, mask, fit_mask, phase_y, phase_x)
+
+
+def _position(
+    stamp: ObjectStamp,
+    psf: DifferencePSF,
+    item: dict[str, Any],
+    time: NDArray[np.float64],
+    config: Config,
+    known: dict[str, Any] | None,
+) -> tuple[float, float, float]:
+    """Where an object is, and the error of that: as it is known, as given, or as it is found."""
+    if known is not None:
+        return known["y"], known["x"], known["position_error"]
+    given = (float(item["y"]), float(item["x"]))
+    if not (config.photometry.refine_position and item.get("refine", True)):
+        return *given, np.nan
+    return stamp.find(psf.typical, given, event_profile(item, time), config)
+
+
 def _peak(item: dict[str, Any], curve: dict[str, NDArray[Any]]) -> dict[str, float]:
     """Highest flux of an event and when it was; NaN for a target."""
     peak = Peak(np.nan, np.nan, np.nan)
@@ -303,30 +284,6 @@ def _peak(item: dict[str, Any], curve: dict[str, NDArray[Any]]) -> dict[str, flo
         time, flux, error = (curve[name][good] for name in ("time", "flux", "error"))
         peak = fit_peak(time, flux, error, float(item["time"]), float(item["sigma_days"]))
     return dict(zip(PEAK_COLUMNS, peak, strict=True))
-
-
-def _total_weight(error: NDArray[Any], known: dict[str, Any] | None) -> NDArray[np.float64]:
-    """Inverse variance (y, x) of all epochs together, added up in their order."""
-    total = np.zeros(error.shape[1:]) if known is None else np.array(known["weight"]).reshape(error.shape[1:])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = 1.0 / np.asarray(error, float) ** 2
-    for share in np.where(np.isnan(shares), 0.0, shares):
-        total = total + share
-    return total
-
-
-def _offsets(
-    phase_y: NDArray[np.float64],
-    phase_x: NDArray[np.float64],
-    place: tuple[float, float],
-    origin: tuple[float, float],
-    shape: tuple[int, ...],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Places (time, y, x) of a stamp's samples, counted from the object."""
-    rows, columns = np.indices(shape[1:])
-    phase_y, phase_x = as_phases(phase_y, phase_x)
-    y, x = rows + origin[0] + phase_y - place[0], columns + origin[1] + phase_x - place[1]
-    return np.broadcast_to(y, shape), np.broadcast_to(x, shape)
 
 
 def event_profile(item: dict[str, Any], time: NDArray[np.float64]) -> NDArray[np.float64] | None:
@@ -348,20 +305,19 @@ def _reference_flux(
     data: Window3,
     psf: EffectivePSF,
     position: tuple[float, float],
-    cut: tuple[slice, slice, slice],
-    origin: tuple[float, float],
+    stamp: ObjectStamp,
     weight: NDArray[np.float64],
 ) -> tuple[float, float]:
     """PSF flux of the object in the template itself, on a local background."""
     if data.template is None:
         return np.nan, np.nan
-    zero = np.zeros(1)
-    bad = data.template.bad[cut[1:]][None]
-    image = np.where(bad, np.nan, data.template.flux[cut[1:]])
+    zero, place = np.zeros(1), stamp.cut[1:]
+    bad = data.template.bad[place][None]
+    image = np.where(bad, np.nan, data.template.flux[place])
     with np.errstate(invalid="ignore", divide="ignore"):
         sigma = np.where(weight > 0, 1.0 / np.sqrt(weight), np.inf)[None]
     bad = bad | ~np.isfinite(sigma)
-    model = stamp_psf(psf, zero, zero, *position, image.shape[1:], origin=origin)
+    model = stamp_psf(psf, zero, zero, *position, image.shape[1:], origin=stamp.origin)
     flux, flux_error = fit_psf_flux(image, np.where(bad, 1.0, sigma), bad, model, background=True)
     return float(flux[0]), float(flux_error[0])
 
