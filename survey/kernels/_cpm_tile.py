@@ -16,6 +16,7 @@ from survey.kernels._cpm_single import legendre_in_time
 from survey.kernels._cpm_solve import Design, Prediction, Rest, predict, predict_rest, principal
 from survey.kernels._held_out import as_slice
 from survey.kernels._predictors import Choice, allowed_predictors, choose_predictors
+from survey.kernels._ridge import is_dual
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -111,10 +112,23 @@ class Tile:
         return np.asarray(self.whitened @ self.whitened.T)
 
     @cached_property
-    def _present(self) -> Array:
-        """Share of the training epochs in which each pixel has a sample or one that was filled."""
+    def _samples(self) -> Index:
+        """Number of the training epochs in which each pixel has a sample or one that was filled."""
         assert self.series.available is not None
-        return np.asarray(self.series.available[:, as_slice(self.train)].mean(1))
+        return np.asarray(self.series.available[:, as_slice(self.train)].sum(1))
+
+    @cached_property
+    def _present(self) -> Array:
+        """Their share."""
+        return np.asarray(self._samples / len(self.train))
+
+    def _present_in(self, pixels: Index, alive: Index) -> Array:
+        """Share of some training epochs in which each of these pixels has a sample or one that was filled."""
+        assert self.series.available is not None
+        # mostly nearly all: what the few others hold is taken off
+        others = np.setdiff1d(self.train, alive, assume_unique=True)
+        gone = self.series.available[pixels[:, None], others].sum(1)
+        return np.asarray((self._samples[pixels] - gone) / max(len(alive), 1))
 
     def pixels(self, rows: tuple[int, int], columns: tuple[int, int]) -> Index:
         """Flat indices of a block's targets."""
@@ -132,7 +146,7 @@ class Tile:
             if len(alive) == len(self.train):
                 kept = self._present[candidates] >= 1 - _MAX_LOST
             else:
-                kept = series.available[candidates][:, alive].mean(1) >= 1 - _MAX_LOST if len(alive) else []
+                kept = self._present_in(candidates, alive) >= 1 - _MAX_LOST
             candidates, distance = candidates[kept], distance[kept]
         if len(candidates) == 0:
             return candidates
@@ -268,7 +282,8 @@ class Tile:
                     gram -= x[:, lost] @ x[:, lost].T
                     product -= x[:, lost] @ y[:, lost].T
                 x, y = x[:, kept], y[:, kept]
-            if self.start and product is None and self.model.components is None:
+            primal = not is_dual(x, ridge, gram)
+            if self.start and primal and product is None and self.model.components is None:
                 product = x @ y.T  # there are no residuals, for which more would be worked out
         free = self.basis[train] / error[train, None]
         return Design(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +13,8 @@ Array = NDArray[np.float64]
 # Phases that differ by less than this over the whole field are one phase: an affine term this small
 # moves a star by a thousandth of a pixel, far below what a frame's registration can know.
 TRANSLATION_TOLERANCE = 1e-3
+# Maps whose shifts are remembered.
+_SHIFTS = 8192
 
 
 def polynomial_terms(u: ArrayLike, v: ArrayLike, order: int) -> Array:
@@ -115,11 +118,31 @@ class PixelMap:
 
     def shift(self, shape: tuple[int, int]) -> tuple[float, float] | None:
         """The (y, x) shift that the map is on an image of this shape; None where it is more than that."""
-        if not self.is_translation(shape):
-            return None
-        cx, cy = (shape[1] - 1) / 2, (shape[0] - 1) / 2
-        xd, yd = self.evaluate(cx, cy)
-        return float(yd) - cy, float(xd) - cx
+        center = (float(self.center[0]), float(self.center[1]))
+        return _shift(
+            np.asarray(self.coefficients, float).tobytes(),
+            self.coefficients.shape,
+            center,
+            float(self.scale),
+            shape,
+        )
+
+
+@lru_cache(maxsize=_SHIFTS)
+def _shift(
+    coefficients: bytes,
+    size: tuple[int, int],
+    center: tuple[float, float],
+    scale: float,
+    shape: tuple[int, int],
+) -> tuple[float, float] | None:
+    """`PixelMap.shift`: asked again for every window that is read."""
+    pixel_map = PixelMap(np.frombuffer(coefficients).reshape(size), center, scale)
+    if not pixel_map.is_translation(shape):
+        return None
+    cx, cy = (shape[1] - 1) / 2, (shape[0] - 1) / 2
+    xd, yd = pixel_map.evaluate(cx, cy)
+    return float(yd) - cy, float(xd) - cx
 
 
 def fit_pixel_map(

@@ -14,6 +14,7 @@ from survey.run.engine import Engine, Progress, Silent
 from survey.run.executor import Executor, connect
 from survey.run.holding import held
 from survey.run.ingest import IngestSummary, ingest
+from survey.run.memory import loaded_apart
 from survey.run.opening import keep_settings, kept_settings, other_settings
 from survey.run.pairwise import check_program
 from survey.run.pipeline import Pipeline, RunError
@@ -143,6 +144,7 @@ def run(
     # What the client combines must not depend on its BLAS threads either.
     with (
         threadpool_limits(1),
+        loaded_apart(),
         connect(config.cluster, client) as executor,
         recorded(summary, path, config, clock, told=RunError) as record,
     ):

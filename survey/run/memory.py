@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -34,6 +35,23 @@ def kept_memory() -> Iterator[None]:
         # Otherwise the holes would count against the worker's limit until the next unit.
         if libc is not None:
             libc.malloc_trim(0)
+
+
+@contextmanager
+def loaded_apart() -> Iterator[None]:
+    """Within it garbage is not looked for among what was there before.
+
+    Modules and compiled kernels are some hundred thousand objects, and every full collection goes through
+    them all.
+    """
+    if gc.get_freeze_count():  # by the caller, who goes on with it
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @cache

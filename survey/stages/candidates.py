@@ -46,12 +46,12 @@ class Stamp:
     flux: NDArray[np.float32]
     error: NDArray[np.float32]
     mask: NDArray[np.bool_]
-    fit_mask: NDArray[np.bool_]
-    leverage: NDArray[np.float32]
     phase_y: NDArray[np.float64]
     phase_x: NDArray[np.float64]
     origin: tuple[int, int]
     saturated: NDArray[np.bool_]
+    fit_mask: NDArray[np.bool_] | None = None
+    leverage: NDArray[np.float32] | None = None
     level: NDArray[np.float32] | None = None
 
 
@@ -122,7 +122,10 @@ def read(field: Field, unit: Unit, config: Config) -> TilePeaks:
 
 def _read_window(field: Field, window: Window, frames: xr.Dataset, config: Config) -> dict[str, NDArray[Any]]:
     """Differences of a window as the search takes them, and their phases."""
-    names = ("flux", "error", "mask", "fit_mask", "leverage")
+    names = ["flux", "error", "mask"]
+    if not method_of(config).holds_out(config):
+        # else what was in the fit does not matter either: nothing was taken off a sample for its sake
+        names += ["fit_mask", "leverage"]
     arrays = read_difference(field, window, frames, config, names)
     arrays["mask"] |= (frames["flags"].values != 0)[:, None, None]
     arrays["saturated"] = saturated_pixels(field, window, frames)

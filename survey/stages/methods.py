@@ -38,6 +38,10 @@ class Method:
         own = self.name == "oversampled" or config.subtraction.template == "reference"
         return config.reference.n_basis if self.linear_reference and own else 0
 
+    def holds_out(self, config: Config) -> bool:
+        """Whether no sample has a share in what is subtracted from it, so that ``leverage`` is zero."""
+        return self.name == "cpm" and config.cpm.residuals == "held-out"
+
 
 METHODS: dict[str, Method] = {
     method.name: method

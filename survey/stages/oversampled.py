@@ -125,26 +125,18 @@ def _read_later(field: Field, tile: Tile, later: Later, config: Config) -> Windo
     """Samples of later epochs, and the reference of those before with its sums."""
     margin = tile_halo(config)
     window = tile.window(margin, field.shape)
-    stored = prior_reference(field, tile, later.before)
+    # Zeros in the halo, whose fits are not kept and bend no core pixel's.
+    stored: dict[str, NDArray[Any]] = prior_reference(field, tile, later.before, margin)
     samples = read_calibrated(field, window, start=later.start)
-    inner = tile.inner(margin)
-
-    def framed(name: str) -> NDArray[Any]:
-        """The core's values; zeros in the halo, whose fits are not kept and bend no core pixel's."""
-        values = stored[name]
-        whole = np.zeros((*samples.flux.shape[1:], *values.shape[2:]), values.dtype)
-        whole[inner] = values
-        return whole
-
-    coefficients = framed("coefficients").astype(np.float64)
+    coefficients = stored["coefficients"].astype(np.float64)
     prior = ReferenceFit(
         coefficients,
-        framed("n_used"),
-        framed("chi2"),
+        stored["n_used"],
+        stored["chi2"],
         np.any(coefficients != 0, axis=(2, 3)),
         config.reference.extension,
-        framed("normal"),
-        framed("moment"),
+        stored["normal"],
+        stored["moment"],
     )
     return WindowData(tile, margin, samples, later.start, prior)
 

@@ -23,16 +23,24 @@ FOLDER = "adding"
 Arrays = dict[str, NDArray[np.generic]]
 
 
-def prior_reference(field: Field, tile: Tile, before: str) -> Arrays:
+def prior_reference(field: Field, tile: Tile, before: str, margin: int = 0) -> Arrays:
     """Arrays (y, x, ...) of the reference of a tile, or of rows of it, as they were under the key ``before``.
 
-    Whoever comes first, and has written nothing yet, keeps them for those who come after; bands of rows
-    apart, so that row blocks of any height find theirs and none needs more memory than its own rows take.
+    Around it, as far as the field goes, ``margin`` pixels are zero. Whoever comes first, and has written
+    nothing yet, keeps them for those who come after; bands of rows apart, so that row blocks of any height
+    find theirs and none needs more memory than its own rows take.
     """
-    bands = _bands(field, tile)
-    found = [_band(field, band, before) for band in bands]
-    rows = slice(tile.y0 - bands[0].y0, tile.y1 - bands[0].y0)
-    return {name: np.concatenate([arrays[name] for arrays in found])[rows] for name in NAMES}
+    size = [part.stop - part.start for part in tile.window(margin, field.shape)]
+    inner, columns = tile.inner(margin)
+    whole: Arrays = {}
+    for band in _bands(field, tile):
+        rows = slice(max(band.y0, tile.y0) - band.y0, min(band.y1, tile.y1) - band.y0)
+        top = inner.start + band.y0 - tile.y0
+        for name, values in _band(field, band, before).items():
+            if name not in whole:
+                whole[name] = np.zeros((*size, *values.shape[2:]), values.dtype)
+            whole[name][top + rows.start : top + rows.stop, columns] = values[rows]
+    return whole
 
 
 def restore_prior(field: Field, tile: Tile, before: str) -> None:
