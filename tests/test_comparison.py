@@ -41,6 +41,20 @@ def test_flux_ratio_recovers_a_scaled_light_curve():
     assert row["flux_ratio_error"] > 0
 
 
+def test_a_moving_body_is_found_along_its_way():
+    body = {"id": 0, "kind": "moving", "x": 20.0, "y": 30.0, "t0": 5.0, "vx": 4.0, "vy": -3.0, "snr": 0.0}
+    places = {"a": (20.4, 30.0, 5.0), "b": (28.0, 24.0, 7.0), "c": (20.0, 30.0, 7.0)}
+    events = [
+        {"object_id": name, "x": x, "y": y, "time": time, "sigma_days": 0.1, "snr": 9.0, "amplitude": 1.0}
+        for name, (x, y, time) in places.items()
+    ]
+    found = compare_with_truth(events, [body])
+    (row,) = found["rows"]
+    assert (row["found"], row["object_id"], row["duplicates"]) == (True, "a", 1)
+    assert row["position_error"] == pytest.approx(0.4)
+    assert [row["object_id"] for row in found["false_alarms"]] == ["c"]
+
+
 def test_comparison_takes_tables_and_columns():
     events, truth = truth_case()
     columns = {name: np.array([row[name] for row in events]) for name in events[0]}

@@ -42,6 +42,9 @@ class PixelMap:
         (x, y) of the reference pixel where the polynomial is centred.
     scale : float
         Length in pixels that normalises the variables.
+    placed_center : tuple of float, optional
+        Where the polynomial was centred when the frame was placed on the grid, if it was refined since: its
+        samples stay in the pixels that they were placed in.
 
     Examples
     --------
@@ -52,6 +55,14 @@ class PixelMap:
     coefficients: Array
     center: tuple[float, float] = (0.0, 0.0)
     scale: float = 1.0
+    placed_center: tuple[float, float] | None = None
+
+    @property
+    def placing(self) -> PixelMap:
+        """The map that the frame was placed by."""
+        if self.placed_center is None:
+            return self
+        return PixelMap(self.coefficients, self.placed_center, self.scale)
 
     @property
     def order(self) -> int:
@@ -187,6 +198,9 @@ def nearest_pixels(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Array, Array]:
     """Detector pixel nearest to every reference pixel of a window, and the phase it was taken at.
 
+    Nearest it was by the map that placed the frame; where that was refined since, a phase may lie a little
+    beyond half a pixel.
+
     Parameters
     ----------
     rows, columns : tuple of int
@@ -205,14 +219,15 @@ def nearest_pixels(
     shift = pixel_map.shift(shape)
     if shift is not None:
         dy, dx = shift
-        iy, ix = round(dy), round(dx)
+        iy, ix = (round(part) for part in pixel_map.placing.shift(shape) or shift)
         size = (rows[1] - rows[0], columns[1] - columns[0])
         at_y = np.broadcast_to((np.arange(*rows) + iy)[:, None], size)
         at_x = np.broadcast_to(np.arange(*columns) + ix, size)
         return at_y, at_x, np.asarray(iy - dy), np.asarray(ix - dx)
     x, y = np.meshgrid(np.arange(*columns), np.arange(*rows))
     xd, yd = pixel_map.evaluate(x, y)
-    jx, jy = np.rint(xd).astype(np.int64), np.rint(yd).astype(np.int64)
+    placed = (xd, yd) if pixel_map.placed_center is None else pixel_map.placing.evaluate(x, y)
+    jx, jy = (np.rint(part).astype(np.int64) for part in placed)
     (a, b), (c, d) = pixel_map.jacobian(x, y)
     det = a * d - b * c
     rx, ry = jx - xd, jy - yd

@@ -32,8 +32,8 @@ def compare_with_truth(
     """Match a list of events with the true sources of a simulated field.
 
     A source is found by the strongest event within `radius` pixels whose time overlaps its own; a periodic
-    or moving source has no time of its own. Further events of a found source are its duplicates; events of
-    no source are false alarms.
+    source has no time of its own, and a moving body is where it is at the event's. Further events of a found
+    source are its duplicates; events of no source are false alarms.
 
     Parameters
     ----------
@@ -128,13 +128,22 @@ def _owners(events: list[Row], sources: list[Row], radius: float) -> list[int]:
     owner = []
     for event in events:
         near = [
-            (float(np.hypot(event["x"] - s["x"], event["y"] - s["y"])), i)
-            for i, s in enumerate(sources)
+            (float(np.hypot(event["x"] - x, event["y"] - y)), i)
+            for i, (s, (x, y)) in enumerate((s, place_at(s, event["time"])) for s in sources)
             if overlaps(event, s)
         ]
         distance, i = min(near, default=(np.inf, -1))
         owner.append(i if distance <= radius else -1)
     return owner
+
+
+def place_at(source: Row, time: float) -> tuple[float, float]:
+    """(x, y) of a source at a time; a moving body's is that of ``t0`` and its velocity in pixels a day."""
+    x, y = _value(source, "x", np.nan), _value(source, "y", np.nan)
+    if str(source.get("kind")) != "moving":
+        return x, y
+    away = time - _value(source, "t0", np.nan)
+    return x + away * _value(source, "vx", np.nan), y + away * _value(source, "vy", np.nan)
 
 
 def overlaps(event: Row, source: Row) -> bool:
@@ -165,12 +174,13 @@ def _compare(source: Row, events: list[Row], curves: Mapping[str, Row]) -> Row:
     if not events:
         return _plain(row)
     best = events[0]
+    x, y = place_at(source, best["time"])
     row |= {
         "object_id": best.get("object_id"),
         "snr": _value(best, "snr", np.nan),
-        "position_error": float(np.hypot(best["x"] - row["x"], best["y"] - row["y"])),
-        "offset_x": best["x"] - row["x"],
-        "offset_y": best["y"] - row["y"],
+        "position_error": float(np.hypot(best["x"] - x, best["y"] - y)),
+        "offset_x": best["x"] - x,
+        "offset_y": best["y"] - y,
         "amplitude": _value(best, "amplitude", np.nan),
         "peak_flux": _value(best, "peak_flux", np.nan),
     }

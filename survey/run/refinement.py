@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 
+import numpy as np
 import xarray as xr
 
 from survey.run.differences import RunError
@@ -15,6 +16,8 @@ from survey.tiles import Tile
 
 # Rounds of refinement: the first takes errors of percents to 1e-4, the second what was left in the reference.
 REFINEMENTS = 2
+# With offsets, whose errors blur the reference that shows them, more, until all frames move by less, pixels.
+OFFSET_REFINEMENTS, SETTLED = 10, 0.005
 
 
 def refine_frames(engine: Engine) -> None:
@@ -92,12 +95,15 @@ def _refine_all(engine: Engine, frames: xr.Dataset) -> list[str]:
     reference = names.index(field.attrs["reference_frame"])
     windows = _windows(engine)
     good = windows
-    for step in range(REFINEMENTS):
+    offsets = config.registration.refine_offsets
+    for step in range(OFFSET_REFINEMENTS if offsets else REFINEMENTS):
         sums = _sums(engine, "refine", f"refine {step + 1}", 0, good)
         good = list(sums)
         correction = refine.combine(_some(engine, sums), config, scale=refine.one_psf(frames))
         frames = refine.corrected(frames, correction, reference)
         field.write_table("registration", frames[list(REFINED)].reset_coords(drop=True))
+        if offsets and step + 1 >= REFINEMENTS and np.abs(correction[:, 2:]).max() < SETTLED:
+            break
     return [name for name in windows if name not in good]
 
 

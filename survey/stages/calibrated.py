@@ -56,18 +56,21 @@ class CalibratedTile:
 
 def frame_map(frames: xr.Dataset, k: int) -> PixelMap:
     """The map reference pixel -> detector pixel of frame k."""
-    coefficients = frames["map"].values[k]
-    used = coefficients[:, np.isfinite(coefficients[0])]
-    center = frames["map_center"].values[k]
-    return PixelMap(used, (float(center[0]), float(center[1])), float(frames["map_scale"].values[k]))
+    return frame_maps(frames.isel(time=slice(k, k + 1)))[0]
 
 
 def frame_maps(frames: xr.Dataset) -> list[PixelMap]:
     """`frame_map` of all frames: their columns are taken out of the table once, not once a frame."""
     columns = (frames[name].values for name in ("map", "map_center", "map_scale"))
+    placed = frames["placed_center"].values.tolist() if "placed_center" in frames else None
     return [
-        PixelMap(terms[:, np.isfinite(terms[0])], (float(center[0]), float(center[1])), float(scale))
-        for terms, center, scale in zip(*columns, strict=True)
+        PixelMap(
+            terms[:, np.isfinite(terms[0])],
+            (float(center[0]), float(center[1])),
+            float(scale),
+            (placed[k][0], placed[k][1]) if placed is not None else None,
+        )
+        for k, (terms, center, scale) in enumerate(zip(*columns, strict=True))
     ]
 
 
@@ -119,13 +122,16 @@ def calibrated_frames(field: Field) -> xr.Dataset:
     """The table of frames, with scale, sky and map as refined on the reference where that has been done.
 
     Frames that were added since are left out until they are refined as well: a unit of a run that began
-    before them works on the frames that its run is for.
+    before them works on the frames that its run is for. Where offsets were refined, ``placed_center`` is
+    the maps' centre as the frames were placed by it.
     """
     frames = field.frames()
     if field.has_table("registration"):
         refined = field.table("registration")
         epochs = min(refined.sizes["time"], frames.sizes["time"])
         frames = frames.isel(time=slice(0, epochs))
+        if not np.array_equal(frames["map_center"].values, refined["map_center"].values[:epochs]):
+            frames["placed_center"] = frames["map_center"].copy()
         for name in REFINED:
             frames[name] = (frames[name].dims, refined[name].values[:epochs])
     return frames
