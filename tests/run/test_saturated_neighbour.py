@@ -51,7 +51,7 @@ def test_candidates_are_measured_beside_saturated_and_useless_pixels(monkeypatch
     mask[:15, 4, 0] = True
     saturated[0, 1] = True
     peak = tuple(np.zeros(1, PEAK_DTYPE)[0].item())
-    stamp = candidates.Stamp(peak, cube, cube + 1, mask, mask, cube, cube, cube, (0, 0), saturated)
+    stamp = candidates.Stamp(peak, cube, cube + 1, mask, cube, cube, (0, 0), saturated)
     data = candidates.TilePeaks([stamp], np.arange(EPOCHS), None, (EDGE, EDGE), candidates.Measured((), ()))
     state = SimpleNamespace(model_share=0.1, psf=None, stamp=5)
     with pytest.raises(Measured, match=r"\[\[0, 1\], \[4, 0\]\]"):
