@@ -71,3 +71,19 @@ def test_bright_constant_stars_scatter_as_their_errors_say(demo):
 def test_faint_places_scatter_as_their_errors_say(demo):
     places = np.random.default_rng(5).uniform(8, 247, (60, 2))
     assert abs(reduced_chi2(demo[0], away_from_truth(demo, places)) - 1) < 0.1
+
+
+def test_fluxes_of_events_scatter_as_their_errors_say(tmp_path):
+    """Of the light curve as a whole and of its peak. Measured over 48 events: chi2 1.16 and 1.35."""
+    pulls = {"flux": [], "peak": []}
+    for seed in (4, 6, 8, 9):
+        folder = tmp_path / str(seed)
+        simulate_field(folder / "frames", size=160, frames=96, seed=seed, events=8, variables=0)
+        assert run(folder / "field", Config(), frames=[folder / "frames"], client="synchronous").ok
+        rows = compare_field(folder / "field")["rows"]
+        for name, found in pulls.items():
+            found += [(r[f"{name}_ratio"] - 1) / r[f"{name}_ratio_error"] for r in rows if r["found"]]
+    assert len(pulls["flux"]) >= 30
+    for found in pulls.values():
+        # 1 +- 0.25 of 32 such numbers that are unit Gaussians.
+        assert 0.5 < np.mean(np.square(found)) < 1.5
