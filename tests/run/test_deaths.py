@@ -7,13 +7,13 @@ import pytest
 
 from survey.io.store import Field, FieldError
 from survey.run import ingest as module
-from survey.run.api import append_frames, run
+from survey.run.api import append_frames, create_field, run
 from survey.run.executor import InlineExecutor
 from survey.run.ingest import IngestError, ingest
 from survey.run.progress import Silent, StoppedError
 from survey.run.upkeep import unlock
 from tests.faults.harness import Processes
-from tests.run.conftest import FIRST, assert_same_bits, small_config
+from tests.run.conftest import FIRST, assert_same_bits, night_config, small_config
 
 
 @pytest.fixture
@@ -72,9 +72,9 @@ def test_workers_die_while_a_night_comes_in_and_the_field_is_undisturbed(nights,
 @pytest.mark.parametrize("forced", [False, True])
 def test_frames_that_come_in_the_middle_of_the_differences_spoil_nothing(nights, frames, tmp_path, forced):
     """They are refused; where their owner takes the run's leases by force, no tile holds them twice."""
-    path, later = tmp_path / "field", sorted(frames[0].glob("*.fits*"))[FIRST:]
-    shutil.copytree(nights[0] / "early", path)
-    shutil.rmtree(path / "ledger" / "oversampled.oversampled")
+    path, files = tmp_path / "field", sorted(frames[0].glob("*.fits*"))
+    later = files[FIRST:]
+    create_field(path, files[:FIRST], night_config(frames[0]), client="synchronous")
     told = []
 
     class Second(Silent):
