@@ -15,11 +15,11 @@ from survey.stages.protocol import Outlook, Unit
 CPM = {"sample": 49, "phase": 16, "core": 41, "least": 25e6}
 # A sample of a block of frames: sfft's in core and halo while sums are made, which takes most; zogy's and
 # hotpants' in the cutouts of the frames.
-SUMS = {"sample": 45, "phase": 16}
-MATCHED = {"sample": 73}
+SUMS = {"sample": 45, "phase": 16, "kept": 27e6}
+MATCHED = {"sample": 73, "kept": 55e6}
 PROGRAM = {"sample": 85, "least": 19.5e6}
-# Freed memory that a process keeps meanwhile (`survey.run.memory`): so much a sample, and at most.
-KEPT = {"sample": 100, "most": 55e6}
+# Freed memory that a process keeps meanwhile (`survey.run.memory`): so much a sample, and at most ``kept``.
+KEPT = 100
 
 # A worker maps larger arrays apart and gives them back at once; smaller ones it keeps when they are freed,
 # until its unit ends (`survey.run.memory`). Larger than any chunk, smaller than a tile's cubes.
@@ -51,11 +51,7 @@ def matching(unit: Unit, outlook: Outlook, config: Config) -> float:
     order = max(kernel_order, settings.flux_order, settings.background_order)
     matrix = 8 * ((edge**2 + 1) * (order + 1) * (order + 2) // 2) ** 2
     each = SUMS["sample"] + (SUMS["phase"] if outlook.own_phases else 0)
-    return each * samples + matrix * (last - first) + _kept(samples)
-
-
-def _kept(samples: int) -> float:
-    return min(KEPT["sample"] * samples, KEPT["most"])
+    return each * samples + matrix * (last - first) + min(KEPT * samples, SUMS["kept"])
 
 
 def pairs(unit: Unit, outlook: Outlook, config: Config) -> float:
@@ -66,4 +62,4 @@ def pairs(unit: Unit, outlook: Outlook, config: Config) -> float:
     samples = edge**2 * (last - first)
     if config.method == "hotpants":
         return PROGRAM["sample"] * samples + PROGRAM["least"]
-    return MATCHED["sample"] * samples + _kept(samples)
+    return MATCHED["sample"] * samples + min(KEPT * samples, MATCHED["kept"])
