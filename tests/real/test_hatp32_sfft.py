@@ -1,8 +1,8 @@
 """The transit of HAT-P-32 on the differences of stage sfft, its template a stack of the sharpest frames.
 
 PSF fits (kernel * the template's PSF, its shape in doubt by a tenth of the star's light) to the differences,
-the detector's pattern taken off on ingest, beside plain apertures of the same run. Measured: 2.31 % and
-4.8 mmag, plain apertures 2.43 % and 5.5 mmag. Without the doubt of the shape: 27 mmag.
+the detector's pattern taken off on ingest, beside plain apertures of the same run. Measured: 2.37 % and
+5.2 mmag, plain apertures 2.38 % and 5.4 mmag. Without the doubt of the shape: 27 mmag.
 """
 
 import logging
