@@ -143,7 +143,7 @@ def exact_significance(
     t = _times(time, len(flux))
     shape = stamp.psf(model, y - iy, x - ix)
     events = [(t0, temporal_sigma), *others]
-    profiles = np.concatenate([temporal_profile(t, np.array([c]), s) for c, s in events])
+    profiles = np.concatenate([_profile(t, np.array([c]), s) for c, s in events])
     amplitude, covariance = stamp.solve(profiles[:, :, None, None] * shape)
     return _significance(amplitude[0], covariance[0, 0])
 
@@ -190,7 +190,7 @@ def measure_candidate(
     )  # fmt: skip
     t = _times(time, len(flux))
     t0 = _best_time(stamp, stamp.psf(model), t, t0, temporal_sigma)
-    profile = temporal_profile(t, np.array(t0), temporal_sigma)
+    profile = _profile(t, np.array(t0), temporal_sigma)
     d_y, d_x, place_error = _locate(stamp, model, profile)
     shape = stamp.psf(model, d_y, d_x)
     amplitude, covariance = stamp.solve((profile[:, None, None] * shape)[None])
@@ -224,6 +224,16 @@ def _times(time: ArrayLike | None, n_time: int) -> Array:
     return np.arange(n_time, dtype=float) if time is None else np.asarray(time, float)
 
 
+def _profile(t: Array, t0: Array, sigma: float) -> Array:
+    """`temporal_profile` without tails below rounding.
+
+    Where all samples near an event are bad, its far tails are all that is left: squares of 1e-110, whose
+    inverses overflow. No such sample supports an event.
+    """
+    profile = temporal_profile(t, t0, sigma)
+    return np.where(profile > np.finfo(float).eps, profile, 0.0)
+
+
 def _significance(amplitude: float, variance: float) -> Significance:
     error = float(np.sqrt(variance))
     return Significance(float(amplitude / error) if error > 0 else 0.0, float(amplitude), error)
@@ -240,7 +250,7 @@ def _best_time(stamp: EventStamp, shape: Array, t: Array, t0: float, sigma: floa
     """Centre of the highest S/N within half a sigma, by a parabola through three trials."""
     step = 0.5 * sigma
     centers = t0 + step * np.array([-1.0, 0.0, 1.0])
-    profiles = temporal_profile(t, centers, sigma)
+    profiles = _profile(t, centers, sigma)
     low, mid, high = np.abs(_scan(stamp, profiles[:, :, None, None] * shape))
     curvature = low - 2 * mid + high
     if curvature >= 0:

@@ -66,15 +66,15 @@ def hotpants(tmp_path, monkeypatch):
 GROUPS = ("images/sky", "reference", "difference/oversampled", "search/oversampled")
 
 
-def assert_same_bits(first: Path, second: Path, groups=GROUPS) -> None:
-    """Every array of two fields, and their events and light curves, equal bit for bit."""
+def assert_same_bits(first: Path, second: Path, groups=GROUPS, method="oversampled") -> None:
+    """Every array of two fields, and a method's events and light curves, equal bit for bit."""
     a, b = Field.open(first), Field.open(second)
     for group in groups:
         for name in sorted(a.root[group].array_keys()):
             x, y = np.asarray(a.array(group, name)[...]), np.asarray(b.array(group, name)[...])
             assert x.tobytes() == y.tobytes(), f"{group}/{name} differs"
     for left, right in (
-        (a.events_path("oversampled"), b.events_path("oversampled")),
-        (a.light_curves_path("oversampled"), b.light_curves_path("oversampled")),
+        (a.events_path(method), b.events_path(method)),
+        (a.light_curves_path(method), b.light_curves_path(method)),
     ):
         assert left.read_bytes() == right.read_bytes(), f"{left} differs"

@@ -204,4 +204,4 @@ def test_a_night_more_is_searched_and_measured(tmp_path, method):
         assert near.min() < 0.3
         assert abs(found["snr"]) == pytest.approx(abs(event["snr"]), rel=0.2)
     assert run(path, config, client="synchronous", rebuild=True).ok
-    assert_same_bits(path, whole, groups=(f"difference/{method}", f"search/{method}"))
+    assert_same_bits(path, whole, groups=(f"difference/{method}", f"search/{method}"), method=method)
