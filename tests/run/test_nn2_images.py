@@ -41,9 +41,10 @@ def test_sixteen_observations__nn2_beats_every_template_as_in_the_paper(tmp_path
     ratio = nn2 / np.nanmedian(table.template_rms)
     LOG.info("NN2 %.1f, ratio to pooled templates %.3f, to each %s", nn2, ratio, table.ratio.round(3))
     assert ratio < 0.95
-    assert np.sum(nn2 < table.median_rms) >= 15
-    assert np.sum(table.ratio < 1) >= 15
-    # 75 objects fix a ratio to 0.02 to 0.04; measured: 0.023 off in the median. Two are off by more:
+    # Object by object: medians taken apart do not tell templates from NN2 here. Half of the paper's are less
+    # than 4.5 % above NN2's and one is below it, where 75 objects fix their ratio to 7 to 10 %.
+    assert np.all(table.ratio < 1)
+    # 75 objects fix a ratio to 0.02 to 0.04; measured: 0.025 off in the median. Two are off by more:
     # the clouded one (0.45 for 0.63) and that in the poorest seeing (0.97 for 0.84).
     assert np.median(np.abs(off)) < 0.04
     assert np.abs(np.delete(off, [3, 10])).max() < 0.1
