@@ -175,6 +175,7 @@ class TestEventsOutOfTheReference:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("method", ["sfft", "zogy"])
 def test_a_night_more_is_searched_and_measured(tmp_path, method):
     """An event of the first frames and one of the last: found once each, and a second run does nothing."""
