@@ -56,22 +56,28 @@ class CalibratedTile:
 
 def frame_map(frames: xr.Dataset, k: int) -> PixelMap:
     """The map reference pixel -> detector pixel of frame k."""
-    return frame_maps(frames.isel(time=slice(k, k + 1)))[0]
+    return _pixel_map(*(column[k] for column in _map_columns(frames)))
 
 
 def frame_maps(frames: xr.Dataset) -> list[PixelMap]:
     """`frame_map` of all frames: their columns are taken out of the table once, not once a frame."""
-    columns = (frames[name].values for name in ("map", "map_center", "map_scale"))
-    placed = frames["placed_center"].values.tolist() if "placed_center" in frames else None
-    return [
-        PixelMap(
-            terms[:, np.isfinite(terms[0])],
-            (float(center[0]), float(center[1])),
-            float(scale),
-            (placed[k][0], placed[k][1]) if placed is not None else None,
-        )
-        for k, (terms, center, scale) in enumerate(zip(*columns, strict=True))
-    ]
+    return [_pixel_map(*row) for row in zip(*_map_columns(frames), strict=True)]
+
+
+def _map_columns(frames: xr.Dataset) -> list[NDArray[np.float64]]:
+    """Terms, centre and scale of all maps; where refined, the centre that frames were placed by, too."""
+    names = ("map", "map_center", "map_scale", "placed_center")
+    return [frames[name].values for name in names if name in frames]
+
+
+def _pixel_map(
+    terms: NDArray[np.float64],
+    center: NDArray[np.float64],
+    scale: float,
+    placed: NDArray[np.float64] | None = None,
+) -> PixelMap:
+    at = None if placed is None else (float(placed[0]), float(placed[1]))
+    return PixelMap(terms[:, np.isfinite(terms[0])], (float(center[0]), float(center[1])), float(scale), at)
 
 
 def phases(

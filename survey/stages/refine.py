@@ -243,7 +243,8 @@ def corrected_later(frames: xr.Dataset, correction: NDArray[np.float64], known: 
 def _settings(config: Config) -> list[object]:
     return [
         config.reference.model_dump(exclude={"keep_sums"}),
-        config.registration.refine_offsets,
+        # Registrations by two rounds of it, however far frames were off, are made anew.
+        "until settled" if config.registration.refine_offsets else False,
         config.calibrate.model_dump(),
     ]
 
