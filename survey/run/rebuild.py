@@ -10,8 +10,9 @@ from survey.run.progress import Progress
 from survey.stages.frame_table import flag_table
 from survey.stages.prior import forget_prior
 
-# Ledgers that all methods share; frames' PSFs are of images alone, made anew with any method.
-SHARED = ("refine", "psf", "oversampled.frame_psf")
+# Ledgers that all methods share: a full run of any of them makes a reference, of which no events are out yet,
+# and frames' PSFs, which are of images alone.
+SHARED = ("refine", "psf", "oversampled.oversampled", "oversampled.frame_psf")
 
 
 def begin_rebuild(field: Field, config: Config, owner: str, progress: Progress) -> None:

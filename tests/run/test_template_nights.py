@@ -139,6 +139,27 @@ def test_earlier_differences_are_made_anew_where_what_they_were_made_of_changes(
     assert set(Field.open(path).ledger("sfft.sfft").records) == set(made)
 
 
+def test_rebuild_makes_the_reference_as_a_full_run_does(early, tmp_path):
+    """Although the images are what they were: other methods' events are out of the one that is there."""
+    path, (source, files) = tmp_path / "field", early
+    shutil.copytree(source, path)
+    base = Pipeline(Engine(Field.open(path), settings("oversampled"), InlineExecutor()))
+    base.prepare()
+    time = float(base.frames["time"].values[1])
+    event = {"kind": "event", "y": 20.0, "x": 20.0, "time": time, "sigma_days": 0.5}
+    base.reference.refit({unit.name: [event] for unit in base.units})
+    base.engine.collect()
+    base.engine.finish()
+    config = settings("sfft")
+    assert run(path, config, client="synchronous").ok
+    assert any(base.reference.excluded(unit) for unit in base.units)
+    assert run(path, config, client="synchronous", rebuild=True).ok
+    fresh = tmp_path / "fresh"
+    assert run(fresh, config, frames=files[:EARLY], client="synchronous").ok
+    groups = ("reference", "difference/oversampled", "difference/sfft", "search/sfft")
+    assert_same_bits(path, fresh, groups=groups, method="sfft")
+
+
 class TestEventsOutOfTheReference:
     """Which of them were to be seen in a reference of fewer epochs."""
 
