@@ -32,6 +32,8 @@ MAX_OVERTAKEN = 3
 # Share of a worker's limit that a unit may be forecast to need beside what the process holds already.
 MEMORY_SHARE = 0.7
 WORKER_BASELINE = 440 * 2**20
+# Packages, compiled kernels and a first tile take 490-580 MB, and Dask pauses a worker at 80 % of its limit.
+LEAST_MEMORY = 700 * 2**20
 
 
 @dataclass
@@ -273,7 +275,13 @@ class Engine:
             ledger.flush()
 
     def _tell(self) -> None:
-        """Pass on what keeps the cluster from working, once."""
+        """Pass on what keeps the cluster from working, or soon will, once."""
+        limit = self.executor.worker_memory
+        if limit is not None and limit < LEAST_MEMORY:
+            self.warn(
+                f"workers of {limit / 2**20:.0f} MiB may be paused for good by the packages alone: give them "
+                f"{LEAST_MEMORY / 2**20:.0f} MiB or more"
+            )
         alert = self.executor.alert
         if alert and not self._alert:
             self.progress.message(alert)

@@ -25,6 +25,8 @@ WINDOW_A_WORKER = 4
 LOOK_SECONDS = 1.0
 # Seconds without any worker after which a person is told.
 LONELY_SECONDS = 20.0
+# Seconds for which all workers are paused and none computes, after which nothing will free their memory.
+STUCK_SECONDS = 120.0
 
 Outcome = tuple[Any, Any, BaseException | None]
 
@@ -133,7 +135,7 @@ class DaskExecutor:
         self.client = client
         self._queue: queue.SimpleQueue[distributed.Future] = queue.SimpleQueue()
         self._workers: list[tuple[int, int]] = []
-        self._looked = self._seen = time.monotonic()
+        self._looked = self._seen = self._moved = time.monotonic()
         self._look()
 
     def submit(self, function: Callable[..., Any], *args: Any, name: str) -> distributed.Future:
@@ -154,7 +156,7 @@ class DaskExecutor:
         Raises
         ------
         ClusterError
-            If the scheduler is lost.
+            If the scheduler is lost, or every worker is paused for good.
         """
         found: list[distributed.Future] = []
         with suppress(queue.Empty):
@@ -165,7 +167,17 @@ class DaskExecutor:
             raise ClusterError(f"the cluster was lost (client {self.client.status}); run again to resume")
         if time.monotonic() - self._looked > 5 * LOOK_SECONDS:
             self._look()
+            self._check_stuck()
         return self._outcomes(found)
+
+    def _check_stuck(self) -> None:
+        """A paused worker that computes may be freed by what ends; one that does not stays as it is."""
+        still = time.monotonic() - self._moved
+        if still > STUCK_SECONDS:
+            raise ClusterError(
+                f"{self._paused(still)}; none of them computes any more. Start workers with more memory "
+                "and run again to resume"
+            )
 
     def _outcomes(self, futures: list[distributed.Future]) -> list[Outcome]:
         for future in futures:
@@ -194,6 +206,9 @@ class DaskExecutor:
             self._workers = [(int(w["nthreads"]), int(w["memory_limit"] or 0)) for w in workers]
             if any(w["status"] == "running" for w in workers):
                 self._seen = self._looked
+            # without any worker one is waited for, however long
+            if not workers or not all(_stands_still(worker) for worker in workers):
+                self._moved = self._looked
 
     def completed(self, calls: Iterable[distributed.Future]) -> Iterator[Outcome]:
         """As they end; see `ended`."""
@@ -228,12 +243,15 @@ class DaskExecutor:
         if lonely < LONELY_SECONDS:
             return None
         if self._workers:
-            limit = (self.worker_memory or 0) / 2**20
-            return (
-                f"all workers have been paused for {lonely:.0f} s: 80 % of their memory limit "
-                f"({limit:.0f} MiB) is taken; start them with more, the run goes on then"
-            )
+            return f"{self._paused(lonely)}; start more, with more of it: the run goes on then"
         return f"no worker has been connected for {lonely:.0f} s; waiting for one"
+
+    def _paused(self, seconds: float) -> str:
+        limit = (self.worker_memory or 0) / 2**20
+        return (
+            f"all workers have been paused for {seconds:.0f} s: 80 % of their memory limit ({limit:.0f} MiB) "
+            "is taken"
+        )
 
     @property
     def dashboard(self) -> str | None:
@@ -244,6 +262,12 @@ class DaskExecutor:
     def n_workers(self) -> int:
         """Threads over all workers."""
         return max(1, sum(threads for threads, _ in self._workers))
+
+
+def _stands_still(worker: dict[str, Any]) -> bool:
+    """Whether a worker is paused, and computes nothing whose end would give memory back."""
+    counts = worker["metrics"].get("task_counts", {})
+    return bool(worker["status"] == "paused" and not counts.get("executing"))
 
 
 @contextmanager

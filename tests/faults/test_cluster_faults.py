@@ -1,6 +1,7 @@
 """Processes die under a run: the field comes out as if nothing had happened, nothing is redone."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,6 +110,37 @@ def test_the_process_that_runs_dies_and_the_next_one_resumes(cluster, tmp_path):
     after = tiny.executions(field.path)
     assert all(after[unit] == before[unit] for unit in done)
     tiny.assert_undisturbed(field.path)
+
+
+BALLAST = """
+import builtins, psutil
+builtins.ballast = bytearray(b"x") * (int(0.87 * {limit}) - psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.slow
+def test_workers_that_are_paused_for_good_end_the_run(cluster, tmp_path, monkeypatch):
+    """Nobody waits for ever for one whose memory is taken by what no task will give back."""
+    monkeypatch.setattr("survey.run.executor.STUCK_SECONDS", 6.0)
+    field = tiny.make_field(tmp_path / "field", tiles=2)
+    cluster.start_scheduler()
+    cluster.start_worker("--memory-limit", "500MB", nanny=True)
+    with cluster.client(workers=1) as client:
+        client.submit(exec, BALLAST.format(limit=500e6)).result()
+
+        def paused():
+            workers = client.scheduler_info(n_workers=-1)["workers"].values()
+            return [worker["status"] for worker in workers] == ["paused"]
+
+        wait_for(paused, what="a paused worker")
+        run = Run(field.path, client)
+        assert run.end() is None
+        assert isinstance(run.error, ClusterError)
+        assert re.search(r"paused for .* limit \(477 MiB\) .* run again to resume", str(run.error))
+    assert not tiny.recorded(field.path)
+    cluster.start_worker()
+    with cluster.client(workers=1) as client:  # the paused one does not count
+        assert Run(field.path, client).end().failures == []
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from survey.config import Config
 from survey.io.ledger import FieldBusyError, LostLeaseError
 from survey.io.store import Field
+from survey.run.clusters import ClusterError
 from survey.run.engine import Engine, StoppedError
 from survey.run.executor import DaskExecutor, InlineExecutor
 from survey.run.progress import Silent
@@ -274,19 +277,59 @@ def test_pace_leaves_work_for_every_worker():
     assert pace.batch("a", 3, 2) == pace.batch("slow", 10_000, 2) == 1
 
 
+def worker(status, executing=0):
+    counts = {"executing": executing} if executing else {}
+    return {"nthreads": 1, "memory_limit": 2**29, "status": status, "metrics": {"task_counts": counts}}
+
+
+class Client:
+    """One that knows of these workers."""
+
+    status = "running"
+
+    def __init__(self, **workers):
+        self.workers = workers
+
+    def scheduler_info(self, n_workers):
+        return {"workers": self.workers}
+
+
 @pytest.mark.parametrize(
     ("workers", "words"),
     [
         ({}, "no worker has been connected"),
-        ({"w": {"nthreads": 1, "memory_limit": 2**29, "status": "paused"}}, r"paused .* limit \(512 MiB\)"),
-        ({"w": {"nthreads": 1, "memory_limit": 2**29, "status": "running"}}, None),
+        ({"w": worker("paused")}, r"paused .* limit \(512 MiB\)"),
+        ({"w": worker("running")}, None),
     ],
 )
 def test_a_cluster_that_does_not_work_says_why(monkeypatch, workers, words):
-    class Client:
-        def scheduler_info(self, n_workers):
-            return {"workers": workers}
-
     monkeypatch.setattr("survey.run.executor.LONELY_SECONDS", 0.0 if words else 20.0)
-    alert = DaskExecutor(Client()).alert
+    alert = DaskExecutor(Client(**workers)).alert
     assert (alert is None) if words is None else re.search(words, alert)
+
+
+@pytest.mark.parametrize(
+    ("workers", "ends"),
+    [
+        ({}, False),  # one is waited for
+        ({"a": worker("paused"), "b": worker("running")}, False),
+        ({"a": worker("paused"), "b": worker("paused", executing=1)}, False),
+        ({"a": worker("paused"), "b": worker("paused")}, True),
+    ],
+)
+def test_only_a_cluster_that_can_never_go_on_ends_a_run(monkeypatch, workers, ends):
+    monkeypatch.setattr("survey.run.executor.STUCK_SECONDS", 0.02)
+    monkeypatch.setattr("survey.run.executor.LOOK_SECONDS", 0.0)
+    executor = DaskExecutor(Client(**workers))
+    time.sleep(0.04)
+    with pytest.raises(ClusterError, match="run again to resume") if ends else nullcontext():
+        executor.ended(0.01)
+
+
+def test_workers_that_the_packages_alone_may_pause_are_told_of(field):
+    engine = Engine(field, Config(), InlineExecutor())
+    for limit, told in ((None, 0), (2**30, 0), (2**29, 1), (2**29, 1)):
+        engine.executor.worker_memory = limit
+        engine._tell()
+        assert len(engine.warnings) == told
+    assert "workers of 512 MiB" in engine.warnings[0]
