@@ -30,7 +30,7 @@ _TOGETHER = 2_000_000
 
 
 def fill(
-    values: Array, noise: Array, bad: Mask, shape: tuple[int, int], may: Mask,
+    values: Array, noise: NDArray[np.float32], bad: Mask, shape: tuple[int, int], may: Mask,
     train: Index, epoch_error: Array,
 ) -> tuple[Mask, Mask]:  # fmt: skip
     """Fill gaps of the pixels that may predict, in ``values`` and ``noise``.
@@ -91,7 +91,7 @@ class _Samples(NamedTuple):
     """Of all pixels (pixels, time): what is filled, was good, is there; epochs that train; their errors."""
 
     values: Array
-    noise: Array
+    noise: NDArray[np.float32]
     good: Mask
     available: Mask
     trained: Mask

@@ -75,7 +75,8 @@ def make_series(
     """Check, normalise and fill flux, error and mask (time, y, x); ``train`` are the epochs to train on."""
     flux, error, mask = (np.asarray(a) for a in cube)
     ny, nx = flux.shape[1:]
-    f, e = (_by_pixel(a, np.float64) for a in (flux, error))
+    # what is smaller than a single precision's rounding of an error is no error
+    f, e = _by_pixel(flux, np.float64), _by_pixel(error, np.float32)
     bad = _by_pixel(mask, bool)
     bad |= ~np.isfinite(f) | ~np.isfinite(e) | (e <= 0)
     whole = not bad.any()
@@ -86,11 +87,11 @@ def make_series(
     typical[~with_data] = 1.0
     # the median normalises a star; a background-subtracted sky pixel has none and keeps its noise as unit
     scale = np.hypot(brightness, typical)
+    epoch_error = _epoch_errors(e, typical, with_data) if epoch_error is None else epoch_error
     f -= brightness[:, None]
     f /= scale[:, None]
     e /= scale[:, None]
     typical /= scale
-    epoch_error = _epoch_errors(e, typical, with_data) if epoch_error is None else epoch_error
     usable = with_data.copy()
     if exclude is not None:
         usable &= ~np.asarray(exclude, bool).reshape(-1)
@@ -99,7 +100,7 @@ def make_series(
         f[bad], e[bad] = 0.0, 0.0
         usable, available = fill(f, e, bad, (ny, nx), usable, train, epoch_error)
     return Series(
-        (ny, nx), f, e.astype(np.float32), bad, available, scale, brightness, typical, epoch_error,
+        (ny, nx), f, e, bad, available, scale, brightness, typical, epoch_error,
         usable.reshape(ny, nx), may,
     )  # fmt: skip
 
@@ -114,7 +115,7 @@ def _pieces(count: int) -> list[slice]:
     return [slice(start, start + _SAMPLED) for start in range(0, count, _SAMPLED)]
 
 
-def _medians(values: Array, with_data: Mask, train: NDArray[np.int64]) -> Array:
+def _medians(values: NDArray[np.floating], with_data: Mask, train: NDArray[np.int64]) -> Array:
     """Median of every pixel over the training epochs; 0 where it has no data."""
     found, epochs = np.zeros(len(values)), as_slice(train)
     for some in _pieces(len(values)):
@@ -124,12 +125,13 @@ def _medians(values: Array, with_data: Mask, train: NDArray[np.int64]) -> Array:
     return found
 
 
-def _row_medians(values: Array) -> Array:
+def _row_medians(values: NDArray[np.floating]) -> Array:
     """Medians along rows without the NaN, which sorting leaves at the end; it is faster than selecting."""
     values = np.sort(values, axis=1)
     seen = values.shape[1] - np.isnan(values).sum(1)
     every = np.arange(len(values))
-    return np.asarray((values[every, (seen - 1) // 2] + values[every, seen // 2]) / 2)
+    below, above = values[every, (seen - 1) // 2], values[every, seen // 2]
+    return np.asarray((below.astype(np.float64) + above) / 2)
 
 
 def middle(values: Array) -> float:
@@ -138,8 +140,8 @@ def middle(values: Array) -> float:
     return float(values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
 
 
-def _epoch_errors(noise: Array, typical: Array, with_data: Mask) -> Array:
-    """Median over a thousand pixels of each epoch's error over the pixel's own."""
+def _epoch_errors(noise: NDArray[np.float32], typical: Array, with_data: Mask) -> Array:
+    """Median over a thousand pixels of each epoch's error over the pixel's own (pixels,), in one unit."""
     some = np.nonzero(with_data)[0]
     some = some[:: -(-len(some) // _SAMPLED) or 1]
     relative = (noise[some] / typical[some, None]).T

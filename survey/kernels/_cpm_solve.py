@@ -9,12 +9,15 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from survey.kernels._cpm_series import Series
-from survey.kernels._held_out import fill_missing, held_out, in_sample
+from survey.kernels._held_out import as_slice, fill_missing, held_out, in_sample
 from survey.kernels._ridge import DualSolution, Fitted, ResidualMatrix, Solution, is_dual, residual_matrix
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Index = NDArray[np.int64]
+
+# Epochs, fewer than which need no model of their noise.
+_FEW = 32
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ def predict_rest(series: Series, d: Design, rest: Rest) -> Prediction:
 def _predict_rest(series: Series, d: Design, rest: Rest, f: Fit) -> tuple[Array, Array, Array | float]:
     """Prediction of epochs not trained on, the variance it brings with it in units of the noise plus 1, and
     what gaps of predictors add."""
-    values = series.values[np.ix_(d.predictors, rest.epochs)]
+    values = series.values[:, as_slice(rest.epochs)][d.predictors]
     others: Array | float = 0.0
     if rest.there is not None and not rest.there.all():
         whole = residual_matrix(d.x, d.free, d.ridge, d.gram)
@@ -189,9 +192,10 @@ def _variance(series: Series, d: Design, f: Fit, epochs: Index | slice, spread: 
     """Variance of residuals: photon noise, and what noise in fit and predictors does to the prediction."""
     error = d.error[epochs, None]
     typical = series.typical[d.targets] ** 2
-    noise = series.noise[d.targets][:, epochs].T
+    epochs = epochs if isinstance(epochs, slice) else as_slice(epochs)
+    noise = series.noise[:, epochs][d.targets].T
     variance = error**2 * (spread - 1) * typical
-    variance += np.where(series.bad[d.targets][:, epochs].T, typical * error**2, noise * noise)
+    variance += np.where(series.bad[:, epochs][d.targets].T, typical * error**2, noise * noise)
     brought = _predictor_noise(series, d.predictors, f.coefficients, epochs)
     # a fit that saw an epoch has taken up its share of that as well
     return np.asarray(variance + (brought if d.held_out else brought * np.minimum(spread, 1)))
@@ -199,11 +203,14 @@ def _variance(series: Series, d: Design, f: Fit, epochs: Index | slice, spread: 
 
 def _predictor_noise(series: Series, predictors: Index, a: Array, epochs: Index | slice) -> Array:
     """Variance (epochs, targets) that the predictors' own noise brings into the prediction."""
-    squares, even = a**2, series.even[predictors]
+    squares, own = a**2, series.noise[:, epochs]
+    if own.shape[1] < _FEW:
+        # errors need no more than single precision
+        return np.asarray((own[predictors] ** 2).T @ squares.astype(np.float32))
+    even = series.even[predictors]
     noise = series.epoch_error[epochs, None] ** 2 * (series.typical[predictors[even]] ** 2 @ squares[even])
     if not even.all():
-        # errors need no more than single precision
-        noise += (series.noise[predictors[~even]][:, epochs] ** 2).T @ squares[~even].astype(np.float32)
+        noise += (own[predictors[~even]] ** 2).T @ squares[~even].astype(np.float32)
     return noise
 
 

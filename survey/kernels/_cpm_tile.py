@@ -15,7 +15,13 @@ from survey.kernels._cpm_series import Series, middle
 from survey.kernels._cpm_single import legendre_in_time
 from survey.kernels._cpm_solve import Design, Prediction, Rest, predict, predict_rest, principal
 from survey.kernels._held_out import as_slice
-from survey.kernels._predictors import Choice, allowed_predictors, choose_predictors
+from survey.kernels._predictors import (
+    LOOKING,
+    Choice,
+    Neighbourhood,
+    allowed_predictors,
+    choose_predictors,
+)
 from survey.kernels._ridge import is_dual
 
 Array = NDArray[np.float64]
@@ -86,6 +92,7 @@ class Tile:
     n_blocks: int = 1  # that will be predicted: whether one normal matrix for all pays
     start: int = 0
     left_out: Index = field(default_factory=lambda: np.zeros(0, np.int64))  # epochs kept out of every fit
+    _near: dict[tuple[int, int], Neighbourhood] = field(default_factory=dict)  # by the size of a block
 
     @cached_property
     def folds(self) -> list[Index]:
@@ -105,6 +112,15 @@ class Tile:
         if len(error) == values.shape[1] and (error == 1).all():
             return values
         return np.asarray(values[:, at] / error)
+
+    def _white(self, pixels: Index) -> Array:
+        """`whitened` of some pixels, without that of all where only later epochs are predicted."""
+        if not self.start:
+            return self.whitened[pixels]
+        at = as_slice(self.train)
+        values = self.series.values[:, at][pixels]
+        values /= self.series.epoch_error[at]
+        return values
 
     @cached_property
     def gram(self) -> Array:
@@ -137,9 +153,7 @@ class Tile:
     def choose(self, rows, columns, n: int) -> Index:
         """The block's predictors, n at most; none where there are no candidates."""
         model, series = self.model, self.series
-        candidates, distance = allowed_predictors(
-            series.usable, rows, columns, *model.exclusion, model.farthest
-        )
+        candidates, distance = self._allowed(rows, columns)
         pixels = self.pixels(rows, columns)
         if series.available is not None and len(candidates):
             alive = self.train[~series.bad[pixels][:, as_slice(self.train)].all(0)]
@@ -150,16 +164,29 @@ class Tile:
             candidates, distance = candidates[kept], distance[kept]
         if len(candidates) == 0:
             return candidates
+        looked_at = self.whitened if model.choice in LOOKING else None
         chosen = choose_predictors(
-            model.choice, n, candidates, distance, self.whitened, series.brightness, pixels
+            model.choice, n, candidates, distance, looked_at, series.brightness, pixels
         )
         if series.available is None:
             return chosen
         # each loses a few epochs, all of them perhaps most: those that lose the most stay out
         there = series.available[chosen][:, alive]
+        if there.all(0).mean() >= 1 - _MAX_LOST_TOGETHER:
+            return chosen
         order = np.argsort(~there.sum(1), kind="stable")
         together = np.logical_and.accumulate(there[order], axis=0).mean(1) >= 1 - _MAX_LOST_TOGETHER
         return np.sort(chosen[order[together]])
+
+    def _allowed(self, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[Index, Array]:
+        """Pixels that may predict a block, and their distance."""
+        usable, model = self.series.usable, self.model
+        if model.choice != "closest" or np.isinf(model.farthest):
+            return allowed_predictors(usable, rows, columns, *model.exclusion, model.farthest)
+        size = rows[1] - rows[0], columns[1] - columns[0]
+        if size not in self._near:
+            self._near[size] = Neighbourhood(size, *model.exclusion, model.farthest)
+        return self._near[size].of(usable, rows, columns)
 
     def trained(self, chosen: Index) -> Index:
         """Positions in ``train`` of the epochs in which every predictor has a sample."""
@@ -273,7 +300,7 @@ class Tile:
             x = series.values[chosen][:, train] / error[train]
             y = series.values[pixels][:, train] / error[train]
         else:
-            x, y = self.whitened[chosen], self.whitened[pixels]
+            x, y = self._white(chosen), self._white(pixels)
             if self._shares(len(chosen)):
                 gram, product = self.gram[np.ix_(chosen, chosen)], self.gram[np.ix_(chosen, pixels)]
             if not every:

@@ -11,6 +11,8 @@ from survey.kernels._group_lasso import select
 
 Choice = Literal["closest", "brightness", "similarity", "cosine", "random", "l1"]
 CHOICES = ("closest", "brightness", "similarity", "cosine", "random", "l1")
+# Choices that look at the series.
+LOOKING = ("similarity", "cosine", "l1")
 # Of how many times as many pixels, the closest, L1 regression selects.
 _L1_POOL = 4
 
@@ -69,12 +71,49 @@ def allowed_predictors(
     return y[keep] * usable.shape[1] + x[keep], far[keep]
 
 
+class Neighbourhood:
+    """Places around blocks of one size from which predictors may come, the nearest first.
+
+    Parameters
+    ----------
+    size : tuple of int
+        Rows and columns of a block.
+    exclusion, row_column_exclusion, farthest
+        As `allowed_predictors` takes them; ``farthest`` is finite.
+    """
+
+    def __init__(
+        self, size: tuple[int, int], exclusion: float, row_column_exclusion: int, farthest: float
+    ) -> None:
+        self._reach = reach = int(np.ceil(farthest))
+        rows, columns = ((reach, reach + n) for n in size)
+        around = np.ones([n + 2 * reach for n in size], bool)
+        found, distance = allowed_predictors(around, rows, columns, exclusion, row_column_exclusion, farthest)
+        order = np.argsort(distance, kind="stable")
+        self._distance = distance[order]
+        self._y, self._x = (at - reach for at in np.divmod(found[order], around.shape[1]))
+
+    def of(
+        self, usable: NDArray[np.bool_], rows: tuple[int, int], columns: tuple[int, int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Flat indices of the usable pixels (y, x) around a block, and their distance, which grows."""
+        height, width = usable.shape
+        flat, distance = (rows[0] + self._y) * width + columns[0] + self._x, self._distance
+        reach = self._reach
+        if min(rows[0], columns[0]) < reach or rows[1] + reach > height or columns[1] + reach > width:
+            y, x = rows[0] + self._y, columns[0] + self._x
+            inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            flat, distance = flat[inside], distance[inside]
+        good = usable.reshape(-1)[flat]
+        return flat[good], distance[good]
+
+
 def choose_predictors(
     choice: Choice,
     n: int,
     candidates: NDArray[np.int64],
     distance: NDArray[np.float64],
-    series: NDArray[np.float64],
+    series: NDArray[np.float64] | None,
     brightness: NDArray[np.float64],
     targets: NDArray[np.int64],
 ) -> NDArray[np.int64]:
@@ -91,8 +130,8 @@ def choose_predictors(
         How many at most.
     candidates, distance : arrays (candidates,)
         From `allowed_predictors`.
-    series : array (pixels, time)
-        Normalised fluxes of all pixels in the training epochs.
+    series : array (pixels, time), optional
+        Normalised fluxes of all pixels in the training epochs, for the choices in `LOOKING`.
     brightness : array (pixels,)
         Each pixel's median flux.
     targets : int array
@@ -104,15 +143,17 @@ def choose_predictors(
         rank = distance
     elif choice == "brightness":
         rank = np.abs(brightness[candidates] - np.median(brightness[targets]))
+    elif choice == "random":
+        rank = np.random.default_rng(len(candidates)).random(len(candidates))
+    elif series is None:
+        raise ValueError(f"choice {choice!r} needs the series")
     elif choice == "similarity":
         rank = -np.abs(_cosines(_centred(series[candidates]), _centred(series[targets].mean(0))))
     elif choice == "cosine":
         rank = -np.abs(_cosines(series[candidates], series[targets].mean(0)))
-    elif choice == "l1":
+    else:
         candidates = candidates[np.argsort(distance, kind="stable")[: _L1_POOL * n]]
         return np.sort(candidates[select(series[candidates], series[targets], n)])
-    else:
-        rank = np.random.default_rng(len(candidates)).random(len(candidates))
     return np.sort(candidates[np.argsort(rank, kind="stable")[:n]])
 
 

@@ -189,35 +189,42 @@ class DualSolution:
 
     def __init__(self, x: Array, free: Array, ridge: float) -> None:
         kernel = dsyrk(1.0, x.T, lower=1)
-        kernel[np.diag_indices(len(kernel))] += ridge
+        kernel.T.reshape(-1)[:: len(kernel) + 1] += ridge  # the diagonal
         self._low, failed = dpotrf(kernel, lower=1, clean=0, overwrite_a=1)
         if failed:
             raise np.linalg.LinAlgError("the kernel matrix is singular: give a larger ridge")
         self._x, self._free, self.ridge = x, free, ridge
-        self._bf = self._solve(free)
-        self._normal = free.T @ self._bf
+        self._bf = self._solve(np.array(free, order="F"))
+        normal = free.T @ self._bf
+        self._to_free = 1 / normal if len(normal) == 1 else np.linalg.inv(normal)
 
     def _solve(self, v: Array) -> Array:
-        return np.asarray(dpotrs(self._low, v, lower=1)[0])
+        """By the kernel matrix; v may be overwritten."""
+        return np.asarray(dpotrs(self._low, v, lower=1, overwrite_b=1)[0])
 
     def fit(self, y: Array, product: Array | None = None, missing: NDArray[np.bool_] | None = None) -> Fitted:
         """R y and coefficients for y (rows, targets), of whose entries the ``missing`` do not enter."""
         rows = np.nonzero(missing.any(1))[0] if missing is not None else np.zeros(0, np.int64)
-        if missing is not None:
-            y = np.where(missing, 0.0, y)
-        by = self._solve(np.hstack([y, np.eye(len(y))[:, rows]]))
-        free = np.asarray(np.linalg.solve(self._normal, self._free.T @ by), np.float64)
-        by -= self._bf @ free
-        (by, units), (free, of_units) = (np.split(a, [y.shape[1]], axis=1) for a in (by, free))
+        count = y.shape[1]
+        sides = np.zeros((len(y), count + len(rows)), order="F")
+        sides[:, :count] = y
+        if missing is not None and len(rows):
+            sides[:, :count][missing] = 0.0
+            sides[rows, np.arange(count, sides.shape[1])] = 1.0
+        by = self._solve(sides)
+        free = self._to_free @ (self._free.T @ by)
+        by.T[:] -= free.T @ self._bf.T  # along memory
+        (by, units), (free, of_units) = ((a[:, :count], a[:, count:]) for a in (by, free))
         if missing is not None and len(rows):
             values = missing_values(units[rows], by[rows], missing[rows])
-            by, free = by + units @ values, free + of_units @ values
+            by += units @ values
+            free = free + of_units @ values
         return Fitted(self.ridge * by, self._x @ by, free)
 
     def new_variance(self, x: Array, free: Array) -> Array:
         """Variance of the prediction of other rows: squares of the training rows' weights in it, summed."""
-        bx = self._solve(self._x.T @ x)
-        weights = bx + self._bf @ np.linalg.solve(self._normal, free.T - self._free.T @ bx)
+        bx = self._solve(np.asfortranarray(self._x.T @ x))
+        weights = bx + self._bf @ (self._to_free @ (free.T - self._free.T @ bx))
         return np.asarray((weights**2).sum(0))
 
 
@@ -233,7 +240,10 @@ def missing_values(block: Array, residual: Array, missing: NDArray[np.bool_]) ->
     missing : bool array (rows, targets)
     """
     values, counts = np.zeros(missing.shape), missing.sum(0)
-    for count in np.unique(counts[counts > 0]):  # targets that miss as many are solved together
+    one = np.nonzero(counts == 1)[0]
+    at = missing[:, one].argmax(0)
+    values[at, one] = -residual[at, one] / block.diagonal()[at]
+    for count in np.unique(counts[counts > 1]):  # targets that miss as many are solved together
         j = np.nonzero(counts == count)[0]
         at = np.nonzero(missing[:, j].T)[1].reshape(len(j), count)
         left = residual[at, j[:, None]]

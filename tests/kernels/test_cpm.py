@@ -7,7 +7,12 @@ from scipy.special import erf
 
 from survey.kernels._cpm_folds import held_out_squares
 from survey.kernels._held_out import fill_missing, held_out, in_sample
-from survey.kernels._predictors import allowed_predictors, choose_predictors, fitting_exclusion
+from survey.kernels._predictors import (
+    Neighbourhood,
+    allowed_predictors,
+    choose_predictors,
+    fitting_exclusion,
+)
 from survey.kernels._ridge import residual_matrix
 from survey.kernels.cpm import fit_and_score, fit_cpm, ridge_scores, solve_cpm
 
@@ -264,6 +269,19 @@ def test_predictors__respect_the_exclusions(choice):
             assert np.hypot(y - ty, x - tx).min() >= 16
             assert np.abs(y - ty).min() > 10
             assert np.abs(x - tx).min() > 10
+
+
+@pytest.mark.parametrize(("rows", "columns"), [((28, 32), (30, 34)), ((0, 4), (56, 60)), ((56, 60), (5, 8))])
+@pytest.mark.parametrize("farthest", [20, 24.0, 100])
+def test_predictors__a_neighbourhood_allows_the_same_nearest_first(rows, columns, farthest):
+    usable = np.random.default_rng(5).random((60, 60)) < 0.9
+    candidates, distance = allowed_predictors(usable, rows, columns, 10, 4, farthest)
+    order = np.argsort(distance, kind="stable")
+    size = rows[1] - rows[0], columns[1] - columns[0]
+    found, far = Neighbourhood(size, 10, 4, farthest).of(usable, rows, columns)
+    assert len(found) > 100
+    np.testing.assert_array_equal(found, candidates[order])
+    np.testing.assert_array_equal(far, distance[order])
 
 
 def test_predictors__small_frame_shrinks_the_exclusion():

@@ -28,6 +28,7 @@ def cube():
         * rng.uniform(0.3, 0.6, SHAPE)
         * rng.uniform(0.9, 1.1, flux.shape)
     )
+    error = error.astype(np.float32).astype(float)  # as the series keep it
     return flux + error * rng.normal(size=flux.shape), error
 
 
