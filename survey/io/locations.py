@@ -142,6 +142,34 @@ def create(place: Location, data: bytes) -> bool:
     return True
 
 
+def keep(source: Location, place: Location) -> None:
+    """Have what a file holds under another name too, where there is none; an empty file if there is no file.
+
+    Whoever puts a new file in the first one's place leaves the other as it was. Where a file system knows no
+    second names, and in an object store, it is copied.
+    """
+    if isinstance(source, ObjectPath) or isinstance(place, ObjectPath):
+        create(place, source.read_bytes() if source.is_file() else b"")
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, place)
+    except FileNotFoundError:
+        create(place, b"")
+    except FileExistsError:
+        return
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        if not place.exists():
+            write_atomic(place, source.read_bytes() if source.is_file() else b"")
+
+
+def size_of(place: Location) -> int:
+    """Bytes that a file holds."""
+    return place.size() if isinstance(place, ObjectPath) else place.stat().st_size
+
+
 def replace(place: Location, data: bytes, expected: bytes) -> bool:
     """Write a file that still holds what is expected; False, and nothing done, where it does not.
 

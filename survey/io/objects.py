@@ -253,6 +253,13 @@ class ObjectPath:
         with told(self):
             return float(obstore.head(self.store, self.key)["last_modified"].timestamp())
 
+    def size(self) -> int:
+        """Bytes that the object holds."""
+        import obstore
+
+        with told(self):
+            return int(obstore.head(self.store, self.key)["size"])
+
     def copy_to(self, other: ObjectPath) -> None:
         """Copy the object within its bucket."""
         import obstore

@@ -1,19 +1,17 @@
 """The reference that later epochs are added to, kept until they are recorded: added twice is added once.
 
 A cluster runs a task again whose worker died, also where it had written already. Then the reference in the
-store holds the later epochs, and adding must begin from the one before.
+store holds the later epochs, and adding must begin from the one before. Zarr puts a new file in a shard's
+place, so the old one is kept by a second name and nothing is copied; an object store has it written again.
 """
 
 from __future__ import annotations
 
-import io
-from dataclasses import replace
-
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
-from survey.io.checksums import CELL
-from survey.io.locations import Location, remove, write_atomic
+from survey.io.locations import Location, keep, remove, size_of, write_atomic, zarr_place
 from survey.io.store import Field
 from survey.tiles import Tile
 
@@ -27,28 +25,25 @@ def prior_reference(field: Field, tile: Tile, before: str, margin: int = 0) -> A
     """Arrays (y, x, ...) of the reference of a tile, or of rows of it, as they were under the key ``before``.
 
     Around it, as far as the field goes, ``margin`` pixels are zero. Whoever comes first, and has written
-    nothing yet, keeps them for those who come after; bands of rows apart, so that row blocks of any height
-    find theirs and none needs more memory than its own rows take.
+    nothing yet, keeps the whole tile's for those who come after.
     """
+    whole = field.tiles[tile.index]
+    for name in NAMES:
+        _keep(field, name, whole, before)
     size = [part.stop - part.start for part in tile.window(margin, field.shape)]
-    inner, columns = tile.inner(margin)
-    whole: Arrays = {}
-    for band in _bands(field, tile):
-        rows = slice(max(band.y0, tile.y0) - band.y0, min(band.y1, tile.y1) - band.y0)
-        top = inner.start + band.y0 - tile.y0
-        for name, values in _band(field, band, before).items():
-            if name not in whole:
-                whole[name] = np.zeros((*size, *values.shape[2:]), values.dtype)
-            whole[name][top + rows.start : top + rows.stop, columns] = values[rows]
-    return whole
+    arrays: Arrays = {}
+    for name in NAMES:
+        values = _read(field, name, tile, before)
+        arrays[name] = np.zeros((*size, *values.shape[2:]), values.dtype)
+        arrays[name][tile.inner(margin)] = values
+    return arrays
 
 
 def restore_prior(field: Field, tile: Tile, before: str) -> None:
-    """Write back what is kept of a tile; where nothing is kept, nothing was written."""
-    for band in _bands(field, tile):
-        kept = _load(_place(field, band, before))
-        if kept is not None:
-            field.write("reference", kept, band.core)
+    """Write back what is kept of a tile; where not all is kept, nothing was written."""
+    if all(_place(field, name, tile, before).exists() for name in NAMES):
+        arrays = {name: _read(field, name, tile, before) for name in NAMES}
+        field.write("reference", arrays, tile.core)
 
 
 def forget_prior(field: Field) -> None:
@@ -56,41 +51,35 @@ def forget_prior(field: Field) -> None:
     remove(field.path / FOLDER)
 
 
-def _bands(field: Field, tile: Tile) -> list[Tile]:
-    """The bands that a tile's rows lie in."""
-    whole = field.tiles[tile.index]
-    first = whole.y0 + (tile.y0 - whole.y0) // CELL * CELL
-    return [replace(whole, y0=y, y1=min(y + CELL, whole.y1)) for y in range(first, tile.y1, CELL)]
+def _shard(array: zarr.Array, tile: Tile) -> str:
+    """Name of the file that holds a tile of an array."""
+    edges = array.shards or array.chunks
+    place = [tile.y0 // edges[0], tile.x0 // edges[1], *[0] * (array.ndim - 2)]
+    return str(array.metadata.encode_chunk_key(tuple(place)))
 
 
-def _place(field: Field, band: Tile, before: str) -> Location:
-    return field.path / FOLDER / f"{band.name}-rows-{band.y0:05d}-{before}.npz"
+def _folder(field: Field, name: str, tile: Tile, before: str) -> Location:
+    return field.path / FOLDER / f"{tile.name}-{before}" / name
 
 
-def _band(field: Field, band: Tile, before: str) -> Arrays:
-    place = _place(field, band, before)
-    kept = _load(place)
-    if kept is not None:
-        return kept
-    stored = {name: np.asarray(field.array("reference", name)[band.core]) for name in NAMES}
-    # Another may have kept it meanwhile and begun to write: then what was read here may be half of each.
-    kept = _load(place)
-    if kept is not None:
-        return kept
-    write_atomic(place, _packed(stored))
-    return stored
+def _place(field: Field, name: str, tile: Tile, before: str) -> Location:
+    return _folder(field, name, tile, before) / _shard(field.array("reference", name), tile)
 
 
-def _load(place: Location) -> Arrays | None:
-    try:
-        data = place.read_bytes()
-    except FileNotFoundError:
-        return None
-    with np.load(io.BytesIO(data), allow_pickle=False) as found:
-        return {name: found[name] for name in NAMES}
+def _keep(field: Field, name: str, tile: Tile, before: str) -> None:
+    """Keep a tile's file of one array, unless one is kept."""
+    place = _place(field, name, tile, before)
+    if not place.exists():
+        stored = field.cube / "reference" / name
+        about = _folder(field, name, tile, before) / "zarr.json"
+        write_atomic(about, (stored / "zarr.json").read_bytes(), synced=False)
+        keep(stored / _shard(field.array("reference", name), tile), place)
 
 
-def _packed(arrays: Arrays) -> bytes:
-    stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **arrays)
-    return stream.getvalue()
+def _read(field: Field, name: str, tile: Tile, before: str) -> NDArray[np.generic]:
+    """A tile, or rows of it, out of its kept file; an empty one stands for none, where arrays are filled."""
+    array, whole = field.array("reference", name), field.tiles[tile.index]
+    if not size_of(_place(field, name, whole, before)):
+        return np.full((*tile.shape, *array.shape[2:]), array.fill_value, array.dtype)
+    kept = zarr.open_array(zarr_place(_folder(field, name, whole, before)), mode="r")
+    return np.asarray(kept[tile.core])

@@ -1,5 +1,6 @@
 """The small operations, on files and on objects alike."""
 
+import errno
 import json
 import pickle
 import time
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import xarray as xr
+import zarr
 
 from survey.config import Config
 from survey.io import locations
@@ -39,6 +41,39 @@ def root(request, tmp_path_factory):
 def place(root, tmp_path):
     """An empty folder of either kind."""
     return tmp_path if root is None else locate(f"{root}/{tmp_path.name}-{time.time_ns()}")
+
+
+def kept_array(place):
+    """A shard that is kept under another name, and what it held."""
+    array = zarr.create_array(zarr_place(place / "a"), shape=(8, 8), chunks=(4, 4), shards=(8, 8), dtype="f4")
+    array[:] = before = np.arange(64, dtype=np.float32).reshape(8, 8)
+    locations.keep(place / "a" / "zarr.json", place / "kept" / "zarr.json")
+    for name in ("c/0/0", "c/1/0"):
+        locations.keep(place / "a" / name, place / "kept" / name)
+    return array, before
+
+
+def test_what_is_kept_stays_as_it_was(place):
+    """Zarr puts a new file in the old one's place, whole or in parts; nothing that is kept is kept again."""
+    array, before = kept_array(place)
+    for region in (slice(0, 2), slice(None)):
+        array[region] = -1
+        locations.keep(place / "a" / "c/0/0", place / "kept" / "c/0/0")
+        assert np.array_equal(zarr.open_array(zarr_place(place / "kept"), mode="r")[:], before)
+    # a file that was not there is kept as one that is empty
+    locations.keep(place / "a" / "c/0/0", place / "kept" / "c/1/0")
+    assert locations.size_of(place / "kept" / "c/1/0") == 0
+    assert locations.size_of(place / "kept" / "c/0/0") > 0
+
+
+def test_what_is_kept_is_copied_where_files_have_one_name(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    array, before = kept_array(tmp_path)
+    array[:] = -1
+    assert np.array_equal(zarr.open_array(tmp_path / "kept", mode="r")[:], before)
 
 
 def test_files_are_written_found_and_removed(place):

@@ -19,9 +19,12 @@ from survey.io.store import Field, open_field
 from survey.run.api import run
 from survey.run.executor import InlineExecutor
 from survey.run.submit import submit
+from survey.run.verify import verify
+from survey.run.worker import execute_batch
+from survey.stages.oversampled import Later
 from tests.faults.harness import wait_for
 from tests.objects.bucket_server import KEY_ID, SECRET
-from tests.run.conftest import assert_same_bits, small_config
+from tests.run.conftest import FIRST, assert_same_bits, night_config, small_config
 
 # A process that kills itself, as nobody else could in time, when tiles have been recorded.
 DOOMED = """
@@ -169,3 +172,28 @@ def test_a_submitted_run_is_cancelled_in_the_bucket_and_the_next_one_ends_it(buc
     call("submit", url, "--workers", "1", "--no-report")
     assert ended(url)["state"] == "done"
     assert_same_bits(finished.path, url)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_night_more_in_a_bucket_and_a_rebuild(bucket, nights, frames, monkeypatch):
+    """As on a file system to the last bit, although every worker dies once after it wrote the night."""
+    base, _, _ = nights
+    url, files = f"{bucket.url}/nights", sorted(frames[0].glob("*.fits*"))
+    config = night_config(frames[0])
+
+    def twice(where, stage, step, sent, calls, holder=None):
+        if any(isinstance(item, Later) for unit, *_ in calls for item in unit.items):
+            execute_batch(where, stage, step, sent, calls, holder)
+        return execute_batch(where, stage, step, sent, calls, holder)
+
+    assert run(url, config, frames=files[:FIRST], client="synchronous").ok
+    assert_same_bits(base / "early", url)
+    monkeypatch.setattr("survey.run.engine.execute_batch", twice)
+    assert run(url, config, frames=files[FIRST:], client="synchronous").ok
+    monkeypatch.undo()
+    assert_same_bits(base / "later", url)
+    assert not (locate(url) / "adding").exists()
+    assert verify(url).problems == []
+    assert run(url, config, client="synchronous", rebuild=True).ok
+    assert_same_bits(base / "whole", url)
