@@ -142,9 +142,12 @@ class OversampledDifferences:
         known = self.excluded(unit)
         return [next((k for k in known if same_event(k, event)), event) for event in events]
 
-    def ensure(self) -> None:
-        """A reference of these images in every tile, with or without events in it."""
-        lacking = [unit for unit in self.pipeline.units if not self._is_there(unit)]
+    def ensure(self, lag: float = 0.0) -> None:
+        """A reference of these images in every tile, with or without events in it.
+
+        One that lacks later epochs, by at most the share ``lag`` of those it was made of, is good enough.
+        """
+        lacking = [u for u in self.pipeline.units if not (self._is_there(u) or self._lags(u, lag))]
         if lacking:
             self._add_later("reference")
             self._submit({}, "reference", [unit for unit in lacking if not self._is_added(unit)])
@@ -166,6 +169,11 @@ class OversampledDifferences:
     def _is_there(self, unit: Unit) -> bool:
         record = self.records.get(unit.name)
         return record is not None and record.payload.get("first") == self.key(unit)
+
+    def _lags(self, unit: Unit, lag: float) -> bool:
+        """Whether nothing is wrong with a tile but that it lacks a few epochs."""
+        known = self.later.get(unit.name)
+        return known is not None and self.epochs - known <= lag * known
 
     def _key(self, unit: Unit, epochs: int, history: Sequence[int], events: Sequence[Event] = ()) -> str:
         place = (unit.name, epochs, tuple(history))

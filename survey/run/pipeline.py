@@ -30,6 +30,9 @@ from survey.tiles import Tile
 
 __all__ = ["Pipeline", "RunError", "neighbours"]
 
+# Share of its epochs that the reference of a method which does not subtract it may lack, and is then given at
+# once: adding costs the same for few and for many.
+LAG = 0.25
 # Stages after the differences that can be run on one tile.
 ALONE = ("detect", "candidates", "photometry")
 
@@ -159,7 +162,7 @@ class Pipeline:
         engine.reports, engine.failures = self.engine.reports, self.engine.failures
         base = Pipeline(engine)
         base.prepare()
-        base.reference.ensure()
+        base.reference.ensure(0.0 if method_of(self.config).subtracts_reference(self.config) else LAG)
         base._psf_key = None
         if not base.has_psf():
             base.build_psf({})

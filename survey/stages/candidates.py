@@ -140,8 +140,8 @@ def saturated_pixels(field: Field, window: Window, frames: xr.Dataset) -> NDArra
     """Pixels (y, x) of the sky grid that a star saturates in some of the frames without flags."""
     dq = np.asarray(field.array("images/sky", "dq")[(slice(0, frames.sizes["time"]), *window)])
     usable = frames["flags"].values == 0
-    count = ((dq[usable] & np.uint32(DQ_SATURATED)) != 0).sum(axis=0)
-    return np.asarray(count >= max(SATURATED_EPOCHS, SATURATED_SHARE * usable.sum()))
+    dq &= np.where(usable, np.uint32(DQ_SATURATED), np.uint32(0))[:, None, None]
+    return np.asarray(np.count_nonzero(dq, axis=0) >= max(SATURATED_EPOCHS, SATURATED_SHARE * usable.sum()))
 
 
 def _cut(

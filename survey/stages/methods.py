@@ -33,10 +33,14 @@ class Method:
             return "sky"
         return "detector" if config.cpm.grid == "auto" else config.cpm.grid
 
+    def subtracts_reference(self, config: Config) -> bool:
+        """Whether its differences are from the oversampled reference, and no other template."""
+        own = self.name == "oversampled" or config.subtraction.template == "reference"
+        return self.linear_reference and own
+
     def n_basis(self, config: Config) -> int:
         """Polynomials an axis that a search has to fit along with an event; 0: none."""
-        own = self.name == "oversampled" or config.subtraction.template == "reference"
-        return config.reference.n_basis if self.linear_reference and own else 0
+        return config.reference.n_basis if self.subtracts_reference(config) else 0
 
     def holds_out(self, config: Config) -> bool:
         """Whether no sample has a share in what is subtracted from it, so that ``leverage`` is zero."""

@@ -220,6 +220,31 @@ def test_the_grid_of_the_first_frames_stays(added, monkeypatch):
     assert settle(field, config, Silent(), rebuild=True)[0].cpm.grid == "detector"
 
 
+def test_the_reference_that_is_not_subtracted_takes_in_many_epochs_at_once(nights, tmp_path, monkeypatch):
+    """Twelve more than sixty may be lacking; with less patience none."""
+    base, _, _ = nights
+    path = tmp_path / "field"
+    shutil.copytree(base / "early", path)
+    config = settings(path)
+    append_frames(path, new_frames(base), config, client="synchronous")
+
+    def made(config):
+        pipeline = Pipeline(Engine(Field.open(path), config, InlineExecutor()))
+        pipeline.prepare()
+        assert not pipeline.engine.failures
+        return {
+            (record.payload["epochs"], *record.payload.get("appended", ()))
+            for record in Field.open(path).ledger("oversampled.oversampled").records.values()
+        }
+
+    assert made(config) == {(FIRST,)}
+    version = cube(path, "coefficients", "reference")
+    assert made(config) == {(FIRST,)}
+    monkeypatch.setattr("survey.run.pipeline.LAG", 0.1)
+    assert made(config) == {(ALL, FIRST)}
+    assert not np.array_equal(cube(path, "coefficients", "reference"), version)
+
+
 @pytest.mark.parametrize("change", ["settings", "tile"])
 def test_everything_is_predicted_anew(added, tmp_path, change):
     """With other settings, or where a tile of the first epochs is missing."""
