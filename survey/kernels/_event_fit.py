@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,9 +12,26 @@ from survey.kernels._event_model import shifted_designs
 from survey.kernels._psf_pass import PSFModel
 
 Array = NDArray[np.float64]
-# Samples a pixel is fitted to: their pixel (y, x) in the cutout, design rows and epochs.
-Rows = list[tuple[int, int, Array, NDArray[np.intp]]]
-References = dict[tuple[int, int], tuple[Array, Rows]]
+
+
+class Rows(NamedTuple):
+    """Samples at one offset, to which the stamp's pixels are fitted.
+
+    Attributes
+    ----------
+    pixels : int array (p,)
+        Those of the stamp's pixels that have a neighbour there, of P.
+    epochs : int array (k,)
+    at : tuple of int arrays (k, 1), (p,), (p,)
+        The samples in the cutout.
+    design : array (k, c) or (p, k, c)
+        One for all pixels where they share their phases.
+    """
+
+    pixels: NDArray[np.intp]
+    epochs: NDArray[np.intp]
+    at: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]
+    design: Array
 
 
 class EventStamp:
@@ -91,13 +109,15 @@ class EventStamp:
         sums = np.einsum("akyx,kyx,kyx->a", templates, self.weight, self.flux)
         taken = np.where(self.fitted, 1 - self.leverage, 1.0)
         n = templates * (self.weight / taken)
+        if self.n_basis == 0:
+            return sums, n
+        y, x = self._places
+        coefficients = (n[:, :, y, x].transpose(2, 0, 1) @ self._rows[0].design) @ self._inverses
         u = n.copy()
-        for (j, i), (inverse, rows) in self._references.items():
-            own = rows[0][2]
-            coefficients = (n[:, :, j, i] @ own) @ inverse
-            for q_y, q_x, design, index in rows:
-                w = self._fit_weight[index, q_y, q_x]
-                u[:, index, q_y, q_x] -= w * (coefficients @ design.T)
+        for rows in self._rows:
+            part = coefficients[rows.pixels] @ np.swapaxes(rows.design, -1, -2)
+            part *= self._fit_weight[rows.at].T[:, None]
+            u[:, *rows.at] -= part.transpose(1, 2, 0)
         return sums, u
 
     def solve(self, templates: Array) -> tuple[Array, Array]:
@@ -121,14 +141,19 @@ class EventStamp:
         """
         if self.n_basis == 0:
             return self._pixels_apart(template)
-        pixels = np.argwhere(self.inside)
-        templates = np.zeros((len(pixels), *template.shape))
-        for a, (j, i) in enumerate(pixels):
-            templates[a, :, j, i] = template[:, j, i]
-        sums, u = self.apply(templates)
+        y, x = self._places
+        every, own = np.arange(len(y)), template[:, y, x]
+        n = own * (self.weight / np.where(self.fitted, 1 - self.leverage, 1.0))[:, y, x]
+        u = np.zeros((len(y), *template.shape))
+        u[every, :, y, x] = n.T
+        coefficients = (n.T[:, None] @ self._rows[0].design) @ self._inverses
+        for rows in self._rows:
+            part = (coefficients[rows.pixels] @ np.swapaxes(rows.design, -1, -2))[:, 0].T
+            u[rows.pixels, *rows.at] -= part * self._fit_weight[rows.at]
+        sums = (own * (self.weight * self.flux)[:, y, x]).sum(0)
         # so many filters are a matrix: its product is twenty times as fast as a sum over three factors
-        rows = u.reshape(len(u), -1)
-        return sums, (rows * self.variance.ravel()) @ rows.T, rows @ template.ravel()
+        flat = u.reshape(len(u), -1)
+        return sums, (flat * self.variance.ravel()) @ flat.T, flat @ template.ravel()
 
     def _pixels_apart(self, template: Array) -> tuple[Array, Array, Array]:
         """`pixels` where no reference ties one pixel's samples to another's."""
@@ -156,41 +181,43 @@ class EventStamp:
             return []
         return shifted_designs(self.phase_y, self.phase_x, self.n_basis, self.extension)
 
-    def _rows(self, j: int, i: int) -> Rows:
-        """Samples that pixel (j, i) of the cutout is fitted to, its own first."""
-        rows = []
+    @cached_property
+    def _places(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows and columns of the stamp's pixels in the cutout."""
+        y, x = np.nonzero(self.inside)
+        return y, x
+
+    @cached_property
+    def _rows(self) -> list[Rows]:
+        """Samples that the stamp's pixels are fitted to, their own first."""
+        found = []
+        y, x = self._places
         ny, nx = self.inside.shape
         for (o_y, o_x), design in self._designs:
             # A neighbour q serves pixel p = q - offset with its phase seen from p.
-            q_y, q_x = j + o_y, i + o_x
-            if not (0 <= q_y < ny and 0 <= q_x < nx):
-                continue
-            b = design[:, q_y, q_x] if design.ndim == 4 else design
-            index = np.arange(len(b)) if (o_y, o_x) == (0, 0) else np.flatnonzero(b.any(axis=1))
-            if len(index):
-                rows.append((q_y, q_x, b[index], index))
-        return rows
+            pixels = np.flatnonzero((y + o_y >= 0) & (y + o_y < ny) & (x + o_x >= 0) & (x + o_x < nx))
+            q_y, q_x = y[pixels] + o_y, x[pixels] + o_x
+            seen = design if design.ndim == 2 else design[:, q_y, q_x].transpose(1, 0, 2)
+            epochs = np.flatnonzero(seen.any(-1) if seen.ndim == 2 else seen.any((0, 2)))
+            if (o_y, o_x) == (0, 0):
+                epochs = np.arange(len(design))
+            if len(epochs) and len(pixels):
+                found.append(Rows(pixels, epochs, (epochs[:, None], q_y, q_x), seen[..., epochs, :]))
+        return found
 
     @cached_property
-    def _references(self) -> References:
-        """Inverse normal matrix and rows of every pixel of the stamp."""
+    def _inverses(self) -> Array:
+        """Inverse normal matrix of every pixel of the stamp's reference, (P, c, c)."""
         return self._solve_references(self._fit_weight)
 
-    def _solve_references(self, weight: Array) -> References:
-        references: References = {}
-        if self.n_basis == 0:
-            return references
-        for j, i in zip(*np.nonzero(self.inside), strict=True):
-            rows = self._rows(int(j), int(i))
-            normal = np.zeros((self.n_basis**2,) * 2)
-            for q_y, q_x, b, index in rows:
-                normal += (b * weight[index, q_y, q_x][:, None]).T @ b
-            scale = max(float(np.trace(normal)) / len(normal), np.finfo(float).tiny)
-            inverse: Array = np.asarray(
-                np.linalg.pinv(normal / scale, rcond=1e-9, hermitian=True) / scale, float
-            )
-            references[int(j), int(i)] = (inverse, rows)
-        return references
+    def _solve_references(self, weight: Array) -> Array:
+        c = self.n_basis**2
+        normal = np.zeros((len(self._places[0]), c, c))
+        for rows in self._rows:
+            weighted = weight[rows.at].T[:, :, None] * rows.design
+            normal[rows.pixels] += np.swapaxes(weighted, -1, -2) @ rows.design
+        scale = np.maximum(np.trace(normal, axis1=1, axis2=2) / c, np.finfo(float).tiny)[:, None, None]
+        return np.asarray(np.linalg.pinv(normal / scale, rcond=1e-9, hermitian=True) / scale, float)
 
     def _leverage(self, given: Array | None) -> Array:
         if given is not None:
@@ -199,10 +226,10 @@ class EventStamp:
         # 1/error**2 = w (1 - h): two rounds settle w and h to a percent of h.
         for _ in range(2):
             weight = np.where(self.fitted, self.weight / (1 - leverage), 0.0)
-            for (j, i), (inverse, rows) in self._solve_references(weight).items():
-                b = rows[0][2]
-                h = weight[:, j, i] * np.einsum("ka,ab,kb->k", b, inverse, b)
-                leverage[:, j, i] = np.clip(h, 0, 0.9)
+            if self.n_basis:
+                inverses, (y, x), b = self._solve_references(weight), self._places, self._rows[0].design
+                h = ((b @ inverses) * b).sum(-1).T
+                leverage[:, y, x] = np.clip(weight[:, y, x] * h, 0, 0.9)
         return leverage
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from survey.io.ledger import Record
-from survey.run.oversampled import EXCLUDED
 from survey.run.worker import function_key
 
 if TYPE_CHECKING:
@@ -15,8 +12,6 @@ if TYPE_CHECKING:
 
 # Its one record.
 _ENDS = "ends"
-# Where an event that is out of the reference has its time (`survey.run.oversampled.EXCLUDED`).
-_TIME = EXCLUDED.index("time")
 Row = list[Any]
 
 
@@ -24,8 +19,8 @@ class Additions:
     """Frames that a method's differences had when they were made first, and after each addition.
 
     Frames that come later are subtracted from the template as it is then; what was made before stays. Where
-    the template is the reference it has grown in between, and events were taken out of it. Those centred
-    after a difference's own reference ended have bent nothing in it: they do not make it old.
+    the template is the reference it has grown in between, and events were taken out of it. One that was not
+    found in the frames of a difference's own reference was weak there and stays in it: nothing is made anew.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -63,7 +58,7 @@ class Additions:
         """All differences up to the last addition are there; ``searched``: the key that the search knows."""
         ends = self.ends
         past = [*self._past[: len(ends) - 1]]
-        past.append({"end": ends[-1], "searched": searched, "beyond": self._beyond()})
+        past.append({"end": ends[-1], "searched": searched, "out": self._out()})
         if past != self._past or _ENDS not in self.ledger.records:
             self._past = past
             self.ledger.record(_ENDS, searched, {"past": past})
@@ -87,28 +82,23 @@ class Additions:
                 continue
             payload = record.payload
             added = [start for start in payload.get("appended", ()) if start < end]
-            excluded = [row for row in self._excluded(payload) if self._counts(row, end)]
+            excluded = [list(row) for row in payload.get("excluded", ()) if self._counts(row, end)]
             tiles[unit.name] = [payload.get("root", payload["first"]), added, excluded]
         return function_key(tiles)
 
-    def _excluded(self, payload: dict[str, Any]) -> list[Row]:
-        """Events that are out of a tile's reference."""
-        return [list(row) for row in payload.get("excluded", ())]
-
     def _counts(self, row: Row, end: int) -> bool:
-        """Whether an event that is out of the reference was to be seen in its first ``end`` epochs."""
-        if end == self.count or row[_TIME] <= self._latest(end):
+        """Whether an event that is out of the reference was out when it had its first ``end`` epochs."""
+        if end == self.count:
             return True
         entry = next((entry for entry in self._past if entry["end"] == end), None)
-        return entry is not None and row in entry["beyond"]
+        return entry is not None and list(row) in entry.get("out", [])
 
-    def _latest(self, end: int) -> float:
-        return float(np.max(self.pipeline.frames["time"].values[:end]))
-
-    def _beyond(self) -> list[Row]:
-        """Events out of the reference that are centred after its last epoch."""
+    def _out(self) -> list[Row]:
+        """Events that are out of the reference."""
         base = self.pipeline.base
         if base is None or self.pipeline.config.subtraction.template != "reference":
             return []
-        rows = (row for record in base.reference.records.values() for row in self._excluded(record.payload))
-        return sorted({tuple(row): row for row in rows if row[_TIME] > self._latest(self.count)}.values())
+        rows = (
+            row for record in base.reference.records.values() for row in record.payload.get("excluded", ())
+        )
+        return sorted({tuple(row): list(row) for row in rows}.values())

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Sums that may wait at the client at once, beside their totals: tiles times frames times a kernel's matrix.
 _BYTES = 512 * 2**20
+# Time scales before its centre at which an event has begun.
+BEGUN = 2.0
 # A frame is sharper than a template whose FWHM, times this, exceeds its own.
 SHARPER = 0.95
 
@@ -369,11 +371,29 @@ class SubtractionDifferences:
         count = max(1, _BYTES // (self._frame_bytes() * longest))
         return [keyed[i : i + count] for i in range(0, len(keyed), count)]
 
+    def _tell_dimmed(self, touched: Mapping[str, list[Event]]) -> None:
+        """Warn of events that had begun, too weak to be found, in frames whose differences stay."""
+        start, time = self.added.start, self.pipeline.frames["time"].values
+        if not start:
+            return
+        events = [event for new in self.taken.new(touched).values() for event in new]
+        begun = {
+            (event["y"], event["x"], event["time"])
+            for event in events
+            if event["time"] - BEGUN * event["sigma_days"] < time[:start].max()
+        }
+        if begun:
+            self.pipeline.engine.warn(
+                f"{self.stage.name}: events that were too weak to be found before ({len(begun)}) are in the "
+                "reference of earlier differences and a little dimmer there; --rebuild makes these anew"
+            )
+
     def refit(self, touched: Mapping[str, list[Event]]) -> Waiting:
         """Take events out of the reference, where that is the template, and subtract it again.
 
-        What another method has found and taken out stays out.
+        What another method has found and taken out stays out. Differences of earlier frames stay.
         """
+        self._tell_dimmed(touched)
         if self.taken.take_out(touched, self._searched):
             self._make(self._stale(), "refit", {"searched": self._searched})
             self.taken.end()

@@ -57,6 +57,16 @@ class TakenEvents:
         inputs = {"images": self.pipeline.images, "psf": self.base.psf_key()}
         return stage_key(self.pipeline.config.method, self.pipeline.config, EVENTS, inputs)
 
+    def new(self, touched: Mapping[str, list[Event]]) -> dict[str, list[Event]]:
+        """Of the events that bend each tile's reference, those that are in it; none if it is no template."""
+        if self.base is None:
+            return {}
+        known = {unit.name: self.base.reference.excluded(unit) for unit in self.base.units}
+        return {
+            name: [event for event in touched[name] if not any(same_event(k, event) for k in old)]
+            for name, old in known.items()
+        }
+
     def take_out(self, touched: Mapping[str, list[Event]], searched: str) -> bool:
         """Make the reference without events; False where it is not the template or holds none of them.
 
@@ -70,10 +80,7 @@ class TakenEvents:
         if self.base is None:
             return False
         known = {unit.name: self.base.reference.excluded(unit) for unit in self.base.units}
-        new = {
-            name: [event for event in touched[name] if not any(same_event(k, event) for k in old)]
-            for name, old in known.items()
-        }
+        new = self.new(touched)
         if not any(new.values()) and self.interrupted() is None:
             return False
         before = {} if self._record is None else self._record.payload["events"]

@@ -8,11 +8,12 @@ from survey.kernels._event_fit import EventStamp
 EPOCHS, SIDE = 30, 9
 
 
-@pytest.mark.parametrize("n_basis", [0, 2])
-def test_filters_of_single_pixels_are_those_of_templates_without_the_others(n_basis):
+@pytest.mark.parametrize(("n_basis", "turned"), [(0, False), (2, False), (2, True)])
+def test_filters_of_single_pixels_are_those_of_templates_without_the_others(n_basis, turned):
+    """Also where every pixel has phases of its own."""
     rng = np.random.default_rng(3)
     shape = (EPOCHS, SIDE, SIDE)
-    phases = rng.uniform(-0.5, 0.5, (2, EPOCHS))
+    phases = rng.uniform(-0.5, 0.5, (2, *shape) if turned else (2, EPOCHS))
     stamp = EventStamp(
         rng.normal(size=shape), rng.uniform(0.5, 2.0, shape), rng.random(shape) < 0.1, *phases, 4, 2, 5,
         fit_mask=rng.random(shape) < 0.1, n_basis=n_basis,

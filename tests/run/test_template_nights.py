@@ -9,7 +9,7 @@ from survey.config import Config
 from survey.io.locations import remove
 from survey.io.store import Field
 from survey.run.additions import Additions
-from survey.run.api import run
+from survey.run.api import append_frames, run
 from survey.run.engine import Engine
 from survey.run.executor import InlineExecutor
 from survey.run.pipeline import Pipeline
@@ -171,28 +171,47 @@ class TestEventsOutOfTheReference:
             record.payload["excluded"] = rows
         return Additions(pipeline)
 
-    def test_one_centred_later_bent_nothing(self, early):
+    def test_one_that_is_found_later_makes_nothing_old(self, early):
         added = self.added(early, [])
         last = float(added.pipeline.frames["time"].values[1])
-        added.count, added._past = 4, [{"end": 2, "searched": "key", "beyond": []}]
+        added.count, added._past = 4, [{"end": 2, "searched": "key", "out": []}]
         plain = [added.reference(2), added.reference(4)]
         assert added.before() == ("key", 2)
-        for moved, changed in ((-0.01, True), (0.01, False)):
+        for moved in (-0.01, 0.01):
             other = self.added(early, [[1.0, 2.0, last + moved, 0.5]])
             other.count, other._past = 4, added._past
-            assert (other.reference(2) != plain[0]) == changed
+            assert other.reference(2) == plain[0]
             assert other.reference(4) != plain[1]
 
-    def test_one_that_was_taken_out_while_it_rose_stays_out(self, early):
-        added = self.added(early, [])
-        row = [1.0, 2.0, float(added.pipeline.frames["time"].values[-1]) + 1, 0.5]
+    def test_one_that_was_out_stays_out(self, early):
+        row = [1.0, 2.0, float(self.added(early, []).pipeline.frames["time"].values[-1]) + 1, 0.5]
         added = self.added(early, [row])
         key = added.reference(4)
         added.remember("key")
-        assert added._past[0]["beyond"] == [row]
+        assert added._past[0]["out"] == [row]
         added.count = 6
         added._references.clear()
         assert added.reference(4) == key
+        put_back = self.added(early, [])
+        put_back.count, put_back._past = 6, added._past
+        assert put_back.reference(4) != key
+
+
+def test_events_that_dim_earlier_differences_are_told_of(early, tmp_path):
+    path, (source, files) = tmp_path / "field", early
+    shutil.copytree(source, path)
+    config = settings("sfft")
+    make(path, config)
+    append_frames(path, files[EARLY:], config, client="synchronous")
+    pipeline = Pipeline(Engine(Field.open(path), config, InlineExecutor()))
+    pipeline.prepare()
+    differences, time = pipeline.differences, pipeline.frames["time"].values
+    assert differences.added.start == EARLY
+    places = {"kind": "event", "y": 20.0, "x": 20.0, "sigma_days": 0.01}
+    for when, count in ((time[-1] + 1, 0), (time[EARLY - 1], 1)):
+        differences._tell_dimmed({unit.name: [{**places, "time": when}] for unit in pipeline.units})
+        assert len(pipeline.engine.warnings) == count
+    assert "(1)" in pipeline.engine.warnings[0]
 
 
 @pytest.mark.slow
