@@ -64,14 +64,34 @@ def fit_peak(time: Array, flux: Array, error: Array, t0: float, sigma: float) ->
     high = [np.inf, NEAR, np.log(WIDTHS[1]), WINGS[1], np.inf]
 
     def residual(p: Array) -> Array:
-        # Half the maximum is at the same place whatever the wings: so they are fitted apart.
-        base = 1 + (2 ** p[3] - 1) * ((x - p[1]) / np.exp(p[2])) ** 2
-        return np.asarray((p[0] * base ** (-1 / p[3]) + p[4] - y) / e)
+        return np.asarray((p[0] * _profile(x, p)[0] + p[4] - y) / e)
 
-    fit = least_squares(residual, start, bounds=(low, high), x_scale=[1, 0.3, 0.3, 0.3, 0.1])
+    def jacobian(p: Array) -> Array:
+        profile, *slopes = _profile(x, p)
+        return np.asarray(
+            np.stack([profile, *(p[0] * s for s in slopes), np.ones_like(x)], axis=1) / e[:, None]
+        )
+
+    fit = least_squares(residual, start, jacobian, bounds=(low, high), x_scale=[1, 0.3, 0.3, 0.3, 0.1])
     covariance = np.linalg.pinv(fit.jac.T @ fit.jac)
     chi2 = 2 * fit.cost / max(len(x) - 5, 1)
     amplitude_error = float(np.sqrt(max(covariance[0, 0], 0.0) * max(chi2, 1.0))) * unit
     if not np.isfinite(amplitude_error) or amplitude_error == 0:
         return nothing
     return Peak(float(fit.x[0]) * unit, amplitude_error, t0 + sigma * float(fit.x[1]))
+
+
+def _profile(x: Array, p: Array) -> tuple[Array, Array, Array, Array]:
+    """Profile of unit height, and its slopes in the place, the logarithm of the width and the wings.
+
+    Half the maximum is at the same place whatever the wings: so they are fitted apart.
+    """
+    _, place, width, q, _ = p
+    z, steep = (x - place) / np.exp(width), 2**q - 1
+    base = 1 + steep * z**2
+    profile = base ** (-1 / q)
+    by_base = -profile / (q * base)
+    by_width = -2 * steep * z**2 * by_base
+    by_place = -2 * steep * z / np.exp(width) * by_base
+    by_wings = profile * np.log(base) / q**2 + by_base * np.log(2) * 2**q * z**2
+    return profile, by_place, by_width, by_wings

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from survey.kernels.event_peak import fit_peak
+from survey.kernels.event_peak import _profile, fit_peak
 from survey.report.truth import excess
 
 TIME = np.arange(96.0)
@@ -29,6 +29,15 @@ def test_peaks_of_known_shapes_are_right_to_two_percent(shape, sigma):
     assert peak.time == pytest.approx(47.3, abs=0.1)
     down = fit_peak(TIME, -shape, np.ones(96), 47.0, sigma)
     assert down.flux == pytest.approx(-50, rel=0.025)
+
+
+def test_slopes_of_the_profile_are_its_derivatives():
+    x, p = np.linspace(-6, 6, 25), np.array([1.0, 0.3, 0.2, 0.7, 0.0])
+    _, *slopes = _profile(x, p)
+    for k, slope in enumerate(slopes, 1):
+        step = 1e-6 * (np.arange(5) == k)
+        numeric = (_profile(x, p + step)[0] - _profile(x, p - step)[0]) / 2e-6
+        np.testing.assert_allclose(slope, numeric, atol=1e-8)
 
 
 def test_no_bias_and_honest_errors_with_noise():
