@@ -18,6 +18,7 @@ from survey.io.store import Field
 from survey.kernels.candidates import EventFlag, measure_candidate
 from survey.kernels.peaks import PEAK_DTYPE
 from survey.stages.calibrated import calibrated_frames, phases
+from survey.stages.constant import holds_constant, take_off_constant
 from survey.stages.detect import Search, search_time, tile_halo, to_days
 from survey.stages.differences import object_windows, read_difference
 from survey.stages.events import Event
@@ -128,6 +129,8 @@ def _read_window(field: Field, window: Window, frames: xr.Dataset, config: Confi
         names += ["fit_mask", "leverage"]
     arrays = read_difference(field, window, frames, config, names)
     arrays["mask"] |= (frames["flags"].values != 0)[:, None, None]
+    if holds_constant(config):
+        take_off_constant(arrays)
     arrays["saturated"] = saturated_pixels(field, window, frames)
     level = reference_level(field, window)
     if level is not None:
@@ -306,7 +309,7 @@ def write_events(field: Field, method: str, events: Sequence[Event]) -> None:
 
 STAGE = Stage(
     "candidates",
-    3,
+    4,
     lambda config: config.detect.model_dump(exclude={"refit", "max_events", "min_epochs"}),
     lambda field, config: [],
     read,
