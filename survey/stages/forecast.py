@@ -15,7 +15,7 @@ from survey.stages.protocol import Outlook, Unit
 CPM = {"sample": 49, "phase": 16, "core": 41, "least": 25e6}
 # A sample of a block of frames: sfft's in core and halo while sums are made, which takes most; zogy's and
 # hotpants' in the cutouts of the frames.
-SUMS = {"sample": 45, "phase": 16, "kept": 39e6}
+SUMS = {"sample": 45, "phase": 16, "kept": 34e6}
 MATCHED = {"sample": 73, "kept": 55e6}
 PROGRAM = {"sample": 85, "least": 19.5e6}
 # Freed memory that a process keeps meanwhile (`survey.run.memory`): so much a sample, and at most ``kept``.
