@@ -135,7 +135,8 @@ class DaskExecutor:
         self.client = client
         self._queue: queue.SimpleQueue[distributed.Future] = queue.SimpleQueue()
         self._workers: list[tuple[int, int]] = []
-        self._looked = self._seen = self._moved = time.monotonic()
+        self._looked = self._seen = time.monotonic()
+        self._still: float | None = None  # since when every worker stands still
         self._look()
 
     def submit(self, function: Callable[..., Any], *args: Any, name: str) -> distributed.Future:
@@ -172,8 +173,8 @@ class DaskExecutor:
 
     def _check_stuck(self) -> None:
         """A paused worker that computes may be freed by what ends; one that does not stays as it is."""
-        still = time.monotonic() - self._moved
-        if still > STUCK_SECONDS:
+        still = None if self._still is None else time.monotonic() - self._still
+        if still is not None and still > STUCK_SECONDS:
             raise ClusterError(
                 f"{self._paused(still)}; none of them computes any more. Start workers with more memory "
                 "and run again to resume"
@@ -208,7 +209,9 @@ class DaskExecutor:
                 self._seen = self._looked
             # without any worker one is waited for, however long
             if not workers or not all(_stands_still(worker) for worker in workers):
-                self._moved = self._looked
+                self._still = None
+            elif self._still is None:
+                self._still = self._looked
 
     def completed(self, calls: Iterable[distributed.Future]) -> Iterator[Outcome]:
         """As they end; see `ended`."""

@@ -1,9 +1,9 @@
 """What a later night costs: 10 frames added to 192, by any method (issue 3, point 3: at most 15 %).
 
 Generator: ``simulate_field(size=512, frames=202, seed=11, events=10, variables=2)``; for methods with a
-template 256 x 256 pixels of a well-sampled field, for zogy 5 frames added to 96; for NN2, whose pairs go with the
-square of the frames, 2 frames added to 40. Everything runs in this process, and processor time is counted:
-the machine's other work does not enter.
+template 256 x 256 pixels of a well-sampled field, for zogy 5 frames added to 96; for NN2, whose pairs go
+with the square of the frames, 2 frames added to 40. Everything runs in this process, and processor time is
+counted: the machine's other work does not enter.
 """
 
 import time
