@@ -161,8 +161,10 @@ def keep(source: Location, place: Location) -> None:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
+        data = source.read_bytes() if source.is_file() else b""
+        # who keeps it writes the source only then: what was read before nobody had kept it is the old one
         if not place.exists():
-            write_atomic(place, source.read_bytes() if source.is_file() else b"")
+            write_atomic(place, data)
 
 
 def size_of(place: Location) -> int:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from survey.kernels._cpm_series import Series
-from survey.kernels._held_out import as_slice, fill_missing, held_out, in_sample
+from survey.kernels._held_out import Rows, as_slice, fill_missing, held_out, in_sample, picked
 from survey.kernels._ridge import DualSolution, Fitted, ResidualMatrix, Solution, is_dual, residual_matrix
 
 Array = NDArray[np.float64]
@@ -176,7 +176,7 @@ def predict_rest(series: Series, d: Design, rest: Rest) -> Prediction:
 def _predict_rest(series: Series, d: Design, rest: Rest, f: Fit) -> tuple[Array, Array, Array | float]:
     """Prediction of epochs not trained on, the variance it brings with it in units of the noise plus 1, and
     what gaps of predictors add."""
-    values = series.values[:, as_slice(rest.epochs)][d.predictors]
+    values = picked(series.values, d.predictors, as_slice(rest.epochs))
     others: Array | float = 0.0
     if rest.there is not None and not rest.there.all():
         whole = residual_matrix(d.x, d.free, d.ridge, d.gram)
@@ -193,24 +193,25 @@ def _variance(series: Series, d: Design, f: Fit, epochs: Index | slice, spread: 
     error = d.error[epochs, None]
     typical = series.typical[d.targets] ** 2
     epochs = epochs if isinstance(epochs, slice) else as_slice(epochs)
-    noise = series.noise[:, epochs][d.targets].T
+    noise = picked(series.noise, d.targets, epochs).T
     variance = error**2 * (spread - 1) * typical
-    variance += np.where(series.bad[:, epochs][d.targets].T, typical * error**2, noise * noise)
+    variance += np.where(picked(series.bad, d.targets, epochs).T, typical * error**2, noise * noise)
     brought = _predictor_noise(series, d.predictors, f.coefficients, epochs)
     # a fit that saw an epoch has taken up its share of that as well
     return np.asarray(variance + (brought if d.held_out else brought * np.minimum(spread, 1)))
 
 
-def _predictor_noise(series: Series, predictors: Index, a: Array, epochs: Index | slice) -> Array:
+def _predictor_noise(series: Series, predictors: Index, a: Array, epochs: Rows) -> Array:
     """Variance (epochs, targets) that the predictors' own noise brings into the prediction."""
-    squares, own = a**2, series.noise[:, epochs]
-    if own.shape[1] < _FEW:
+    squares = a**2
+    if len(series.epoch_error[epochs]) < _FEW:
         # errors need no more than single precision
-        return np.asarray((own[predictors] ** 2).T @ squares.astype(np.float32))
+        own = picked(series.noise, predictors, epochs)
+        return np.asarray((own * own).T @ squares.astype(np.float32))
     even = series.even[predictors]
     noise = series.epoch_error[epochs, None] ** 2 * (series.typical[predictors[even]] ** 2 @ squares[even])
     if not even.all():
-        noise += (own[predictors[~even]] ** 2).T @ squares[~even].astype(np.float32)
+        noise += (picked(series.noise, predictors[~even], epochs) ** 2).T @ squares[~even].astype(np.float32)
     return noise
 
 

@@ -14,7 +14,7 @@ from survey.kernels._cpm_folds import held_out_squares
 from survey.kernels._cpm_series import Series, middle
 from survey.kernels._cpm_single import legendre_in_time
 from survey.kernels._cpm_solve import Design, Prediction, Rest, predict, predict_rest, principal
-from survey.kernels._held_out import as_slice
+from survey.kernels._held_out import as_slice, picked
 from survey.kernels._predictors import (
     LOOKING,
     Choice,
@@ -118,9 +118,7 @@ class Tile:
         if not self.start:
             return self.whitened[pixels]
         at = as_slice(self.train)
-        values = self.series.values[:, at][pixels]
-        values /= self.series.epoch_error[at]
-        return values
+        return picked(self.series.values, pixels, at) / self.series.epoch_error[at]
 
     @cached_property
     def gram(self) -> Array:
@@ -185,7 +183,7 @@ class Tile:
             return allowed_predictors(usable, rows, columns, *model.exclusion, model.farthest)
         size = rows[1] - rows[0], columns[1] - columns[0]
         if size not in self._near:
-            self._near[size] = Neighbourhood(size, *model.exclusion, model.farthest)
+            self._near[size] = Neighbourhood(size, *model.exclusion, min(model.farthest, max(usable.shape)))
         return self._near[size].of(usable, rows, columns)
 
     def trained(self, chosen: Index) -> Index:

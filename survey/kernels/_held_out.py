@@ -80,6 +80,11 @@ def as_slice(rows: Index) -> Rows:
     return slice(int(rows[0]), int(rows[-1]) + 1) if neighbours else rows
 
 
+def picked(values: NDArray, pixels: Index, at: Rows) -> NDArray:
+    """A copy of some epochs of some pixels of (pixels, time), without one of all of them."""
+    return np.asarray(values[:, at][pixels] if isinstance(at, slice) else values[pixels][:, at])
+
+
 def _fold(r: ResidualMatrix, rows: Rows, count: int) -> ShortFold | LongFold:
     if isinstance(r, PrimalResidual) and count > len(r.x) + r.q.shape[1]:
         return LongFold(r, rows)

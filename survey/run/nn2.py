@@ -169,6 +169,12 @@ class AllPairs:
                     f"{self.field.path}: [nn2] subtract = 'carried' goes through the oversampled reference: "
                     f"`survey run {self.field.path}` first"
                 )
+            made = self.field.ledger("oversampled.oversampled").records.values()
+            if any(record.payload.get("epochs", 0) < self.frames.sizes["time"] for record in made):
+                raise RunError(
+                    f"{self.field.path}: the oversampled reference lacks later frames, through which [nn2] "
+                    f"subtract = 'carried' goes: `survey run {self.field.path} --method oversampled` first"
+                )
             return CarriedKeys(self.field, self.frames)
         images = own_pixels(self.engine, self.frames)
         keyed = frame_psf_units(self.engine, images)

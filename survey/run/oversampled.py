@@ -118,7 +118,7 @@ class OversampledDifferences:
 
     def submit(self) -> Waiting:
         """Every tile with all its samples; or with later ones added, what was out of its fit still out."""
-        self._add_later("oversampled")
+        self._add_later("oversampled", self.pipeline.units)
         return self._submit({}, "oversampled", [u for u in self.pipeline.units if not self._is_added(u)])
 
     def refit(self, touched: Mapping[str, list[Event]]) -> Waiting:
@@ -149,7 +149,7 @@ class OversampledDifferences:
         """
         lacking = [u for u in self.pipeline.units if not (self._is_there(u) or self._lags(u, lag))]
         if lacking:
-            self._add_later("reference")
+            self._add_later("reference", lacking)
             self._submit({}, "reference", [unit for unit in lacking if not self._is_added(unit)])
             self.pipeline.engine.collect()
             self.blank_lost(lacking)
@@ -245,14 +245,15 @@ class OversampledDifferences:
         windows = oversampled.join_windows([*old, *new])
         return Unit(unit.name, unit.tile, windows) if windows else unit
 
-    def _add_later(self, label: str) -> None:
-        """Add later epochs to tiles, a few at a time: the sums before are kept until these are recorded.
+    def _add_later(self, label: str, wanted: Sequence[Unit]) -> None:
+        """Add later epochs to tiles that lack them, a few at a time.
 
-        A tile that they could not be added to, for want of memory in any size, say, is fitted as a whole.
+        The sums before are kept until these are recorded. A tile that they could not be added to, for want of
+        memory in any size, say, is fitted as a whole.
         """
         engine = self.pipeline.engine
         label = f"{label} (later epochs)"
-        units = [unit for unit in self.pipeline.units if unit.name in self.later]
+        units = [unit for unit in wanted if unit.name in self.later]
         for first in range(0, len(units), ADDED_AT_ONCE):
             chosen = units[first : first + ADDED_AT_ONCE]
             records = {unit.name: self.records[unit.name] for unit in chosen}

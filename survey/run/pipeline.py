@@ -160,6 +160,7 @@ class Pipeline:
         engine.leases = self.engine.leases
         # One list of reports and failures for the whole run.
         engine.reports, engine.failures = self.engine.reports, self.engine.failures
+        engine.warnings = self.engine.warnings
         base = Pipeline(engine)
         base.prepare()
         base.reference.ensure(0.0 if method_of(self.config).subtracts_reference(self.config) else LAG)

@@ -47,7 +47,8 @@ class FrameFits(Protocol):
 class SubtractionDifferences:
     """Methods whose stage sums normal equations of every frame over all tiles, then subtracts tile by tile.
 
-    Where the reference is the template, events bend it: they are taken out of it and all is subtracted again.
+    Where the reference is the template, events bend it: they are taken out of it, and what was made of it in
+    this run or is of the latest frames is subtracted again.
     The ledger remembers of such differences under ``searched`` the key of those in which the events were
     found, so that nobody searches again.
 
@@ -397,6 +398,6 @@ class SubtractionDifferences:
         if self.taken.take_out(touched, self._searched):
             self._make(self._stale(), "refit", {"searched": self._searched})
             self.taken.end()
-            self.added.remember(self._searched)
+        self.added.remember(self._searched)
         self._tell_failed()
         return self._lost()

@@ -28,14 +28,14 @@ def take_off_constant(arrays: dict[str, NDArray[Any]]) -> None:
     arrays : dict
         ``flux`` (changed in place), ``error``, ``mask`` and ``fit_mask``, (time, y, x), of all epochs. With
         the errors of leave-one-out differences, ``sum(flux / error**2)`` is that of the fit's own normal
-        equation, which is zero.
+        equation, which is zero but for samples that a kernel's fit has clipped.
     """
     total, mean = np.zeros((2, *arrays["flux"].shape[1:]))
     # Frame by frame all of it stays in the processor's cache.
     for flux, error, mask, fit_mask in zip(
         *(arrays[name] for name in ("flux", "error", "mask", "fit_mask")), strict=True
     ):
-        good = ~(mask | fit_mask)
+        good = ~(mask | fit_mask) & np.isfinite(flux) & (error > 0)
         weight = np.where(good, 1 / np.where(good, error, 1).astype(np.float64) ** 2, 0)
         total += weight
         mean += weight * np.where(good, flux, 0)

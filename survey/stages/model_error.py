@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from survey.config import Config
 from survey.io.store import INNER, Field
 from survey.kernels.scatter import excess_scatter
+from survey.stages.constant import holds_constant, take_off_constant
 from survey.stages.differences import read_difference
 from survey.tiles import Tile, Window
 
@@ -83,12 +84,15 @@ def model_share(field: Field, frames: xr.Dataset, config: Config) -> float:
         level = reference_level(field, window)
         if level is None:
             return np.inf
-        names = ("flux", "error", "mask")
+        constant = holds_constant(config)
+        names = ("flux", "error", "mask", *(("fit_mask",) if constant else ()))
         arrays = read_difference(field, window, frames, config, names, start=start)
+        arrays["mask"] |= flagged[:, None, None]
+        if constant:
+            take_off_constant(arrays)
         bright, snr = _bright(level, arrays["error"])
         if bright.any():
-            mask = arrays["mask"] | flagged[:, None, None]
-            own = excess_scatter(arrays["flux"], arrays["error"], mask)[bright]
+            own = excess_scatter(arrays["flux"], arrays["error"], arrays["mask"])[bright]
             shares.append(np.sqrt(own**2 - 1) / snr[bright])
     if sum(map(len, shares)) < NEEDED:
         return np.inf

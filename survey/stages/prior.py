@@ -33,7 +33,7 @@ def prior_reference(field: Field, tile: Tile, before: str, margin: int = 0) -> A
     size = [part.stop - part.start for part in tile.window(margin, field.shape)]
     arrays: Arrays = {}
     for name in NAMES:
-        values = _read(field, name, tile, before)
+        values = _read(field, name, whole, before, tile)
         arrays[name] = np.zeros((*size, *values.shape[2:]), values.dtype)
         arrays[name][tile.inner(margin)] = values
     return arrays
@@ -42,7 +42,7 @@ def prior_reference(field: Field, tile: Tile, before: str, margin: int = 0) -> A
 def restore_prior(field: Field, tile: Tile, before: str) -> None:
     """Write back what is kept of a tile; where not all is kept, nothing was written."""
     if all(_place(field, name, tile, before).exists() for name in NAMES):
-        arrays = {name: _read(field, name, tile, before) for name in NAMES}
+        arrays = {name: _read(field, name, tile, before, tile) for name in NAMES}
         field.write("reference", arrays, tile.core)
 
 
@@ -72,13 +72,13 @@ def _keep(field: Field, name: str, tile: Tile, before: str) -> None:
     if not place.exists():
         stored = field.cube / "reference" / name
         about = _folder(field, name, tile, before) / "zarr.json"
-        write_atomic(about, (stored / "zarr.json").read_bytes(), synced=False)
+        write_atomic(about, (stored / "zarr.json").read_bytes())
         keep(stored / _shard(field.array("reference", name), tile), place)
 
 
-def _read(field: Field, name: str, tile: Tile, before: str) -> NDArray[np.generic]:
-    """A tile, or rows of it, out of its kept file; an empty one stands for none, where arrays are filled."""
-    array, whole = field.array("reference", name), field.tiles[tile.index]
+def _read(field: Field, name: str, whole: Tile, before: str, tile: Tile) -> NDArray[np.generic]:
+    """A tile, or rows of it, out of the whole one's kept file; an empty one stands for none."""
+    array = field.array("reference", name)
     if not size_of(_place(field, name, whole, before)):
         return np.full((*tile.shape, *array.shape[2:]), array.fill_value, array.dtype)
     kept = zarr.open_array(zarr_place(_folder(field, name, whole, before)), mode="r")

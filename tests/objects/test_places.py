@@ -73,6 +73,7 @@ def test_what_is_kept_is_copied_where_files_have_one_name(tmp_path, monkeypatch)
     monkeypatch.setattr("os.link", refuse)
     array, before = kept_array(tmp_path)
     array[:] = -1
+    locations.keep(tmp_path / "a" / "c/0/0", tmp_path / "kept" / "c/0/0")
     assert np.array_equal(zarr.open_array(tmp_path / "kept", mode="r")[:], before)
 
 
