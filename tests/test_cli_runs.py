@@ -144,6 +144,17 @@ def interrupted(where, few, field):
     return said
 
 
+def test_zarrs_thread_may_end_what_was_interrupted():
+    """It is given 0.2 s by Zarr itself, and a traceback is printed then."""
+    code = (
+        "import atexit, time, zarr; from zarr.core import sync; from survey.cli._group import _await_zarr; "
+        "zarr.create_array({}, shape=(4,), dtype='f4')[:] = 1; "
+        "sync.loop[0].call_soon_threadsafe(time.sleep, 1); atexit.register(_await_zarr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize("where", ["inline", pytest.param("cluster", marks=pytest.mark.slow)])
 def test_the_same_command_without_settings_finishes_what_ctrl_c_left(few, tmp_path, monkeypatch, where):
     field = tmp_path / "field"

@@ -134,7 +134,7 @@ def test_a_method_that_leans_on_the_reference_refines_once(wide, tmp_path, monke
     path, calls = tmp_path / "field", []
     shutil.copytree(wide[0], path)
     monkeypatch.setattr("survey.run.pipeline.refine_frames", lambda engine: calls.append(engine))
-    monkeypatch.setattr("survey.run.oversampled.OversampledDifferences.ensure", lambda self: None)
+    monkeypatch.setattr("survey.run.oversampled.OversampledDifferences.ensure", lambda self, lag: None)
     monkeypatch.setattr(Pipeline, "has_psf", lambda self: True)
     config = wide[1].model_copy(update={"method": "sfft"})
     Pipeline(Engine(Field.open(path), config, InlineExecutor())).prepare()
