@@ -75,7 +75,7 @@ def make_series(
     """Check, normalise and fill flux, error and mask (time, y, x); ``train`` are the epochs to train on."""
     flux, error, mask = (np.asarray(a) for a in cube)
     ny, nx = flux.shape[1:]
-    # what is smaller than a single precision's rounding of an error is no error
+    # errors need no more than single precision, and fresh memory takes longer than the sums
     f, e = _by_pixel(flux, np.float64), _by_pixel(error, np.float32)
     bad = _by_pixel(mask, bool)
     bad |= ~np.isfinite(f) | ~np.isfinite(e) | (e <= 0)

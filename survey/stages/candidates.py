@@ -18,9 +18,9 @@ from survey.io.store import Field
 from survey.kernels.candidates import EventFlag, measure_candidate
 from survey.kernels.peaks import PEAK_DTYPE
 from survey.stages.calibrated import calibrated_frames, phases
-from survey.stages.constant import holds_constant, take_off_constant
+from survey.stages.constant import read_searched
 from survey.stages.detect import Search, search_time, tile_halo, to_days
-from survey.stages.differences import object_windows, read_difference
+from survey.stages.differences import object_windows
 from survey.stages.events import Event
 from survey.stages.methods import method_of
 from survey.stages.model_error import model_scatter, reference_level
@@ -127,10 +127,7 @@ def _read_window(field: Field, window: Window, frames: xr.Dataset, config: Confi
     if not method_of(config).holds_out(config):
         # else what was in the fit does not matter either: nothing was taken off a sample for its sake
         names += ["fit_mask", "leverage"]
-    arrays = read_difference(field, window, frames, config, names)
-    arrays["mask"] |= (frames["flags"].values != 0)[:, None, None]
-    if holds_constant(config):
-        take_off_constant(arrays)
+    arrays = read_searched(field, window, frames, config, names)
     arrays["saturated"] = saturated_pixels(field, window, frames)
     level = reference_level(field, window)
     if level is not None:

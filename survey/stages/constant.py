@@ -1,14 +1,19 @@
-"""What differences from the reference have in common in a pixel: the reference's noise, and no event."""
+"""Differences as they are searched: without what they have in common in a pixel, which is no event."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from survey.config import Config
+from survey.io.store import Field
+from survey.stages.differences import read_difference
 from survey.stages.methods import method_of
+from survey.tiles import Window
 
 
 def holds_constant(config: Config) -> bool:
@@ -40,3 +45,26 @@ def take_off_constant(arrays: dict[str, NDArray[Any]]) -> None:
         total += weight
         mean += weight * np.where(good, flux, 0)
     arrays["flux"] -= (mean / np.where(total > 0, total, 1)).astype(arrays["flux"].dtype)
+
+
+def read_searched(
+    field: Field,
+    window: Window,
+    frames: xr.Dataset,
+    config: Config,
+    names: Sequence[str],
+    *,
+    start: int = 0,
+) -> dict[str, NDArray[Any]]:
+    """Differences of a window from an epoch on, as `read_difference` names them, ready to be searched.
+
+    Samples of flagged frames are masked: their light curve is shown, but it does not make an event.
+    """
+    constant = holds_constant(config)
+    begin = 0 if constant else start  # the mean is that of all epochs
+    wanted = dict.fromkeys((*names, "fit_mask")) if constant else names
+    arrays = read_difference(field, window, frames, config, list(wanted), start=begin)
+    arrays["mask"] |= (frames["flags"].values[begin:] != 0)[:, None, None]
+    if constant:
+        take_off_constant(arrays)
+    return {name: arrays[name][start - begin :] for name in names}

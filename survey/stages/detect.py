@@ -16,13 +16,12 @@ from survey.kernels.matched_filter import EventBank, event_bank, matched_filter_
 from survey.kernels.peaks import PEAK_DTYPE, find_peaks, merge_peaks, search_halo, search_thresholds
 from survey.kernels.psf import EffectivePSF
 from survey.stages.calibrated import calibrated_frames, phases
-from survey.stages.constant import holds_constant, take_off_constant
-from survey.stages.differences import read_difference
+from survey.stages.constant import read_searched
 from survey.stages.forecast import held
 from survey.stages.methods import method_of
 from survey.stages.model_error import model_scatter, model_share, reference_level
 from survey.stages.protocol import Outlook, Output, Stage, Unit, tile_units
-from survey.tiles import Tile, Window
+from survey.tiles import Tile
 
 # Largest stamp of the spatial filter the halo allows for.
 MAX_STAMP = 9
@@ -162,7 +161,7 @@ def read(field: Field, unit: Unit, config: Config) -> TileDifference:
     frames = calibrated_frames(field)
     later: Later | None = unit.items[0] if unit.items else None
     start = 0 if later is None else later.start
-    arrays = _read_arrays(field, window, frames, config, start)
+    arrays = read_searched(field, window, frames, config, ("flux", "error", "mask"), start=start)
     frames = frames.isel(time=slice(start, None))
     flux, error, mask = arrays["flux"], arrays["error"], arrays["mask"]
     level = reference_level(field, window)
@@ -173,21 +172,6 @@ def read(field: Field, unit: Unit, config: Config) -> TileDifference:
         maps = {name: np.asarray(field.array(group, name)[unit.tile.core]) for name in MAPS}
     origin = (window[0].start, window[1].start)
     return TileDifference(unit.tile, margin, flux, error, mask, phase_y, phase_x, origin, level, later, maps)
-
-
-def _read_arrays(
-    field: Field, window: Window, frames: xr.Dataset, config: Config, start: int
-) -> dict[str, NDArray[Any]]:
-    """Differences of a window from an epoch on, as they are searched."""
-    constant = holds_constant(config)  # which takes all epochs to know
-    names = ("flux", "error", "mask", *(("fit_mask",) if constant else ()))
-    begin = 0 if constant else start
-    arrays = read_difference(field, window, frames, config, names, start=begin)
-    # A flagged frame's light curve is shown, but it does not make an event.
-    arrays["mask"] |= (frames["flags"].values[begin:] != 0)[:, None, None]
-    if constant:
-        take_off_constant(arrays)
-    return {name: values[start - begin :] for name, values in arrays.items()}
 
 
 def later_search(frames: xr.Dataset, bank: EventBank, start: int, payload: dict[str, Any]) -> Later | None:

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from survey.config import Config
 from survey.io.store import INNER, Field
 from survey.kernels.scatter import excess_scatter
-from survey.stages.constant import holds_constant, take_off_constant
-from survey.stages.differences import read_difference
+from survey.stages.constant import read_searched
 from survey.tiles import Tile, Window
 
 # Signal to noise of one sample from which on errors of the model may exceed the noise.
@@ -78,18 +77,12 @@ def model_share(field: Field, frames: xr.Dataset, config: Config) -> float:
     n = frames.sizes["time"]
     start = max((n - EPOCHS) // 2, 0)
     frames = frames.isel(time=slice(0, start + EPOCHS))
-    flagged = frames["flags"].values[start:] != 0
     shares = []
     for window in _places(field):
         level = reference_level(field, window)
         if level is None:
             return np.inf
-        constant = holds_constant(config)
-        names = ("flux", "error", "mask", *(("fit_mask",) if constant else ()))
-        arrays = read_difference(field, window, frames, config, names, start=start)
-        arrays["mask"] |= flagged[:, None, None]
-        if constant:
-            take_off_constant(arrays)
+        arrays = read_searched(field, window, frames, config, ("flux", "error", "mask"), start=start)
         bright, snr = _bright(level, arrays["error"])
         if bright.any():
             own = excess_scatter(arrays["flux"], arrays["error"], arrays["mask"])[bright]
